@@ -1,0 +1,152 @@
+package partnerauth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"golang.org/x/oauth2"
+)
+
+// Errors to test for with errors.Is; they arrive wrapped, through http.Client
+// in a *url.Error.
+var (
+	// ErrCredentials is matched by an [AuthError] whose credentials the partner
+	// refused, with status 400, 401 or 403. Trying again will not help.
+	ErrCredentials = errors.New("credentials refused")
+
+	// ErrRateLimited tells that the request was not sent because its turn would
+	// not come before the deadline of its context. It is also a
+	// context.DeadlineExceeded, and its chain has a method
+	// RetryAfter() time.Duration that tells how long the wait would have been.
+	ErrRateLimited = errors.New("rate limited")
+
+	// ErrInsecureURL tells that a credential or token would have gone over plain
+	// http to a host that is not loopback. Nothing was sent.
+	ErrInsecureURL = errors.New("insecure URL")
+)
+
+// An AuthError tells why there is no token to send. Nothing of the caller's
+// request has been sent, or it was answered 401 and could not be sent again.
+//
+// Its text, and what fmt, slog and encoding/json make of it, contain no secret
+// and nothing of the partner's answer but the status.
+type AuthError struct {
+	Provider   string        // "nowpost" or "ndovu"; "" for a source of the user's own
+	Op         string        // "login", "refresh", "token" (a user's own source) or "config"
+	StatusCode int           // of the partner's answer; 0 if there was none
+	RetryAfter time.Duration // how long after the failure the Source asks the partner again; until then callers get this same error
+	Err        error         // unwraps to an *oauth2.RetrieveError, or is the network error, the ctx's error or the configuration mistake
+}
+
+// Error names the provider, the operation and what was wrong.
+func (e *AuthError) Error() string {
+	s := "partnerauth: "
+	if e.Provider != "" {
+		s += e.Provider + " "
+	}
+	return s + e.Op + ": " + e.cause()
+}
+
+// cause is the text of Err, but never that of an oauth2.RetrieveError, which
+// prints the partner's whole answer.
+func (e *AuthError) cause() string {
+	var safe *answerError
+	var raw *oauth2.RetrieveError
+	switch {
+	case errors.As(e.Err, &safe):
+		return safe.Error()
+	case errors.As(e.Err, &raw), e.Err == nil:
+		return statusText(e.StatusCode)
+	}
+	return e.Err.Error()
+}
+
+// Unwrap returns Err.
+func (e *AuthError) Unwrap() error { return e.Err }
+
+// Is reports whether target is ErrCredentials and the credentials were refused.
+func (e *AuthError) Is(target error) bool {
+	return target == ErrCredentials && refused(e.StatusCode)
+}
+
+// Timeout reports whether a deadline was the cause, as net.Error has it.
+func (e *AuthError) Timeout() bool { return isTimeout(e.Err) }
+
+// refused reports whether status is a partner's way to say that the
+// credentials are wrong.
+func refused(status int) bool {
+	switch status {
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
+		return true
+	}
+	return false
+}
+
+func statusText(code int) string {
+	if code == 0 {
+		return "failed"
+	}
+	if text := http.StatusText(code); text != "" {
+		return fmt.Sprintf("%d %s", code, text)
+	}
+	return fmt.Sprint(code)
+}
+
+func configError(provider, format string, args ...any) *AuthError {
+	return &AuthError{Provider: provider, Op: "config", Err: fmt.Errorf(format, args...)}
+}
+
+// An answerError is an answer that is no token. It keeps what the partner sent
+// for those who unwrap to *oauth2.RetrieveError, and out of its own text.
+type answerError struct {
+	reason string
+	answer *oauth2.RetrieveError
+}
+
+func (e *answerError) Error() string { return e.reason }
+func (e *answerError) Unwrap() error { return e.answer }
+
+// A rateLimitError is the refusal of a wait that would end after the deadline.
+type rateLimitError struct {
+	wait time.Duration // until the turn would have come, as far as it can be told
+	left time.Duration // until the deadline
+}
+
+func (e *rateLimitError) Error() string {
+	return fmt.Sprintf("partnerauth: %v: the wait would be %v, the deadline is in %v",
+		ErrRateLimited, e.wait.Round(time.Millisecond), e.left.Round(time.Millisecond))
+}
+
+func (e *rateLimitError) Is(target error) bool {
+	return target == ErrRateLimited || target == context.DeadlineExceeded
+}
+
+func (e *rateLimitError) Timeout() bool             { return true }
+func (e *rateLimitError) RetryAfter() time.Duration { return e.wait }
+
+// A waitError is a wait that its caller gave up, or a Limiter that failed.
+type waitError struct {
+	what string
+	err  error
+}
+
+func (e *waitError) Error() string { return "partnerauth: " + e.what + ": " + e.err.Error() }
+func (e *waitError) Unwrap() error { return e.err }
+func (e *waitError) Timeout() bool { return isTimeout(e.err) }
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// ended tells why ctx is over: its error and, where one was given, the cause.
+func ended(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if errors.Is(cause, err) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", err, cause)
+}

@@ -1,0 +1,144 @@
+package partnerauth
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+)
+
+// NdovuDevBaseURL is Ndovu's development host, the only one its pages name. Ask
+// Ndovu for that of production.
+const NdovuDevBaseURL = "https://be-dev-1.dev.ndovu.co"
+
+// ndovuLifetime is what Ndovu's page shows as expires_in. It counts where an
+// answer does not tell.
+const ndovuLifetime = time.Hour
+
+// Ndovu is a partner's access to Ndovu: investment plans. It gets its token,
+// which lives an hour, from POST /api/v3/partners/auth with HTTP Basic (RFC
+// 7617) and no body, as Ndovu's authentication page describes. There is no
+// refresh: a new token is asked for in the same way.
+//
+// A mistake in the fields is an [AuthError] that names the field, at first use.
+// What fmt, slog and encoding/json make of an Ndovu contains no secret, except
+// in an unexported field of your own struct, where fmt calls no methods.
+type Ndovu struct {
+	ClientID     string // required; without ':', which Basic cannot carry
+	ClientSecret string // the raw secret of the onboarding e-mail; required
+
+	// BaseURL is where the API is, with or without a path prefix and a slash at
+	// its end; required. It must be https, or http to loopback.
+	BaseURL string
+
+	// Base carries token requests, and for Client all requests; nil is the Base
+	// of the Transport that needs the token, or http.DefaultTransport.
+	Base http.RoundTripper
+}
+
+// NdovuFromEnv reads an Ndovu from the environment: NDOVU_CLIENT_ID,
+// NDOVU_CLIENT_SECRET and NDOVU_BASE_URL. Its error names the variable that is
+// missing.
+func NdovuFromEnv() (Ndovu, error) {
+	c := Ndovu{
+		ClientID:     os.Getenv("NDOVU_CLIENT_ID"),
+		ClientSecret: os.Getenv("NDOVU_CLIENT_SECRET"),
+		BaseURL:      os.Getenv("NDOVU_BASE_URL"),
+	}
+	if err := requireEnv(c.name(), "NDOVU_CLIENT_ID", "NDOVU_CLIENT_SECRET", "NDOVU_BASE_URL"); err != nil {
+		return Ndovu{}, err
+	}
+	return c, nil
+}
+
+// TokenSource returns a new Source for the partner. Share it: each Source signs
+// in for itself.
+func (c Ndovu) TokenSource() *Source { return newSource(c) }
+
+// Client returns a new http.Client for the partner: that of a Transport with a
+// new TokenSource, c.Base, and otherwise the defaults.
+func (c Ndovu) Client() *http.Client {
+	return &http.Client{Transport: &Transport{Source: c.TokenSource(), Base: c.Base}}
+}
+
+func (c Ndovu) name() string                    { return "ndovu" }
+func (c Ndovu) roundTripper() http.RoundTripper { return c.Base }
+func (c Ndovu) refreshes() bool                 { return false }
+func (c Ndovu) secrets() []string               { return []string{c.basic(), c.ClientSecret} }
+
+// basic is the pair as it is: RFC 6749 would have it form-encoded first, which
+// the partner does not decode.
+func (c Ndovu) basic() string {
+	return base64.StdEncoding.EncodeToString([]byte(c.ClientID + ":" + c.ClientSecret))
+}
+
+func (c Ndovu) check() (*origin, error) {
+	switch {
+	case c.ClientID == "":
+		return nil, errors.New("ClientID is empty")
+	case c.ClientSecret == "":
+		return nil, errors.New("ClientSecret is empty")
+	case strings.Contains(c.ClientID, ":"):
+		return nil, errors.New("ClientID has a ':' in it, which HTTP Basic cannot carry")
+	case c.BaseURL == "":
+		return nil, errors.New("BaseURL is empty; Ndovu names no production host, ask for yours")
+	}
+	return parseOrigin("BaseURL", c.BaseURL)
+}
+
+func (c Ndovu) request(ctx context.Context, _ operation, _ string) (*http.Request, error) {
+	req, err := newTokenRequest(ctx, c.BaseURL, "/api/v3/partners/auth", nil)
+	if err == nil {
+		req.Header.Set("Authorization", "Basic "+c.basic())
+	}
+	return req, err
+}
+
+func (c Ndovu) read(_ operation, body []byte, _ http.Header) (string, time.Duration, error) {
+	var answer struct {
+		AccessToken string `json:"access_token"`
+		TokenType   string `json:"token_type"`
+		ExpiresIn   any    `json:"expires_in"`
+	}
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return "", 0, notJSON(err)
+	}
+	switch {
+	case answer.AccessToken == "":
+		return "", 0, errors.New("no access_token")
+	case answer.TokenType != "" && !strings.EqualFold(answer.TokenType, "Bearer"):
+		return "", 0, errors.New("token_type is not Bearer")
+	}
+	if n, ok := answer.ExpiresIn.(float64); ok {
+		return answer.AccessToken, seconds(n), nil
+	}
+	if lifetime, ok := jwtLifetime(answer.AccessToken); ok {
+		return answer.AccessToken, lifetime, nil
+	}
+	return answer.AccessToken, ndovuLifetime, nil
+}
+
+func (c Ndovu) explain(status int) string {
+	switch status {
+	case http.StatusBadRequest:
+		return "the Authorization header was not accepted"
+	case http.StatusUnauthorized:
+		return "no such client id, or not the raw client secret of the onboarding e-mail"
+	}
+	return ""
+}
+
+// String tells where the partner is, and nothing secret.
+func (c Ndovu) String() string { return safeString("Ndovu", c.BaseURL) }
+
+// Format implements fmt.Formatter for all verbs.
+func (c Ndovu) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
+
+// MarshalText implements encoding.TextMarshaler, for slog and encoding/json.
+func (c Ndovu) MarshalText() ([]byte, error) { return []byte(c.String()), nil }

@@ -1,0 +1,183 @@
+package partnerauth
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+	"unicode/utf8"
+)
+
+// NowPostBaseURL is NowPost's API, as its authentication page names it.
+const NowPostBaseURL = "https://api.nowpost.com"
+
+// nowPostLifetime is how long NowPost's page says that tokens live. It counts
+// where an answer does not tell.
+const nowPostLifetime = 24 * time.Hour
+
+// NowPost is an account at NowPost: parcel pick-up points and orders. It signs
+// in with POST /api/v1/auth/login and renews its token, which lives 24 hours,
+// with POST /api/v1/auth/refresh, as NowPost's authentication page describes.
+//
+// A mistake in the fields is an [AuthError] that names the field, at first use.
+// What fmt, slog and encoding/json make of a NowPost contains no secret, except
+// in an unexported field of your own struct, where fmt calls no methods.
+type NowPost struct {
+	Email    string // of the account; required
+	Password string // of the account; required
+
+	// BaseURL is where the API is, with or without a path prefix and a slash at
+	// its end; "" is NowPostBaseURL. It must be https, or http to loopback.
+	BaseURL string
+
+	// Base carries token requests, and for Client all requests; nil is the Base
+	// of the Transport that needs the token, or http.DefaultTransport.
+	Base http.RoundTripper
+}
+
+// NowPostFromEnv reads a NowPost from the environment: NOWPOST_EMAIL,
+// NOWPOST_PASSWORD and, if it is set, NOWPOST_BASE_URL. Its error names the
+// variable that is missing.
+func NowPostFromEnv() (NowPost, error) {
+	c := NowPost{
+		Email:    os.Getenv("NOWPOST_EMAIL"),
+		Password: os.Getenv("NOWPOST_PASSWORD"),
+		BaseURL:  os.Getenv("NOWPOST_BASE_URL"),
+	}
+	if err := requireEnv(c.name(), "NOWPOST_EMAIL", "NOWPOST_PASSWORD"); err != nil {
+		return NowPost{}, err
+	}
+	return c, nil
+}
+
+// TokenSource returns a new Source for the account. Share it: each Source signs
+// in for itself.
+func (c NowPost) TokenSource() *Source { return newSource(c) }
+
+// Client returns a new http.Client for the account: that of a Transport with a
+// new TokenSource, c.Base, and otherwise the defaults.
+func (c NowPost) Client() *http.Client {
+	return &http.Client{Transport: &Transport{Source: c.TokenSource(), Base: c.Base}}
+}
+
+func (c NowPost) name() string                    { return "nowpost" }
+func (c NowPost) roundTripper() http.RoundTripper { return c.Base }
+func (c NowPost) refreshes() bool                 { return true }
+func (c NowPost) secrets() []string               { return []string{c.Password} }
+
+func (c NowPost) baseURL() string {
+	if c.BaseURL == "" {
+		return NowPostBaseURL
+	}
+	return c.BaseURL
+}
+
+func (c NowPost) check() (*origin, error) {
+	switch {
+	case c.Email == "":
+		return nil, errors.New("Email is empty")
+	case c.Password == "":
+		return nil, errors.New("Password is empty")
+	case !utf8.ValidString(c.Email):
+		return nil, errors.New("Email is not valid UTF-8, which JSON has to be")
+	case !utf8.ValidString(c.Password):
+		return nil, errors.New("Password is not valid UTF-8, which JSON has to be")
+	}
+	return parseOrigin("BaseURL", c.baseURL())
+}
+
+func (c NowPost) request(ctx context.Context, op operation, current string) (*http.Request, error) {
+	if op == refresh {
+		req, err := newTokenRequest(ctx, c.baseURL(), "/api/v1/auth/refresh", nil)
+		if err == nil {
+			req.Header.Set("Authorization", "Bearer "+current)
+		}
+		return req, err
+	}
+	body, err := json.Marshal(struct {
+		Email    string `json:"email"`
+		Password string `json:"password"`
+	}{c.Email, c.Password})
+	if err != nil {
+		return nil, err
+	}
+	req, err := newTokenRequest(ctx, c.baseURL(), "/api/v1/auth/login", bytes.NewReader(body))
+	if err == nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return req, err
+}
+
+// read accepts the token in an envelope, as the page's sample answer has it, and
+// at the top level, where the page's code samples read it.
+func (c NowPost) read(op operation, body []byte, header http.Header) (string, time.Duration, error) {
+	type grant struct {
+		Token     string
+		ExpiresAt any
+	}
+	var answer struct {
+		Success *bool
+		Data    json.RawMessage
+		grant
+	}
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return "", 0, notJSON(err)
+	}
+	if answer.Success != nil && !*answer.Success {
+		return "", 0, errors.New("success is false")
+	}
+	got := answer.grant
+	if len(answer.Data) > 0 && answer.Data[0] == '{' {
+		var data grant
+		if err := json.Unmarshal(answer.Data, &data); err != nil {
+			return "", 0, notJSON(err)
+		}
+		if data.Token != "" {
+			got = data
+		}
+	}
+	if got.Token == "" {
+		return "", 0, errors.New("no token, neither in data.token nor in token")
+	}
+	return got.Token, c.lifetime(got.Token, got.ExpiresAt, header), nil
+}
+
+// lifetime trusts what does not depend on our clock first.
+func (c NowPost) lifetime(token string, expiresAt any, header http.Header) time.Duration {
+	text, _ := expiresAt.(string)
+	ends, err := time.Parse(time.RFC3339, text)
+	if date, dateErr := http.ParseTime(header.Get("Date")); err == nil && dateErr == nil {
+		return ends.Sub(date)
+	}
+	if lifetime, ok := jwtLifetime(token); ok {
+		return lifetime
+	}
+	if err == nil {
+		return time.Until(ends)
+	}
+	return nowPostLifetime
+}
+
+func (c NowPost) explain(status int) string {
+	switch status {
+	case http.StatusBadRequest, http.StatusUnauthorized:
+		return "check the e-mail and password"
+	case http.StatusForbidden:
+		return "the account may not use this endpoint"
+	}
+	return ""
+}
+
+// String tells where the account is, and nothing secret.
+func (c NowPost) String() string { return safeString("NowPost", c.baseURL()) }
+
+// Format implements fmt.Formatter for all verbs.
+func (c NowPost) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
+
+// MarshalText implements encoding.TextMarshaler, for slog and encoding/json.
+func (c NowPost) MarshalText() ([]byte, error) { return []byte(c.String()), nil }

@@ -1,0 +1,61 @@
+package partnerauth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+)
+
+// A partner is one provider's way to exchange credentials for a token: NowPost
+// or Ndovu.
+type partner interface {
+	name() string
+	// check tells where token requests go, or what is wrong with the fields.
+	check() (*origin, error)
+	roundTripper() http.RoundTripper
+	refreshes() bool
+	// request makes a token request. A refresh carries the current token.
+	request(ctx context.Context, op operation, current string) (*http.Request, error)
+	// read takes a token and its lifetime out of an answer of status 2xx.
+	read(op operation, body []byte, header http.Header) (token string, lifetime time.Duration, err error)
+	// explain tells what a status means, "" where the partner does not say.
+	explain(status int) string
+	// secrets are what must not show in what is kept of an answer.
+	secrets() []string
+}
+
+func newTokenRequest(ctx context.Context, baseURL, path string, body io.Reader) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(baseURL, "/")+path, body)
+	if err != nil {
+		return nil, errors.New("BaseURL cannot be used in a request")
+	}
+	req.Header.Set("Accept", "application/json")
+	return req, nil
+}
+
+func notJSON(err error) error {
+	return fmt.Errorf("the answer is not the JSON that was expected: %w", err)
+}
+
+func requireEnv(provider string, names ...string) error {
+	for _, name := range names {
+		if os.Getenv(name) == "" {
+			return configError(provider, "%s is not set in the environment", name)
+		}
+	}
+	return nil
+}
+
+// safeString shows a configuration's type and host.
+func safeString(kind, baseURL string) string {
+	host := ""
+	if o, err := parseOrigin("BaseURL", baseURL); err == nil {
+		host = o.scheme + "://" + o.host + ":" + o.port
+	}
+	return fmt.Sprintf("partnerauth.%s{%s}", kind, host)
+}

@@ -1,0 +1,457 @@
+package partnerauth
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"math"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/semconv/v1.43.0/httpconv"
+	"go.opentelemetry.io/otel/trace"
+)
+
+const scopeName = "github.com/partnerauth/partnerauth"
+
+// Attributes of our own; all others are OpenTelemetry's.
+const (
+	keyProvider     = attribute.Key("partnerauth.provider")
+	keyAttempts     = attribute.Key("partnerauth.attempts")
+	keyWaitTime     = attribute.Key("partnerauth.rate_limit.wait_time")
+	keyWaitResult   = attribute.Key("partnerauth.rate_limit.result")
+	keyPace         = attribute.Key("partnerauth.rate_limit.pace")
+	keyTokenSource  = attribute.Key("partnerauth.token.source")
+	keyOperation    = attribute.Key("partnerauth.token.operation")
+	keyTrigger      = attribute.Key("partnerauth.token.trigger")
+	keyResendReason = attribute.Key("partnerauth.resend.reason")
+)
+
+// How a wait for the rate limit ended.
+const (
+	acquired         = "acquired"
+	canceled         = "canceled"
+	deadlineExceeded = "deadline_exceeded"
+)
+
+// telemetry makes the spans and metrics of one account.
+type telemetry struct {
+	tracer     trace.Tracer
+	propagator propagation.TextMapPropagator
+
+	callName  string
+	callStart []trace.SpanStartOption
+	provider  []attribute.KeyValue // none for a source of the user's own
+
+	duration httpconv.ClientRequestDuration
+	waits    metric.Float64Histogram
+	waited   map[string][]metric.RecordOption // by result
+	queued   metric.Int64UpDownCounter
+	pace     metric.Float64Gauge
+	lastPace atomic.Uint64 // as math.Float64bits, to record changes only
+	fetches  metric.Float64Histogram
+	resends  metric.Int64Counter
+}
+
+// newTelemetry takes what is nil from otel's globals. An instrument that the
+// provider cannot make is a no-op.
+func newTelemetry(provider string, tp trace.TracerProvider, mp metric.MeterProvider, p propagation.TextMapPropagator) *telemetry {
+	if tp == nil {
+		tp = otel.GetTracerProvider()
+	}
+	if mp == nil {
+		mp = otel.GetMeterProvider()
+	}
+	if p == nil {
+		p = otel.GetTextMapPropagator()
+	}
+	t := &telemetry{
+		tracer:     tp.Tracer(scopeName, trace.WithSchemaURL(semconv.SchemaURL)),
+		propagator: p,
+		callName:   "partnerauth call",
+		waited:     map[string][]metric.RecordOption{},
+	}
+	if provider != "" {
+		t.callName = provider + " call"
+		t.provider = []attribute.KeyValue{keyProvider.String(provider)}
+	}
+	t.callStart = []trace.SpanStartOption{trace.WithAttributes(t.provider...)}
+	for _, result := range []string{acquired, canceled, deadlineExceeded} {
+		t.waited[result] = []metric.RecordOption{metric.WithAttributeSet(t.set(keyWaitResult.String(result)))}
+	}
+
+	m := mp.Meter(scopeName, metric.WithSchemaURL(semconv.SchemaURL))
+	t.duration, _ = httpconv.NewClientRequestDuration(m)
+	t.waits, _ = m.Float64Histogram("partnerauth.rate_limit.wait_time", metric.WithUnit("s"),
+		metric.WithDescription("Time that a request waited for leave to be sent."),
+		metric.WithExplicitBucketBoundaries(0, .01, .1, .5, 1, 2.5, 5, 10, 30, 60, 120, 300))
+	t.queued, _ = m.Int64UpDownCounter("partnerauth.rate_limit.queued_requests", metric.WithUnit("{request}"),
+		metric.WithDescription("Requests that wait for leave to be sent."))
+	t.lastPace.Store(math.Float64bits(1))
+	t.pace, _ = m.Float64Gauge("partnerauth.rate_limit.pace", metric.WithUnit("1"),
+		metric.WithDescription("Share of the full pace that is left after answers of status 429."))
+	t.fetches, _ = m.Float64Histogram("partnerauth.token.fetch.duration", metric.WithUnit("s"),
+		metric.WithDescription("Duration of getting a token, waits and tries included."),
+		metric.WithExplicitBucketBoundaries(.005, .01, .025, .05, .075, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10))
+	t.resends, _ = m.Int64Counter("partnerauth.resends", metric.WithUnit("{request}"),
+		metric.WithDescription("Requests that were sent once more."))
+	return t
+}
+
+func (t *telemetry) set(kv ...attribute.KeyValue) attribute.Set {
+	return attribute.NewSet(append(kv, t.provider...)...)
+}
+
+// startCall opens the span that ties the parts of one call together.
+func (t *telemetry) startCall(ctx context.Context) (context.Context, trace.Span) {
+	return t.tracer.Start(ctx, t.callName, t.callStart...)
+}
+
+// totals are what the call span tells at its end.
+type totals struct {
+	attempts    int
+	waited      time.Duration
+	tokenSource string
+	pace        float64
+}
+
+func (t *telemetry) endCall(ctx context.Context, span trace.Span, sum *totals, resp *http.Response, err error) {
+	if !span.IsRecording() {
+		span.End()
+		return
+	}
+	kv := make([]attribute.KeyValue, 0, 6)
+	kv = append(kv, keyAttempts.Int(sum.attempts), keyWaitTime.Float64(sum.waited.Seconds()))
+	if sum.tokenSource != "" {
+		kv = append(kv, keyTokenSource.String(sum.tokenSource))
+	}
+	if sum.pace < 1 {
+		kv = append(kv, keyPace.Float64(sum.pace))
+	}
+	if resp != nil {
+		kv = append(kv, semconv.HTTPResponseStatusCode(resp.StatusCode))
+	}
+	endSpan(span, kv, errorType(ctx, resp, err))
+}
+
+// startAttempt opens the CLIENT span of one attempt. What a sampler may ask for
+// is there from the start.
+func (t *telemetry) startAttempt(ctx context.Context, req *http.Request, a *attempt) (context.Context, trace.Span) {
+	m := methodOf(req.Method)
+	name, opts := methods[m].name, a.origin.starts[m]
+	if a.template != "" {
+		name += " " + a.template
+		opts = append(opts, trace.WithAttributes(semconv.URLTemplate(a.template)))
+	}
+	if a.resend > 0 {
+		opts = append(opts, trace.WithAttributes(semconv.HTTPRequestResendCount(a.resend)))
+	}
+	return t.tracer.Start(ctx, name, opts...)
+}
+
+// endAttempt ends an attempt's span and records its duration when its headers
+// are in: a body that nobody closes must not lose them.
+func (t *telemetry) endAttempt(ctx context.Context, span trace.Span, start time.Time, req *http.Request, a *attempt, resp *http.Response, err error) {
+	m, failure := methodOf(req.Method), errorType(ctx, resp, err)
+	if t.duration.Enabled(ctx) {
+		t.duration.Float64Histogram.Record(ctx, time.Since(start).Seconds(), a.origin.outcome(m, resp, failure)...)
+	}
+	if !span.IsRecording() {
+		span.End()
+		return
+	}
+	kv := make([]attribute.KeyValue, 0, 5)
+	kv = append(kv, semconv.URLFull(redactURL(req.URL)))
+	if m == otherMethod {
+		kv = append(kv, semconv.HTTPRequestMethodOriginal(req.Method))
+	}
+	if resp != nil {
+		kv = append(kv, semconv.HTTPResponseStatusCode(resp.StatusCode))
+		if v := protocols[protocolOf(resp)]; v != "" {
+			kv = append(kv, semconv.NetworkProtocolVersion(v))
+		}
+	}
+	endSpan(span, kv, failure)
+}
+
+// recordWait records how long a permit was waited for. A wait that nobody would
+// notice has no span.
+func (t *telemetry) recordWait(ctx context.Context, start time.Time, waited time.Duration, err error) {
+	result := acquired
+	switch {
+	case errors.Is(err, ErrRateLimited):
+		result = deadlineExceeded
+	case err != nil:
+		result = canceled
+	}
+	if t.waits.Enabled(ctx) {
+		t.waits.Record(ctx, waited.Seconds(), t.waited[result]...)
+	}
+	if waited >= time.Millisecond {
+		_, span := t.tracer.Start(ctx, "partnerauth.rate_limit.wait", trace.WithTimestamp(start))
+		endSpan(span, []attribute.KeyValue{keyWaitResult.String(result)}, errorType(ctx, nil, err))
+	}
+}
+
+// recordPace records the share of the full pace when it has changed.
+func (t *telemetry) recordPace(ctx context.Context, pace float64) {
+	if t.lastPace.Load() != math.Float64bits(pace) {
+		t.lastPace.Store(math.Float64bits(pace))
+		t.pace.Record(ctx, pace, metric.WithAttributes(t.provider...))
+	}
+}
+
+// addQueued counts a request that begins (1) or ends (-1) to wait.
+func (t *telemetry) addQueued(ctx context.Context, n int64) {
+	t.queued.Add(ctx, n, metric.WithAttributes(t.provider...))
+}
+
+func (t *telemetry) addResend(ctx context.Context, reason string) {
+	t.resends.Add(ctx, 1, metric.WithAttributeSet(t.set(keyResendReason.String(reason))))
+}
+
+// startFetch opens the span of a token fetch in the trace of the caller that
+// waits for it. One that nobody waits for is a trace of its own.
+func (t *telemetry) startFetch(ctx context.Context, op operation, trigger trigger, background bool) (context.Context, trace.Span) {
+	opts := []trace.SpanStartOption{
+		trace.WithAttributes(t.provider...),
+		trace.WithAttributes(keyOperation.String(string(op)), keyTrigger.String(string(trigger))),
+	}
+	if background {
+		opts = append(opts, trace.WithNewRoot(), trace.WithLinks(trace.LinkFromContext(ctx)))
+	}
+	return t.tracer.Start(ctx, "partnerauth.token.fetch", opts...)
+}
+
+func (t *telemetry) endFetch(ctx context.Context, span trace.Span, start time.Time, op operation, trigger trigger, err error) {
+	kv := []attribute.KeyValue{keyOperation.String(string(op)), keyTrigger.String(string(trigger))}
+	failure := errorType(ctx, nil, err)
+	set := kv
+	if failure != "" {
+		set = append(set, semconv.ErrorTypeKey.String(failure))
+	}
+	t.fetches.Record(ctx, time.Since(start).Seconds(), metric.WithAttributeSet(t.set(set...)))
+	endSpan(span, kv, failure)
+}
+
+// recordShared notes a wait for somebody else's fetch.
+func (t *telemetry) recordShared(ctx context.Context, start time.Time, fetch *trace.SpanContext, err error) {
+	opts := []trace.SpanStartOption{trace.WithTimestamp(start)}
+	if fetch != nil {
+		opts = append(opts, trace.WithLinks(trace.Link{SpanContext: *fetch}))
+	}
+	_, span := t.tracer.Start(ctx, "partnerauth.token.wait", opts...)
+	endSpan(span, nil, errorType(ctx, nil, err))
+}
+
+// endSpan ends span, as an Error if there is an error type.
+func endSpan(span trace.Span, kv []attribute.KeyValue, failure string) {
+	if failure != "" {
+		kv = append(kv, semconv.ErrorTypeKey.String(failure))
+		span.SetStatus(codes.Error, "")
+	}
+	span.SetAttributes(kv...)
+	span.End()
+}
+
+// errorType is the value of error.type, "" where there was no error. A caller
+// that cancels makes none.
+func errorType(ctx context.Context, resp *http.Response, err error) string {
+	switch {
+	case err != nil && errors.Is(ctx.Err(), context.Canceled):
+		return ""
+	case err != nil:
+		return semconv.ErrorType(err).Value.AsString()
+	case resp != nil && resp.StatusCode >= 400:
+		return strconv.Itoa(resp.StatusCode)
+	}
+	return ""
+}
+
+// An endpoint is what telemetry knows of an origin. The attributes of spans and
+// metrics hang on it ready-made, so that a call need not build them.
+type endpoint struct {
+	address, port attribute.KeyValue
+	starts        [len(methods)][]trace.SpanStartOption
+	outcomes      atomic.Pointer[map[outcome][]metric.RecordOption]
+}
+
+func newEndpoint(host string, port int) *endpoint {
+	e := &endpoint{address: semconv.ServerAddress(host), port: semconv.ServerPort(port)}
+	for m := range methods {
+		e.starts[m] = slices.Clip([]trace.SpanStartOption{
+			trace.WithSpanKind(trace.SpanKindClient),
+			trace.WithAttributes(methods[m].attr, e.address, e.port),
+		})
+	}
+	e.outcomes.Store(&map[outcome][]metric.RecordOption{})
+	return e
+}
+
+// An outcome is what sets one request's metrics apart from another's at the
+// same endpoint.
+type outcome uint32
+
+// maxOutcomes bounds how many of them an endpoint remembers. A server that
+// makes up more statuses than that only makes its own calls slower.
+const maxOutcomes = 64
+
+// outcome returns the attributes of http.client.request.duration.
+func (e *endpoint) outcome(m int, resp *http.Response, failure string) []metric.RecordOption {
+	if resp == nil {
+		return e.newOutcome(m, resp, failure)
+	}
+	known := e.outcomes.Load()
+	key := outcome(resp.StatusCode)<<16 | outcome(m)<<8 | outcome(protocolOf(resp))
+	if opts, ok := (*known)[key]; ok {
+		return opts
+	}
+	opts := e.newOutcome(m, resp, failure)
+	if len(*known) < maxOutcomes {
+		more := maps.Clone(*known)
+		more[key] = opts
+		e.outcomes.CompareAndSwap(known, &more) // if somebody else was faster, another time
+	}
+	return opts
+}
+
+func (e *endpoint) newOutcome(m int, resp *http.Response, failure string) []metric.RecordOption {
+	kv := []attribute.KeyValue{methods[m].attr, e.address, e.port}
+	if resp != nil {
+		kv = append(kv, semconv.HTTPResponseStatusCode(resp.StatusCode))
+		if v := protocols[protocolOf(resp)]; v != "" {
+			kv = append(kv, semconv.NetworkProtocolVersion(v))
+		}
+	}
+	if failure != "" {
+		kv = append(kv, semconv.ErrorTypeKey.String(failure))
+	}
+	return []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(kv...))}
+}
+
+// methods are those that OpenTelemetry knows. All others are one, last, so that
+// a method of odd bytes makes neither a span name nor a series.
+var methods = [...]struct {
+	name string
+	attr attribute.KeyValue
+}{
+	{http.MethodGet, semconv.HTTPRequestMethodGet},
+	{http.MethodPost, semconv.HTTPRequestMethodPost},
+	{http.MethodPut, semconv.HTTPRequestMethodPut},
+	{http.MethodPatch, semconv.HTTPRequestMethodPatch},
+	{http.MethodDelete, semconv.HTTPRequestMethodDelete},
+	{http.MethodHead, semconv.HTTPRequestMethodHead},
+	{http.MethodOptions, semconv.HTTPRequestMethodOptions},
+	{http.MethodConnect, semconv.HTTPRequestMethodConnect},
+	{http.MethodTrace, semconv.HTTPRequestMethodTrace},
+	{"QUERY", semconv.HTTPRequestMethodQuery},
+	{"HTTP", semconv.HTTPRequestMethodOther},
+}
+
+const otherMethod = len(methods) - 1
+
+// methodOf is the index in methods of a request's method, "" being GET.
+func methodOf(method string) int {
+	if method == "" {
+		return 0
+	}
+	for m := range otherMethod {
+		if methods[m].name == method {
+			return m
+		}
+	}
+	return otherMethod
+}
+
+// protocols are the values of network.protocol.version.
+var protocols = [...]string{"", "1.0", "1.1", "2", "3"}
+
+func protocolOf(resp *http.Response) int {
+	switch {
+	case resp.ProtoMajor == 1 && resp.ProtoMinor <= 1:
+		return 1 + resp.ProtoMinor
+	case resp.ProtoMajor == 2 || resp.ProtoMajor == 3:
+		return 1 + resp.ProtoMajor
+	}
+	return 0
+}
+
+const redacted = "REDACTED"
+
+// redactURL is u without anything that could be a secret: no user, no query
+// values, no fragment.
+func redactURL(u *url.URL) string {
+	var b strings.Builder
+	b.WriteString(u.Scheme)
+	b.WriteString("://")
+	if u.User != nil {
+		b.WriteString(redacted + ":" + redacted + "@")
+	}
+	b.WriteString(u.Host)
+	b.WriteString(u.EscapedPath())
+	for i, pair := range strings.Split(u.RawQuery, "&") {
+		switch {
+		case i > 0:
+			b.WriteByte('&')
+		case u.RawQuery == "":
+			return b.String()
+		default:
+			b.WriteByte('?')
+		}
+		// a pair without a name is all value
+		if name, _, ok := strings.Cut(pair, "="); ok {
+			b.WriteString(name)
+			b.WriteByte('=')
+		}
+		b.WriteString(redacted)
+	}
+	return b.String()
+}
+
+// A carrier is a header that propagators write to. They name their fields in
+// lower case; the usual ones need not be turned into canonical form each time.
+type carrier http.Header
+
+func (c carrier) Get(key string) string { return http.Header(c).Get(key) }
+
+func (c carrier) Set(key, value string) {
+	switch key {
+	case "traceparent":
+		key = "Traceparent"
+	case "tracestate":
+		key = "Tracestate"
+	case "baggage":
+		key = "Baggage"
+	default:
+		key = http.CanonicalHeaderKey(key)
+	}
+	c[key] = []string{value}
+}
+
+func (c carrier) Keys() []string { return slices.Collect(maps.Keys(c)) }
+
+type templateKey struct{}
+
+// WithURLTemplate returns a context whose calls are named after template, such
+// as /api/v1/orders/{id}, in spans: "GET /api/v1/orders/{id}" instead of "GET".
+// It must be one of few, not a path with values in it. The name goes to
+// the attribute url.template too, and to no metric.
+func WithURLTemplate(ctx context.Context, template string) context.Context {
+	return context.WithValue(ctx, templateKey{}, template)
+}
+
+func templateOf(ctx context.Context) string {
+	template, _ := ctx.Value(templateKey{}).(string)
+	return template
+}
