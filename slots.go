@@ -143,9 +143,10 @@ func (t *times) insert(at time.Time) {
 }
 
 const (
-	lessonShare  = 0.95 // of the pace is left after a lesson
-	leastShare   = 0.5  // is left after many
-	recoverShare = 0.02 // of the full pace, and of the burst, comes back in a window
+	lessonShare  = 0.95  // of the full pace is left after a lesson
+	leastShare   = 0.5   // is left after many
+	recoverShare = 0.02  // of pace and burst comes back in a window
+	creepShare   = 0.001 // of pace, from lessonShare on: strict servers bear 95 %, and not much more
 )
 
 // tempo is what a Quota adds to its slots where a count per window is not
@@ -153,8 +154,8 @@ const (
 // neither is the case it has no limiter.
 //
 // A server that answers 429 although the quota was kept cares about bursts or
-// pace. Smaller bursts would meet a second 429, so the first lesson is single
-// file at once, a little below full pace. Both come back slowly, pace first.
+// pace. Smaller bursts would meet a second 429, so a lesson is single file at
+// once, a little below full pace. Both come back slowly.
 type tempo struct {
 	limiter *rate.Limiter
 	full    rate.Limit    // requests a second that the quota comes to
@@ -208,13 +209,14 @@ func (t *tempo) recover(now time.Time) {
 		return
 	}
 	t.updated = now
-	back := recoverShare * float64(step) / float64(t.window)
-	if t.share < 1 {
-		t.share = min(1, t.share+back)
+	windows := float64(step) / float64(t.window)
+	if t.share < lessonShare {
+		t.share = min(lessonShare, t.share+windows*recoverShare)
 	} else {
-		t.burst = min(float64(t.size), t.burst+back*float64(t.size))
+		t.share = min(1, t.share+windows*creepShare)
 	}
-	if t.burst == float64(t.size) {
+	t.burst = min(float64(t.size), t.burst+windows*recoverShare*float64(t.size))
+	if t.share == 1 && t.burst == float64(t.size) {
 		t.updated = time.Time{}
 	}
 	t.apply(now)
