@@ -127,13 +127,12 @@ func (e *rateLimitError) Is(target error) bool {
 func (e *rateLimitError) Timeout() bool             { return true }
 func (e *rateLimitError) RetryAfter() time.Duration { return e.wait }
 
-// A waitError is a wait that its caller gave up, or a Limiter that failed.
-type waitError struct {
-	what string
-	err  error
-}
+// A waitError is a wait for the limit that its caller gave up.
+type waitError struct{ err error }
 
-func (e *waitError) Error() string { return "partnerauth: " + e.what + ": " + e.err.Error() }
+func (e *waitError) Error() string {
+	return "partnerauth: waiting for the rate limit: " + e.err.Error()
+}
 func (e *waitError) Unwrap() error { return e.err }
 func (e *waitError) Timeout() bool { return isTimeout(e.err) }
 

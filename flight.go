@@ -123,7 +123,7 @@ func (f *flight) left() time.Duration {
 
 // exchange makes one request and reads its answer.
 func (f *flight) exchange(resend int) fetched {
-	a := &attempt{permit: permit{lane: tokenLane}, origin: f.source.origin, resend: resend}
+	a := &attempt{permit: permit{urgent: true}, origin: f.source.origin, resend: resend}
 	if _, err := f.wire.admit(f.ctx, a); err != nil {
 		return f.failed(0, err)
 	}

@@ -152,7 +152,7 @@ func (c NowPost) lifetime(token string, expiresAt any, header http.Header) time.
 	text, _ := expiresAt.(string)
 	ends, err := time.Parse(time.RFC3339, text)
 	if date, dateErr := http.ParseTime(header.Get("Date")); err == nil && dateErr == nil {
-		return ends.Sub(date)
+		return ends.Truncate(time.Second).Sub(date) // a Date has no fractions either
 	}
 	if lifetime, ok := jwtLifetime(token); ok {
 		return lifetime

@@ -1,33 +1,27 @@
 package partnerauth
 
 import (
-	"container/heap"
+	"cmp"
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"sync"
 	"time"
 )
 
-// A lane is who goes first at the head of a queue.
-type lane uint8
-
-const (
-	tokenLane  lane = iota // token requests: everybody may be waiting for one
-	callerLane             // requests of callers, in order of arrival
-)
-
-// A permit is leave to send one request. A new one has only its lane, and the
-// ticket of the attempt before it if it is a retry, which so goes ahead of
-// callers that came later.
+// A permit is leave to send one request.
 type permit struct {
-	lane   lane
-	ticket uint64 // order of arrival; 0 until it first joins
+	urgent bool   // a token request: it goes first, as everybody may be waiting for it
+	ticket uint64 // order of arrival, 0 until it first joins; a retry keeps its request's
 
 	pace       float64 // the share of the full pace at which it was granted
 	sent       time.Time
 	prev, next *permit // among the permits whose answers are still out
 }
+
+// callerTickets is where the tickets of requests that are not urgent begin.
+const callerTickets = 1 << 63
 
 // A pacer decides when the head of a queue may go. Its methods are called with
 // the queue's lock held.
@@ -52,8 +46,6 @@ type pacer interface {
 // never is a wait whose end something other than a timer announces.
 const never = time.Duration(math.MaxInt64)
 
-const waitingForTurn = "waiting for the rate limit"
-
 // A queue lets requests through one by one: token requests first, then callers
 // in order of arrival, each when the pacer says so. Waiters only wait: whatever
 // happens (an arrival, a departure, an answer, a pause, the timer) ends in
@@ -63,7 +55,7 @@ type queue struct {
 	pacer  pacer         // set before first use
 
 	mu      sync.Mutex
-	waiting waiters
+	waiting []*waiter // by ticket
 	tickets uint64
 	resume  time.Time   // everybody is paused until then
 	timer   *time.Timer // runs dispatch when the head may go
@@ -74,7 +66,6 @@ type waiter struct {
 	queue  *queue
 	ctx    context.Context // of the request; a foreign Limiter waits with the head's
 	permit *permit
-	index  int        // in queue.waiting; -1 once it has left
 	turn   chan error // gets nil for the permit, or why there is none
 }
 
@@ -83,37 +74,43 @@ type waiter struct {
 // take too long. A nil p granted at once counts as answered.
 func (q *queue) join(ctx context.Context, p *permit) (*waiter, error) {
 	if ctx.Err() != nil {
-		return nil, &waitError{waitingForTurn, ended(ctx)}
+		return nil, &waitError{ended(ctx)}
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
-	if len(q.waiting) == 0 && q.delay(now) <= 0 {
-		q.number(p)
+	free := len(q.waiting) == 0 && q.delay(now) <= 0
+	if p == nil && !free {
+		p = new(permit)
+	}
+	if p != nil && p.ticket == 0 {
+		q.tickets++
+		p.ticket = q.tickets
+		if !p.urgent {
+			p.ticket += callerTickets
+		}
+	}
+	if free {
 		q.pacer.take(now, p)
 		return nil, nil
 	}
-	if p == nil {
-		p = &permit{lane: callerLane}
-	}
-	q.number(p)
-	w := &waiter{queue: q, ctx: ctx, permit: p, turn: make(chan error, 1)}
 	if deadline, ok := ctx.Deadline(); ok {
 		if d := q.estimate(now, p); now.Add(d).After(deadline) {
 			return nil, &rateLimitError{wait: d, left: deadline.Sub(now)}
 		}
 	}
-	heap.Push(&q.waiting, w)
+	w := &waiter{queue: q, ctx: ctx, permit: p, turn: make(chan error, 1)}
+	i, _ := q.find(p)
+	q.waiting = slices.Insert(q.waiting, i, w)
 	q.dispatch(now)
 	return w, nil
 }
 
-// number gives p its place in the order of arrival, unless it has one.
-func (q *queue) number(p *permit) {
-	if p != nil && p.ticket == 0 {
-		q.tickets++
-		p.ticket = q.tickets
-	}
+// find returns p's place among those who wait, and whether it is there.
+func (q *queue) find(p *permit) (int, bool) {
+	return slices.BinarySearchFunc(q.waiting, p.ticket, func(w *waiter, ticket uint64) int {
+		return cmp.Compare(w.permit.ticket, ticket)
+	})
 }
 
 // delay tells how long the head has to wait.
@@ -126,13 +123,8 @@ func (q *queue) delay(now time.Time) time.Duration {
 
 // estimate tells how long p has to wait at least if nobody ahead of it leaves.
 func (q *queue) estimate(now time.Time, p *permit) time.Duration {
-	k := 1
-	for _, w := range q.waiting {
-		if w.permit.before(p) {
-			k++
-		}
-	}
-	return max(q.resume.Sub(now), q.pacer.estimate(now, k))
+	ahead, _ := q.find(p)
+	return max(q.resume.Sub(now), q.pacer.estimate(now, ahead+1))
 }
 
 // dispatch hands out the permits that can be had now and sets the timer for the
@@ -143,11 +135,19 @@ func (q *queue) dispatch(now time.Time) {
 			q.wakeAfter(d)
 			return
 		}
-		w := heap.Pop(&q.waiting).(*waiter)
+		w := q.waiting[0]
 		q.pacer.take(now, w.permit)
-		w.turn <- nil
+		q.call(w, nil)
 	}
 	q.wakeAfter(never)
+}
+
+// call lets w leave the queue, if it has not, with its permit or an error.
+func (q *queue) call(w *waiter, err error) {
+	if i, ok := q.find(w.permit); ok {
+		q.waiting = slices.Delete(q.waiting, i, i+1)
+		w.turn <- err
+	}
 }
 
 func (q *queue) wakeAfter(d time.Duration) {
@@ -177,32 +177,23 @@ func (w *waiter) wait() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
-	if w.index < 0 { // it was called in the same moment
-		if err := <-w.turn; err != nil {
-			return err
-		}
+	gaveUp := w.gaveUp(now)
+	q.call(w, gaveUp)
+	err := <-w.turn
+	if err == nil { // its turn had come in the same moment
 		q.pacer.giveBack(w.permit)
-		q.dispatch(now)
-		return w.gaveUp(0)
+		err = gaveUp
 	}
-	left := q.estimate(now, w.permit)
-	heap.Remove(&q.waiting, w.index)
 	q.dispatch(now)
-	return w.gaveUp(left)
+	return err
 }
 
-// gaveUp is the error of a w whose context has ended with left still to wait.
-func (w *waiter) gaveUp(left time.Duration) error {
+// gaveUp is the error of a w whose context has ended while it waited.
+func (w *waiter) gaveUp(now time.Time) error {
 	if errors.Is(w.ctx.Err(), context.DeadlineExceeded) {
-		return &rateLimitError{wait: left}
+		return &rateLimitError{wait: w.queue.estimate(now, w.permit)}
 	}
-	return &waitError{waitingForTurn, ended(w.ctx)}
-}
-
-// fail lets w leave the queue with err. The lock is held.
-func (q *queue) fail(w *waiter, err error) {
-	heap.Remove(&q.waiting, w.index)
-	w.turn <- err
+	return &waitError{ended(w.ctx)}
 }
 
 // settle notes that the answer to p is in, or that its sender gave up.
@@ -231,9 +222,9 @@ func (q *queue) pause(d time.Duration) {
 	if now.Add(d).After(q.resume) {
 		q.resume = now.Add(d)
 	}
-	for _, w := range append(waiters(nil), q.waiting...) {
+	for _, w := range slices.Clone(q.waiting) {
 		if deadline, ok := w.ctx.Deadline(); ok && q.resume.After(deadline) {
-			q.fail(w, &rateLimitError{wait: q.resume.Sub(now), left: deadline.Sub(now)})
+			q.call(w, &rateLimitError{wait: q.resume.Sub(now), left: deadline.Sub(now)})
 		}
 	}
 	q.dispatch(now)
@@ -257,38 +248,4 @@ func (q *queue) inTime(ctx context.Context, p *permit) bool {
 	defer q.mu.Unlock()
 	now := time.Now()
 	return !now.Add(q.estimate(now, p)).After(deadline)
-}
-
-// before reports whether p goes ahead of o.
-func (p *permit) before(o *permit) bool {
-	if p.lane != o.lane {
-		return p.lane < o.lane
-	}
-	return p.ticket < o.ticket
-}
-
-// waiters is a heap.Interface whose root is the head of the queue.
-type waiters []*waiter
-
-func (ws waiters) Len() int           { return len(ws) }
-func (ws waiters) Less(i, j int) bool { return ws[i].permit.before(ws[j].permit) }
-
-func (ws waiters) Swap(i, j int) {
-	ws[i], ws[j] = ws[j], ws[i]
-	ws[i].index, ws[j].index = i, j
-}
-
-func (ws *waiters) Push(x any) {
-	w := x.(*waiter)
-	w.index = len(*ws)
-	*ws = append(*ws, w)
-}
-
-func (ws *waiters) Pop() any {
-	last := len(*ws) - 1
-	w := (*ws)[last]
-	(*ws)[last] = nil
-	*ws = (*ws)[:last]
-	w.index = -1
-	return w
 }

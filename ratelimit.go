@@ -170,8 +170,8 @@ func (f *foreignPacer) ask(head *waiter) {
 	now := time.Now()
 	if err == nil {
 		f.granted = true
-	} else if head.index >= 0 {
-		q.fail(head, f.explain(now, head, err))
+	} else {
+		q.call(head, f.explain(now, head, err))
 	}
 	q.dispatch(now)
 	if len(q.waiting) == 0 {
@@ -183,13 +183,13 @@ func (f *foreignPacer) ask(head *waiter) {
 // of its own for it.
 func (f *foreignPacer) explain(now time.Time, head *waiter, err error) error {
 	if head.ctx.Err() != nil {
-		return head.gaveUp(f.estimate(now, 1))
+		return head.gaveUp(now)
 	}
 	deadline, ok := head.ctx.Deadline()
 	if d := f.estimate(now, 1); ok && now.Add(d).After(deadline) {
 		return &rateLimitError{wait: d, left: deadline.Sub(now)}
 	}
-	return &waitError{"limiter", err}
+	return fmt.Errorf("partnerauth: limiter: %w", err)
 }
 
 // estimate can tell what a *rate.Limiter will do, and nothing about others.

@@ -1,6 +1,7 @@
 package partnerauth
 
 import (
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -17,7 +18,8 @@ type slots struct {
 
 	out  permit // the ring of permits whose answers are out, oldest first
 	outs int
-	free times // when the places of the others are free again
+	free []time.Time // when the places of the others are free again, in order
+	gone int         // how many of free have been since
 
 	tempo tempo
 }
@@ -44,12 +46,13 @@ func (s *slots) estimate(now time.Time, k int) time.Duration {
 	// Every place serves again after at least one window, so the k-th has to
 	// wait for whole rounds of all places and for one place of the round.
 	rounds, i := (k-1)/s.size, (k-1)%s.size
-	idle := s.size - s.outs - s.free.len()
+	free := s.free[s.gone:]
+	idle := s.size - s.outs - len(free)
 	wait := time.Duration(rounds) * (s.window + s.guard)
 	switch {
 	case i < idle:
-	case i-idle < s.free.len():
-		wait += s.free.at(i - idle).Sub(now)
+	case i-idle < len(free):
+		wait += free[i-idle].Sub(now)
 	default: // an answer that is still out comes now at the earliest
 		wait += s.window + s.guard
 	}
@@ -63,15 +66,19 @@ func (s *slots) expire(now time.Time) {
 		oldest := s.out.next
 		s.settle(oldest.sent.Add(s.window), oldest, false)
 	}
-	for s.free.len() > 0 && !s.free.at(0).After(now) {
-		s.free.pop()
+	for s.gone < len(s.free) && !s.free[s.gone].After(now) {
+		s.gone++
+	}
+	if s.gone > len(s.free)/2 { // seldom, so that it costs nothing on average
+		s.free = slices.Delete(s.free, 0, s.gone)
+		s.gone = 0
 	}
 }
 
 func (s *slots) take(now time.Time, p *permit) {
 	s.tempo.spend(now)
 	if p == nil {
-		s.free.insert(now.Add(s.window + s.guard))
+		s.release(now.Add(s.window + s.guard))
 		return
 	}
 	p.sent, p.pace = now, s.tempo.share
@@ -88,7 +95,16 @@ func (s *slots) settle(now time.Time, p *permit, gaveUp bool) {
 	if gaveUp {
 		guard = s.late
 	}
-	s.free.insert(now.Add(s.window + guard))
+	s.release(now.Add(s.window + guard))
+}
+
+// release frees a place at a time that is the last so far, or close to it.
+func (s *slots) release(at time.Time) {
+	i := len(s.free)
+	for i > s.gone && s.free[i-1].After(at) {
+		i--
+	}
+	s.free = slices.Insert(s.free, i, at)
 }
 
 func (s *slots) giveBack(p *permit) { s.remove(p) }
@@ -107,39 +123,6 @@ func (s *slots) remove(p *permit) bool {
 func (s *slots) lesson(now, sent time.Time) float64 {
 	s.tempo.lesson(now, sent)
 	return s.tempo.share
-}
-
-// times is a queue of times in ascending order, a ring that grows as needed.
-type times struct {
-	ring  []time.Time
-	first int
-	count int
-}
-
-func (t *times) len() int               { return t.count }
-func (t *times) at(i int) time.Time     { return *t.place(i) }
-func (t *times) place(i int) *time.Time { return &t.ring[(t.first+i)%len(t.ring)] }
-
-func (t *times) pop() {
-	t.first = (t.first + 1) % len(t.ring)
-	t.count--
-}
-
-// insert puts at in its place, which is at the end or close to it.
-func (t *times) insert(at time.Time) {
-	if t.count == len(t.ring) {
-		grown := make([]time.Time, max(16, 2*len(t.ring)))
-		for i := range t.count {
-			grown[i] = t.at(i)
-		}
-		t.ring, t.first = grown, 0
-	}
-	t.count++
-	i := t.count - 1
-	for ; i > 0 && t.at(i-1).After(at); i-- {
-		*t.place(i) = t.at(i - 1)
-	}
-	*t.place(i) = at
 }
 
 const (

@@ -148,6 +148,9 @@ func (t *telemetry) endCall(ctx context.Context, span trace.Span, sum *totals, r
 // startAttempt opens the CLIENT span of one attempt. What a sampler may ask for
 // is there from the start.
 func (t *telemetry) startAttempt(ctx context.Context, req *http.Request, a *attempt) (context.Context, trace.Span) {
+	if over := trace.SpanFromContext(ctx); !over.IsRecording() && !over.SpanContext().IsValid() {
+		return ctx, noSpan // whoever made none above makes none here
+	}
 	m := methodOf(req.Method)
 	name, opts := methods[m].name, a.origin.starts[m]
 	if a.template != "" {
@@ -159,6 +162,8 @@ func (t *telemetry) startAttempt(ctx context.Context, req *http.Request, a *atte
 	}
 	return t.tracer.Start(ctx, name, opts...)
 }
+
+var noSpan = trace.SpanFromContext(context.Background())
 
 // endAttempt ends an attempt's span and records its duration when its headers
 // are in: a body that nobody closes must not lose them.

@@ -202,7 +202,7 @@ func (c *call) permit() (*attempt, *lease, error) {
 			return nil, nil, err
 		}
 		a := &attempt{
-			permit: permit{lane: callerLane, ticket: c.ticket},
+			permit: permit{ticket: c.ticket},
 			origin: c.origin, template: templateOf(c.ctx), resend: c.totals.attempts,
 		}
 		waited, err := c.admit(c.ctx, a)

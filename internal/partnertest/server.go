@@ -1,0 +1,168 @@
+// Package partnertest stands in for the two partners: servers on real sockets that follow the partners' pages, keep
+// real accounts, orders and quotas, remember every request, and fail on demand.
+package partnertest
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"time"
+)
+
+// What the servers accept unless Options say otherwise. The secret holds what breaks when a client escapes it.
+const (
+	Email        = "shop@example.com"
+	Password     = "correct horse battery staple"
+	ClientID     = "acme"
+	ClientSecret = "s3cr3t:+/%& ü"
+)
+
+// Options shape a server; the zero value is a partner that behaves as its pages say, over plain http.
+type Options struct {
+	TLS       bool             // https with a certificate of its own, HTTP/2 and HTTP/1.1
+	Lifetime  time.Duration    // of tokens; 0: 24 h for NowPost, 1 h for Ndovu
+	Limit     int              // requests a window; 0: 100; negative: no quota
+	Window    time.Duration    // 0: one minute
+	Headers   string           // how the quota is announced: "draft-8" (also ""), "draft-7", "draft-6", "legacy" or "none"
+	Rotate    bool             // NowPost: a refresh revokes the token it was made with
+	Flat      bool             // NowPost: the login answers {"token":…}, as the page's samples read it
+	Envelope  bool             // NowPost: the refresh answers the login's envelope
+	ExpiresAt string           // NowPost: announced in place of the true expiry, such as the page's own "2024-01-15T12:00:00Z"
+	Latency   time.Duration    // before each answer, after the request was carried out
+	Now       func() time.Time // the server's clock: quota, lifetimes and Date; nil: time.Now
+	Forget    bool             // keep no Requests, for benchmarks; the counts go on
+
+	Email, Password, ClientID, ClientSecret string // accepted credentials; "": the constants
+
+	ShortName string // Ndovu: the partner's short name; "": "acme"
+}
+
+// Server is what both stand-ins share. Its methods may be called at any time, from any goroutine.
+type Server struct {
+	URL string // without a slash at the end
+
+	opts  Options
+	login string // path of the token request
+	mux   *http.ServeMux
+	http  *httptest.Server
+	vault *vault
+	stop  context.CancelFunc // ends every request
+
+	inside sync.WaitGroup // handlers at work
+
+	mu        sync.Mutex
+	happened  *sync.Cond // something below changed
+	events    int
+	closed    bool
+	window    window
+	faults    faults
+	gate      chan struct{} // closed by Release
+	hanging   int
+	requests  []*Request
+	received  map[endpoint]int
+	answered  map[int]int
+	logins    int
+	refreshes int
+}
+
+type endpoint struct{ method, path string }
+
+// conn is the context key of a request's net.Conn.
+type conn struct{}
+
+func start(o Options, login string) *Server {
+	switch o.Headers {
+	case "":
+		o.Headers = "draft-8"
+	case "draft-8", "draft-7", "draft-6", "legacy", "none":
+	default:
+		panic(fmt.Sprintf("partnertest: unknown Headers %q", o.Headers))
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	o.Limit = or(o.Limit, 100)
+	o.Window = or(o.Window, time.Minute)
+	o.Email, o.Password = or(o.Email, Email), or(o.Password, Password)
+	o.ClientID, o.ClientSecret = or(o.ClientID, ClientID), or(o.ClientSecret, ClientSecret)
+	o.ShortName = or(o.ShortName, "acme")
+
+	s := &Server{
+		opts:     o,
+		login:    login,
+		mux:      http.NewServeMux(),
+		vault:    newVault(o.Now, o.Lifetime),
+		window:   window{limit: o.Limit, length: o.Window},
+		gate:     make(chan struct{}),
+		received: map[endpoint]int{},
+		answered: map[int]int{},
+	}
+	s.happened = sync.NewCond(&s.mu)
+	s.mux.HandleFunc("/", notFound)
+
+	s.http = httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
+	s.http.Config.ErrorLog = log.New(io.Discard, "", 0) // refused handshakes are part of what is tested
+	base, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	s.http.Config.BaseContext = func(net.Listener) context.Context { return base }
+	s.http.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		return context.WithValue(ctx, conn{}, c)
+	}
+	if o.TLS {
+		s.http.EnableHTTP2 = true
+		s.http.TLS = &tls.Config{
+			Certificates: []tls.Certificate{newCertificate()},
+			NextProtos:   []string{"h2", "http/1.1"},
+		}
+		s.http.StartTLS()
+	} else {
+		s.http.Start()
+	}
+	s.URL = s.http.URL
+	return s
+}
+
+// Close drops every connection, whatever hangs on it, and returns when no goroutine of the server is left.
+func (s *Server) Close() {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	s.closed = true
+	s.mu.Unlock()
+	s.stop()
+	s.http.Listener.Close() // first, so that nobody connects again behind the next line
+	s.http.CloseClientConnections()
+	s.http.Close()
+	s.inside.Wait()
+}
+
+// Transport returns a new transport that trusts the server and attempts HTTP/2. The caller closes its idle connections.
+func (s *Server) Transport() *http.Transport {
+	t := &http.Transport{ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 256}
+	if pool := s.CertPool(); pool != nil {
+		t.TLSClientConfig = &tls.Config{RootCAs: pool}
+	}
+	return t
+}
+
+// CertPool holds the server's certificate; nil when it speaks plain http.
+func (s *Server) CertPool() *x509.CertPool {
+	if s.http.Certificate() == nil {
+		return nil
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(s.http.Certificate())
+	return pool
+}
+
+// RevokeAll makes the server answer 401 to every token and API key issued so far.
+func (s *Server) RevokeAll() { s.vault.revokeAll() }

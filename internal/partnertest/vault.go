@@ -1,0 +1,131 @@
+package partnertest
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// vault issues the bearer tokens of one server and knows which of them are good.
+type vault struct {
+	now      func() time.Time
+	lifetime time.Duration
+	key      []byte // signs the JWTs
+
+	mu     sync.Mutex
+	grants map[string]*grant // by jti, or by the API key itself
+}
+
+// grant is what a bearer may do, and until when. The expiry is exact, which a JWT's whole seconds are not.
+type grant struct {
+	id          string
+	expires     time.Time // zero: never
+	apiKey      bool
+	permissions []string // of an API key; none: all
+}
+
+// claims are a JWT's payload. exp has a fraction only when the lifetime has one: exp - iat is always the lifetime.
+type claims struct {
+	Subject  string  `json:"sub"`
+	IssuedAt int64   `json:"iat"`
+	Expires  float64 `json:"exp"`
+	ID       string  `json:"jti"`
+}
+
+var b64 = base64.RawURLEncoding
+
+var jwtHeader = b64.EncodeToString([]byte(`{"alg":"HS256","typ":"JWT"}`))
+
+func newVault(now func() time.Time, lifetime time.Duration) *vault {
+	return &vault{now: now, lifetime: lifetime, key: []byte(rand.Text()), grants: map[string]*grant{}}
+}
+
+// issue signs a new token for subject and tells when it ends.
+func (v *vault) issue(subject string) (token string, expires time.Time) {
+	now := v.now()
+	g := &grant{id: rand.Text(), expires: now.Add(v.lifetime)}
+	payload, err := json.Marshal(claims{subject, now.Unix(), float64(now.Unix()) + v.lifetime.Seconds(), g.id})
+	if err != nil {
+		panic(err)
+	}
+	v.keep(g)
+	signed := jwtHeader + "." + b64.EncodeToString(payload)
+	return signed + "." + b64.EncodeToString(v.sign(signed)), g.expires
+}
+
+func (v *vault) keep(g *grant) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.grants[g.id] = g
+}
+
+// bearer returns the grant of a request's bearer token; nil when it is missing, forged, expired or revoked.
+func (v *vault) bearer(r *http.Request) *grant {
+	scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !ok || !strings.EqualFold(scheme, "Bearer") || len(r.Header["Authorization"]) != 1 {
+		return nil
+	}
+	id := token
+	if strings.Contains(token, ".") {
+		if id, ok = v.verify(token); !ok {
+			return nil
+		}
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	g := v.grants[id]
+	if g == nil || g.apiKey != (id == token) || !g.expires.IsZero() && !v.now().Before(g.expires) {
+		return nil
+	}
+	return g
+}
+
+// verify checks a JWT's signature and returns its jti.
+func (v *vault) verify(token string) (jti string, ok bool) {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 || parts[0] != jwtHeader {
+		return "", false
+	}
+	signature, err := b64.DecodeString(parts[2])
+	if err != nil || !hmac.Equal(signature, v.sign(parts[0]+"."+parts[1])) {
+		return "", false
+	}
+	payload, err := b64.DecodeString(parts[1])
+	if err != nil {
+		return "", false
+	}
+	var c claims
+	return c.ID, json.Unmarshal(payload, &c) == nil && c.ID != ""
+}
+
+func (v *vault) sign(text string) []byte {
+	mac := hmac.New(sha256.New, v.key)
+	mac.Write([]byte(text))
+	return mac.Sum(nil)
+}
+
+// revoke reports whether the grant was still good: of two refreshes with one rotating token, one wins.
+func (v *vault) revoke(g *grant) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	_, ok := v.grants[g.id]
+	delete(v.grants, g.id)
+	return ok
+}
+
+func (v *vault) revokeAll() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	clear(v.grants)
+}
+
+func (g *grant) may(permission string) bool {
+	return !g.apiKey || len(g.permissions) == 0 || slices.Contains(g.permissions, permission)
+}
