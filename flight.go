@@ -60,7 +60,8 @@ func (f *flight) run() {
 	f.span.Store(&link)
 	for !f.source.land(f, f.fetch()) {
 	}
-	f.wire.endFetch(ctx, span, start, f.op, f.trigger, f.err)
+	// landing has ended ctx, which must not look like a caller's cancellation
+	f.wire.endFetch(context.WithoutCancel(ctx), span, start, f.op, f.trigger, f.err)
 	close(f.done)
 }
 

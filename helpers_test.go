@@ -43,7 +43,9 @@ type shop struct {
 	tokens                   map[string]time.Time // and when they end
 	logins, refreshes, calls int
 	unauthorized             int
-	order                    []string  // of the paths asked for
+	order                    []string        // of the paths asked for
+	times                    []time.Duration // when they were, since the first
+	began                    time.Time
 	held                     time.Time // until then the client has a good token
 }
 
@@ -65,7 +67,11 @@ func (s *shop) serve(req *http.Request) (*http.Response, error) {
 		}
 	}
 	s.mu.Lock()
+	if s.began.IsZero() {
+		s.began = time.Now()
+	}
 	s.order = append(s.order, req.URL.Path)
+	s.times = append(s.times, time.Since(s.began))
 	s.mu.Unlock()
 	switch req.URL.Path {
 	case "/api/v1/auth/login":

@@ -89,7 +89,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.account.base.RoundTrip(req)
 	}
 	ctx, span := t.account.startCall(req.Context())
-	c := call{account: t.account, ctx: ctx, req: req, origin: to, body: bodyOf(req)}
+	c := call{account: t.account, ctx: ctx, req: req, origin: to, body: bodyOf(req), totals: totals{pace: 1}}
 	resp, err := c.roundTrip()
 	c.endCall(ctx, span, &c.totals, resp, err)
 	return resp, err
@@ -208,11 +208,12 @@ func (c *call) permit() (*attempt, *lease, error) {
 		waited, err := c.admit(c.ctx, a)
 		c.ticket = a.permit.ticket
 		c.totals.waited += waited
-		c.totals.tokenSource, c.totals.pace = from, a.permit.pace
+		c.totals.tokenSource = from
 		if err != nil {
 			closeBody(c.body)
 			return nil, nil, err
 		}
+		c.totals.pace = a.permit.pace
 		if waited > 0 {
 			l = c.tokens.renewed(l)
 		}

@@ -49,7 +49,9 @@ func (w *wire) admit(ctx context.Context, a *attempt) (time.Duration, error) {
 		waited = time.Since(start)
 	}
 	w.recordWait(ctx, start, waited, err)
-	w.recordPace(ctx, a.permit.pace)
+	if err == nil {
+		w.recordPace(ctx, a.permit.pace)
+	}
 	return waited, err
 }
 

@@ -1,0 +1,200 @@
+// Command quickstart calls both partners through partnerauth and draws, under
+// each call, what it took: signing in, waiting for the quota, a 401 and what
+// followed from it.
+//
+//	go run -C examples ./quickstart
+//
+// The partners are stand-ins in the same process. With NOWPOST_EMAIL and
+// NOWPOST_PASSWORD, or NDOVU_CLIENT_ID, NDOVU_CLIENT_SECRET and NDOVU_BASE_URL
+// in the environment, it makes one GET request to the real API instead, for the
+// path that -path names.
+//
+// OpenTelemetry's own variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, send the
+// spans and metrics to a collector as well.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"strings"
+	"time"
+
+	"github.com/partnerauth/partnerauth"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "quickstart:", err)
+		os.Exit(1)
+	}
+}
+
+// run is the program. OpenTelemetry's exporters read their settings from the
+// process, not from getenv.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("quickstart", flag.ContinueOnError)
+	flags.SetOutput(io.Discard) // the error is returned; once is enough
+	path := flags.String("path", "", "what to GET from the real API, such as /api/v1/orders?page=2\n"+
+		"(default for NowPost: its orders; for Ndovu: the plans, with the client id as short name)")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		flags.SetOutput(stdout)
+		flags.Usage()
+		return nil
+	case err != nil:
+		return err
+	case flags.NArg() > 0:
+		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	accounts, err := accountsFrom(getenv)
+	switch {
+	case err != nil:
+		return err
+	case *path == "":
+	case len(accounts) != 1:
+		return fmt.Errorf("-path is for one real partner; the environment has credentials for %d", len(accounts))
+	case !strings.HasPrefix(*path, "/"):
+		return errors.New("-path must start with a slash")
+	default:
+		accounts[0].path, accounts[0].template = *path, ""
+	}
+
+	o, err := observe(ctx, getenv, stderr)
+	if err != nil {
+		return err
+	}
+	defer o.flush(ctx)
+	p := &program{observer: o, out: stdout}
+	if len(accounts) == 0 {
+		return p.standIns(ctx)
+	}
+	p.printf(legend)
+	for _, a := range accounts {
+		p.printf("%s\n\n", a.name)
+		if _, err := p.partner(a.baseURL, a.source, nil).call(ctx, http.MethodGet, a.path, a.template, ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// An account is what a call to a real partner needs.
+type account struct {
+	name, baseURL  string
+	source         *partnerauth.Source
+	path, template string
+}
+
+// accountsFrom reads the accounts from the environment. A program without a
+// getenv to honour has partnerauth.NowPostFromEnv and NdovuFromEnv for that.
+func accountsFrom(getenv func(string) string) ([]account, error) {
+	nowPost, err := complete(getenv, "NOWPOST_EMAIL", "NOWPOST_PASSWORD")
+	if err != nil {
+		return nil, err
+	}
+	ndovu, err := complete(getenv, "NDOVU_CLIENT_ID", "NDOVU_CLIENT_SECRET", "NDOVU_BASE_URL")
+	if err != nil {
+		return nil, err
+	}
+	var found []account
+	if nowPost {
+		base := getenv("NOWPOST_BASE_URL")
+		if base == "" {
+			base = partnerauth.NowPostBaseURL
+		}
+		c := partnerauth.NowPost{Email: getenv("NOWPOST_EMAIL"), Password: getenv("NOWPOST_PASSWORD"), BaseURL: base}
+		found = append(found, account{"NowPost", base, c.TokenSource(), ordersPath, ordersPath})
+	}
+	if ndovu {
+		id, base := getenv("NDOVU_CLIENT_ID"), getenv("NDOVU_BASE_URL")
+		c := partnerauth.Ndovu{ClientID: id, ClientSecret: getenv("NDOVU_CLIENT_SECRET"), BaseURL: base}
+		plans := strings.Replace(plansPath, "{shortName}", url.PathEscape(id), 1)
+		found = append(found, account{"Ndovu", base, c.TokenSource(), plans, plansPath})
+	}
+	return found, nil
+}
+
+// complete reports whether all variables are set; some alone are a mistake.
+func complete(getenv func(string) string, names ...string) (bool, error) {
+	var set, missing []string
+	for _, name := range names {
+		if getenv(name) == "" {
+			missing = append(missing, name)
+		} else {
+			set = append(set, name)
+		}
+	}
+	if len(set) > 0 && len(missing) > 0 {
+		return false, fmt.Errorf("the environment has %s without %s", set[0], strings.Join(missing, " and "))
+	}
+	return len(set) > 0, nil
+}
+
+// A program is what its calls share.
+type program struct {
+	*observer
+	out   io.Writer
+	calls int
+}
+
+func (p *program) printf(format string, args ...any) { fmt.Fprintf(p.out, format, args...) }
+
+// A partner is an http.Client that speaks to one partner.
+type partner struct {
+	*program
+	baseURL string
+	client  http.Client
+}
+
+// partner wires up a client. A program need not do more than name the Source;
+// here a quota may be scaled down, and the spans have to be had for the picture.
+func (p *program) partner(baseURL string, source *partnerauth.Source, quota *partnerauth.Quota) *partner {
+	transport := &partnerauth.Transport{Source: source, TracerProvider: p.traces, MeterProvider: p.metrics}
+	if quota != nil {
+		transport.Limiter = quota
+	}
+	return &partner{p, strings.TrimRight(baseURL, "/"), http.Client{Transport: transport, Timeout: time.Minute}}
+}
+
+// call makes one call, draws it, and returns the body of the answer. It knows
+// nothing of tokens, quotas and retries. A path without a template stays out of
+// span names, where values do not belong.
+func (p *partner) call(ctx context.Context, method, path, template, body string) ([]byte, error) {
+	name, _, _ := strings.Cut(path, "?")
+	if template != "" {
+		name, ctx = template, partnerauth.WithURLTemplate(ctx, template)
+	}
+	status, answer, err := p.do(ctx, method, p.baseURL+path, body)
+	if with, ok := errors.AsType[*url.Error](err); ok {
+		err = with.Err // without the URL, whose query may be private
+	}
+	p.calls++
+	draw(p.out, p.calls, method+" "+name, status, p.ended.take())
+	return answer, err
+}
+
+func (p *partner) do(ctx context.Context, method, url, body string) (status string, answer []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
+	if err != nil {
+		return "ERR", nil, err
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return "ERR", nil, err
+	}
+	defer resp.Body.Close()
+	answer, err = io.ReadAll(resp.Body)
+	return fmt.Sprint(resp.StatusCode), answer, err
+}

@@ -1,0 +1,495 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/base64"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/partnerauth/partnerauth"
+	"github.com/partnerauth/partnerauth/internal/partnertest"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	oteltrace "go.opentelemetry.io/otel/trace"
+	tracecollector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// TestMain lets a test run main itself, for its exit status.
+func TestMain(m *testing.M) {
+	if os.Getenv("QUICKSTART_MAIN") != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// start runs the program in an environment of nothing but vars, which are
+// name=value. OpenTelemetry's go to the process too, where exporters look.
+func start(t *testing.T, args []string, vars ...string) (stdout, stderr string, err error) {
+	t.Helper()
+	env := map[string]string{}
+	for _, v := range vars {
+		name, value, _ := strings.Cut(v, "=")
+		env[name] = value
+	}
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "OTEL_") {
+			t.Setenv(name, "")
+		}
+	}
+	for name, value := range env {
+		if strings.HasPrefix(name, "OTEL_") {
+			t.Setenv(name, value)
+		}
+	}
+	var out, errs bytes.Buffer
+	err = run(t.Context(), args, func(name string) string { return env[name] }, &out, &errs)
+	return out.String(), errs.String(), err
+}
+
+func TestStandIns(t *testing.T) {
+	began := time.Now()
+	got, stderr, err := start(t, nil)
+	if err != nil || stderr != "" {
+		t.Fatalf("got error %v and stderr %q, want none", err, stderr)
+	}
+	if d := time.Since(began); d > 10*time.Second {
+		t.Errorf("took %v, want less than 10 s", d)
+	}
+	const took = ` +[\d.]+m?s +` // under load, a bar may begin a cell later
+	for _, want := range []string{
+		// signing in
+		`(?m)^ 1  POST /api/v1/orders +201` + took + `signed in
+    nowpost call` + took + `─+
+    ├─ partnerauth\.token\.fetch login` + took + `─+
+    │  └─ POST +200` + took + `█+
+    └─ POST /api/v1/orders +201` + took + `█+$`,
+		// 401, signing in again, 200
+		`(?m)nobody tells the client - - -
+
+ 4  GET /api/v1/orders/\{id\} +200` + took + `401 → signed in again
+    nowpost call` + took + `─+
+    ├─ GET /api/v1/orders/\{id\} +401` + took + `×+
+    ├─ partnerauth\.token\.fetch login` + took + `─+
+    │  └─ POST +200` + took + `█+
+    └─ GET /api/v1/orders/\{id\} +200` + took + `█+$`,
+		// the quota
+		`(?m)^ 5  GET /api/v1/orders +200` + took + `waited [\d.]+m?s
+    nowpost call` + took + `─+
+    ├─ partnerauth\.rate_limit\.wait` + took + `░+
+    └─ GET /api/v1/orders +200` + took + `█+$`,
+		// the other partner, and all of it in one call
+		`(?m)^ 6  GET /api/v3/partners/\{shortName\}/plans +200` + took + `signed in$`,
+		`(?m)^ 7  GET /api/v3/partners/\{shortName\}/plans +200` + took + `still signed in$`,
+		`(?m)^ 8  GET /api/v3/partners/\{shortName\}/plans +200` + took + `401 → signed in again → waited [\d.]+m?s$`,
+		// what the servers say
+		`(?m)429s
+  NowPost +8 +7 of 7 +2 +1 +0
+  Ndovu +6 +5 of 5 +2 +1 +0$`,
+	} {
+		if !regexp.MustCompile(want).MatchString(got) {
+			t.Errorf("got\n%s\nwant a match of\n%s", got, want)
+		}
+	}
+	for line := range strings.Lines(got) {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 100 {
+			t.Errorf("a line of %d columns, want 100 at most: %q", n, line)
+		}
+	}
+	harmless(t, got)
+}
+
+// harmless checks that text has no secret and no token in it.
+func harmless(t *testing.T, text string) {
+	t.Helper()
+	basic := base64.StdEncoding.EncodeToString([]byte(partnertest.ClientID + ":" + partnertest.ClientSecret))
+	for _, secret := range []string{partnertest.Password, partnertest.ClientSecret, basic, "eyJhbGciOi", "Bearer"} {
+		if strings.Contains(text, secret) {
+			t.Errorf("%q is in the output:\n%s", secret, text)
+		}
+	}
+}
+
+func nowPostEnv(server *partnertest.NowPost) []string {
+	return []string{
+		"NOWPOST_EMAIL=" + partnertest.Email, "NOWPOST_PASSWORD=" + partnertest.Password,
+		"NOWPOST_BASE_URL=" + server.URL,
+	}
+}
+
+func ndovuEnv(server *partnertest.Ndovu) []string {
+	return []string{
+		"NDOVU_CLIENT_ID=" + partnertest.ClientID, "NDOVU_CLIENT_SECRET=" + partnertest.ClientSecret,
+		"NDOVU_BASE_URL=" + server.URL + "/",
+	}
+}
+
+func TestRealAPI(t *testing.T) {
+	nowPost := partnertest.StartNowPost(partnertest.Options{})
+	defer nowPost.Close()
+	ndovu := partnertest.StartNdovu(partnertest.Options{})
+	defer ndovu.Close()
+	for _, test := range []struct {
+		name string
+		args []string
+		vars []string
+		want []string // matches, in the output
+		gets []string // paths that arrived
+	}{{
+		name: "NowPost",
+		vars: nowPostEnv(nowPost),
+		want: []string{`(?m)^ 1  GET /api/v1/orders +200 .* signed in$`, `└─ GET /api/v1/orders +200`},
+		gets: []string{"/api/v1/orders"},
+	}, {
+		name: "Ndovu",
+		vars: ndovuEnv(ndovu),
+		want: []string{`(?m)^ 1  GET /api/v3/partners/\{shortName\}/plans +200 .* signed in$`},
+		gets: []string{"/api/v3/partners/acme/plans"},
+	}, {
+		name: "both",
+		vars: append(nowPostEnv(nowPost), ndovuEnv(ndovu)...),
+		want: []string{`(?m)^ 1  GET /api/v1/orders`, `(?m)^ 2  GET /api/v3/partners`},
+		gets: []string{"/api/v1/orders", "/api/v3/partners/acme/plans"},
+	}, {
+		name: "path",
+		args: []string{"-path", "/api/v1/orders/ord_9?key=do-not-show"},
+		vars: nowPostEnv(nowPost),
+		want: []string{`(?m)^ 1  GET /api/v1/orders/ord_9 +404 .* signed in → 404$`, `└─ GET +404 .* ×+`},
+		gets: []string{"/api/v1/orders/ord_9"},
+	}} {
+		t.Run(test.name, func(t *testing.T) {
+			before := len(nowPost.Requests()) + len(ndovu.Requests())
+			got, stderr, err := start(t, test.args, test.vars...)
+			if err != nil || stderr != "" {
+				t.Fatalf("got error %v and stderr %q, want none", err, stderr)
+			}
+			for _, want := range test.want {
+				if !regexp.MustCompile(want).MatchString(got) {
+					t.Errorf("got\n%s\nwant a match of %s", got, want)
+				}
+			}
+			for _, path := range test.gets {
+				if nowPost.Count(http.MethodGet, path)+ndovu.Count(http.MethodGet, path) == 0 {
+					t.Errorf("no GET %s arrived", path)
+				}
+			}
+			// each GET and the login before it, and nothing else
+			sent := len(nowPost.Requests()) + len(ndovu.Requests()) - before
+			if sent != 2*len(test.gets) {
+				t.Errorf("got %d requests, want %d", sent, 2*len(test.gets))
+			}
+			harmless(t, got)
+			if strings.Contains(got, "do-not-show") {
+				t.Errorf("the query is in the output:\n%s", got)
+			}
+		})
+	}
+}
+
+func TestCallFails(t *testing.T) {
+	server := partnertest.StartNowPost(partnertest.Options{Password: "another"})
+	defer server.Close()
+	got, _, err := start(t, []string{"-path", "/x?key=do-not-show"}, nowPostEnv(server)...)
+	if !errors.Is(err, partnerauth.ErrCredentials) {
+		t.Errorf("got error %v, want ErrCredentials", err)
+	}
+	if want := regexp.MustCompile(`(?m)^ 1  GET /x +ERR [\s\S]*└─ POST +401 .* ×+$`); !want.MatchString(got) {
+		t.Errorf("got\n%s\nwant a match of %s", got, want)
+	}
+	text := got + err.Error()
+	harmless(t, text)
+	if strings.Contains(text, "do-not-show") {
+		t.Errorf("the query is in the output:\n%s", text)
+	}
+}
+
+func TestMistakes(t *testing.T) {
+	account := []string{"NOWPOST_EMAIL=e", "NOWPOST_PASSWORD=p"}
+	client := []string{"NDOVU_CLIENT_ID=i", "NDOVU_CLIENT_SECRET=s", "NDOVU_BASE_URL=https://ndovu.example"}
+	for _, test := range []struct {
+		name string
+		args []string
+		vars []string
+		want string // in the error
+	}{
+		{"no password", nil, account[:1], "NOWPOST_EMAIL without NOWPOST_PASSWORD"},
+		{"no e-mail", nil, account[1:], "NOWPOST_PASSWORD without NOWPOST_EMAIL"},
+		{"empty password", nil, []string{account[0], "NOWPOST_PASSWORD="}, "without NOWPOST_PASSWORD"},
+		{"no secret", nil, []string{client[0], client[2]}, "without NDOVU_CLIENT_SECRET"},
+		{"no client id", nil, client[1:], "without NDOVU_CLIENT_ID"},
+		{"no host", nil, client[:2], "without NDOVU_BASE_URL"},
+		{"half beside a whole", nil, append(client[:1:1], account...), "without NDOVU_CLIENT_SECRET and NDOVU_BASE_URL"},
+		{"plain http", nil, append(client[:2:2], "NDOVU_BASE_URL=http://ndovu.example"), "BaseURL"},
+		{"path for nobody", []string{"-path", "/x"}, nil, "for 0"},
+		{"path for two", []string{"-path", "/x"}, append(account[:2:2], client...), "for 2"},
+		{"path that is another host", []string{"-path", "@x.example/"}, account, "slash"},
+		{"argument", []string{"x"}, nil, `"x"`},
+		{"flag", []string{"-x"}, nil, "-x"},
+		{"exporter", nil, []string{"OTEL_TRACES_EXPORTER=x"}, "OTEL_TRACES_EXPORTER"},
+		{"metrics exporter", nil, []string{"OTEL_METRICS_EXPORTER=x"}, "OTEL_METRICS_EXPORTER"},
+		{"resource", nil, []string{"OTEL_RESOURCE_ATTRIBUTES=x"}, "OTEL_RESOURCE_ATTRIBUTES"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, _, err := start(t, test.args, test.vars...)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got error %v, want one with %q", err, test.want)
+			}
+		})
+	}
+}
+
+func TestHelp(t *testing.T) {
+	got, _, err := start(t, []string{"-h"})
+	if err != nil || !strings.Contains(got, "-path") {
+		t.Errorf("got %q and error %v, want the usage", got, err)
+	}
+}
+
+func TestExitStatus(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = []string{"QUICKSTART_MAIN=1", "NOWPOST_EMAIL=e"}
+	out, err := cmd.CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 {
+		t.Errorf("got %v, want exit status 1", err)
+	}
+	if want := "quickstart: the environment has NOWPOST_EMAIL without NOWPOST_PASSWORD\n"; !strings.HasPrefix(string(out), want) {
+		t.Errorf("got %q, want %q", out, want)
+	}
+}
+
+// A collector receives OTLP over http.
+type collector struct {
+	*httptest.Server
+	mu     sync.Mutex
+	bodies map[string][][]byte // by path
+}
+
+func newCollector(t *testing.T) *collector {
+	c := &collector{bodies: map[string][][]byte{}}
+	c.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body := io.Reader(r.Body)
+		if r.Header.Get("Content-Encoding") == "gzip" {
+			body, _ = gzip.NewReader(r.Body)
+		}
+		b, err := io.ReadAll(body)
+		if err != nil {
+			t.Error(err)
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.bodies[r.URL.Path] = append(c.bodies[r.URL.Path], b)
+	}))
+	t.Cleanup(c.Close)
+	return c
+}
+
+// spans are the names of all spans received, with that of their service.
+func (c *collector) spans(t *testing.T) (names []string) {
+	for _, body := range c.bodies["/v1/traces"] {
+		var request tracecollector.ExportTraceServiceRequest
+		if err := proto.Unmarshal(body, &request); err != nil {
+			t.Fatal(err)
+		}
+		for _, resource := range request.ResourceSpans {
+			service := ""
+			for _, kv := range resource.Resource.Attributes {
+				if kv.Key == "service.name" {
+					service = kv.Value.GetStringValue()
+				}
+			}
+			for _, scope := range resource.ScopeSpans {
+				for _, span := range scope.Spans {
+					names = append(names, service+": "+span.Name)
+				}
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func TestExport(t *testing.T) {
+	server := partnertest.StartNowPost(partnertest.Options{})
+	defer server.Close()
+	spans := func(service string) []string {
+		return []string{
+			service + ": GET /api/v1/orders", service + ": POST", service + ": nowpost call", service + ": partnerauth.token.fetch",
+		}
+	}
+	for _, test := range []struct {
+		name    string
+		vars    func(url string) []string
+		spans   []string
+		metrics bool
+	}{
+		{"nothing set", func(string) []string { return nil }, nil, false},
+		{"endpoint", func(url string) []string {
+			return []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + url}
+		}, spans("partnerauth-quickstart"), true},
+		{"endpoint of traces", func(url string) []string {
+			return []string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=" + url + "/v1/traces", "OTEL_SERVICE_NAME=shop"}
+		}, spans("shop"), false},
+		{"traces alone", func(url string) []string {
+			return []string{"OTEL_TRACES_EXPORTER=otlp", "OTEL_METRICS_EXPORTER=none", "OTEL_EXPORTER_OTLP_ENDPOINT=" + url}
+		}, spans("partnerauth-quickstart"), false},
+		{"metrics alone", func(url string) []string {
+			return []string{"OTEL_TRACES_EXPORTER=none", "OTEL_EXPORTER_OTLP_ENDPOINT=" + url}
+		}, nil, true},
+		{"sampler", func(url string) []string {
+			return []string{"OTEL_TRACES_SAMPLER=always_off", "OTEL_EXPORTER_OTLP_ENDPOINT=" + url}
+		}, spans("partnerauth-quickstart"), true},
+		{"disabled", func(url string) []string {
+			return []string{"OTEL_SDK_DISABLED=true", "OTEL_EXPORTER_OTLP_ENDPOINT=" + url}
+		}, nil, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newCollector(t)
+			got, stderr, err := start(t, nil, append(nowPostEnv(server), test.vars(c.URL)...)...)
+			if err != nil || stderr != "" {
+				t.Fatalf("got error %v and stderr %q, want none", err, stderr)
+			}
+			if !strings.Contains(got, "└─ GET /api/v1/orders") {
+				t.Errorf("no picture beside the export:\n%s", got)
+			}
+			if names := c.spans(t); !slices.Equal(names, test.spans) {
+				t.Errorf("got spans %q, want %q", names, test.spans)
+			}
+			metrics := bytes.Join(c.bodies["/v1/metrics"], nil)
+			if got := bytes.Contains(metrics, []byte("http.client.request.duration")); got != test.metrics {
+				t.Errorf("got metrics: %t, want %t", got, test.metrics)
+			}
+			harmless(t, string(bytes.Join(c.bodies["/v1/traces"], nil)))
+			harmless(t, string(metrics))
+		})
+	}
+}
+
+// TestNothingIsTried makes sure that what nobody asked for is not even tried.
+func TestNothingIsTried(t *testing.T) {
+	for _, signal := range []string{"TRACES", "METRICS"} {
+		if exports(func(string) string { return "" }, signal) {
+			t.Errorf("%s are exported where nothing is set", signal)
+		}
+	}
+}
+
+// TestDeadCollector checks that a failure to export is told and nothing more.
+func TestDeadCollector(t *testing.T) {
+	server := partnertest.StartNowPost(partnertest.Options{})
+	defer server.Close()
+	c := newCollector(t)
+	c.Close()
+	_, stderr, err := start(t, nil, append(nowPostEnv(server), "OTEL_EXPORTER_OTLP_ENDPOINT="+c.URL)...)
+	if err != nil {
+		t.Errorf("got error %v, want none", err)
+	}
+	for _, want := range []string{"quickstart: telemetry:", "/v1/traces", "/v1/metrics"} {
+		if !strings.Contains(stderr, want) {
+			t.Errorf("got stderr %q, want %q in it", stderr, want)
+		}
+	}
+}
+
+func TestCanceled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := run(ctx, nil, func(string) string { return "" }, io.Discard, io.Discard)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got error %v, want context.Canceled", err)
+	}
+}
+
+// stub makes spans of one trace, with times in milliseconds.
+func stub(id, parent byte, name string, from, to int, kv ...string) tracetest.SpanStub {
+	context := func(id byte) oteltrace.SpanContext {
+		if id == 0 {
+			return oteltrace.SpanContext{}
+		}
+		return oteltrace.NewSpanContext(oteltrace.SpanContextConfig{TraceID: oteltrace.TraceID{1}, SpanID: oteltrace.SpanID{id}})
+	}
+	at := func(ms int) time.Time { return time.UnixMilli(int64(ms)) }
+	s := tracetest.SpanStub{Name: name, SpanContext: context(id), Parent: context(parent), StartTime: at(from), EndTime: at(to)}
+	for i := 0; i < len(kv); i += 2 {
+		switch kv[i] {
+		case "error":
+			s.Status.Code = codes.Error
+		case "kind":
+			s.SpanKind = oteltrace.SpanKindClient
+		default:
+			s.Attributes = append(s.Attributes, attribute.String(kv[i], kv[i+1]))
+		}
+	}
+	return s
+}
+
+const (
+	status    = "http.response.status_code"
+	operation = "partnerauth.token.operation"
+	trigger   = "partnerauth.token.trigger"
+	result    = "partnerauth.rate_limit.result"
+)
+
+func TestPicture(t *testing.T) {
+	spans := tracetest.SpanStubs{ // in the order of their end
+		stub(2, 1, "GET /a", 1000, 1100, "kind", "client", "error", "401", status, "401"),
+		stub(4, 3, waitName, 1100, 1250, result, "acquired"),
+		stub(5, 3, "POST", 1250, 1400, "kind", "client", status, "200"),
+		stub(3, 1, fetchName, 1100, 1400, operation, "login", trigger, "unauthorized"),
+		stub(6, 1, "GET /a", 1400, 3000, "kind", "client", status, "200"),
+		stub(1, 0, "nowpost call", 1000, 3000),
+	}.Snapshots()
+	want := `
+ 7  GET /a                                      200   2.00s  401 → signed in again → waited 150ms
+    nowpost call                                      2.00s  ──────────────────────────────────────
+    ├─ GET /a                                   401   100ms  ××
+    ├─ partnerauth.token.fetch login                  300ms    ──────
+    │  ├─ partnerauth.rate_limit.wait                 150ms    ░░░
+    │  └─ POST                                  200   150ms       ███
+    └─ GET /a                                   200   1.60s          ██████████████████████████████
+
+`
+	var got strings.Builder
+	draw(&got, 7, "GET /a", "200", spans)
+	if "\n"+got.String() != want {
+		t.Errorf("got \n%s\nwant %s", got.String(), want)
+	}
+}
+
+func TestStory(t *testing.T) {
+	call := stub(1, 0, "nowpost call", 0, 100)
+	for _, test := range []struct {
+		want  string
+		spans []tracetest.SpanStub
+	}{
+		{"still signed in", []tracetest.SpanStub{stub(2, 1, "GET", 0, 9, "kind", "client", status, "200")}},
+		{"ERR", []tracetest.SpanStub{stub(2, 1, "GET", 0, 9, "kind", "client", "error", "timeout")}},
+		{"could not sign in → 401", []tracetest.SpanStub{
+			stub(2, 1, fetchName, 0, 9, operation, "login", trigger, "missing", "error", "401"),
+			stub(3, 2, "POST", 0, 9, "kind", "client", status, "401", "error", "401"),
+		}},
+		{"429 → waited 4ms", []tracetest.SpanStub{
+			stub(2, 1, "GET", 0, 5, "kind", "client", status, "429", "error", "429"),
+			stub(3, 1, waitName, 5, 9, result, "acquired"),
+			stub(4, 1, "GET", 9, 12, "kind", "client", status, "200"),
+		}},
+	} {
+		if got := newTree(append(tracetest.SpanStubs(test.spans), call).Snapshots()).story(); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}

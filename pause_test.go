@@ -1,0 +1,197 @@
+package partnerauth_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// pauseCase is an answer of status 429 that came in 2026 by the server's clock,
+// and how long the next request has to wait for it.
+type pauseCase struct {
+	name        string
+	header      http.Header
+	least, most time.Duration
+}
+
+// fields makes a header of lines; a Date of 2026 is the first.
+func fields(lines ...string) http.Header {
+	h := http.Header{"Date": {in2026.Format(http.TimeFormat)}}
+	for _, line := range lines {
+		key, value, _ := strings.Cut(line, ": ")
+		h.Add(key, value)
+	}
+	return h
+}
+
+func without(h http.Header, key string) http.Header {
+	h.Del(key)
+	return h
+}
+
+func pauseCases() []pauseCase {
+	in := func(d time.Duration) string { return in2026.Add(d).Format(http.TimeFormat) }
+	epoch := func(d time.Duration) string { return fmt.Sprint(in2026.Add(d).Unix()) }
+	const s, m = time.Second, time.Minute
+	none := func(name string, lines ...string) pauseCase { return pauseCase{name, fields(lines...), m, m} }
+	return []pauseCase{
+		// express-rate-limit 8.7.4, word for word but for the time
+		{"legacy", fields("X-RateLimit-Limit: 2", "X-RateLimit-Remaining: 0", "X-RateLimit-Reset: "+epoch(50*s)), 50 * s, 51 * s},
+		{"legacy with Retry-After", fields("X-RateLimit-Limit: 2", "X-RateLimit-Remaining: 0", "X-RateLimit-Reset: "+epoch(60*s), "Retry-After: 60"), 60 * s, 61 * s},
+		{"draft-6", fields("RateLimit-Policy: 2;w=60", "RateLimit-Limit: 2", "RateLimit-Remaining: 0", "RateLimit-Reset: 50"), 50 * s, 50 * s},
+		{"draft-6 with Retry-After", fields("RateLimit-Policy: 2;w=60", "RateLimit-Limit: 2", "RateLimit-Remaining: 0", "RateLimit-Reset: 60", "Retry-After: 60"), 60 * s, 60 * s},
+		{"draft-7", fields("RateLimit-Policy: 2;w=60", "RateLimit: limit=2, remaining=0, reset=50"), 50 * s, 50 * s},
+		{"draft-7 of any status", fields("RateLimit: limit=2, remaining=1, reset=50"), 50 * s, 50 * s},
+		{"draft-8", fields(`RateLimit-Policy: "2-in-1min"; q=2; w=60; pk=:ZDY5ZjM0:`, `RateLimit: "2-in-1min"; r=0; t=50`), 50 * s, 50 * s},
+		{"draft-8 with a request left", fields(`RateLimit: "2-in-1min"; r=1; t=50`), 50 * s, 50 * s},
+		{"draft-8 with Retry-After", fields(`RateLimit-Policy: "2-in-1min"; q=2; w=60; pk=:ZDY5ZjM0:`, `RateLimit: "2-in-1min"; r=0; t=60`, "Retry-After: 60"), 60 * s, 60 * s},
+
+		// Retry-After
+		{"seconds", fields("Retry-After: 7"), 7 * s, 7 * s},
+		{"zero", fields("Retry-After: 0"), 0, s},
+		{"one", fields("Retry-After: 1"), s, s},
+		{"leading zeros", fields("Retry-After: 007"), 7 * s, 7 * s},
+		{"spaces", fields("Retry-After:   7 "), 7 * s, 7 * s},
+		{"a float", fields("Retry-After: 7.25"), 7250 * time.Millisecond, 8 * s},
+		{"a date", fields("Retry-After: " + in(30*s)), 30 * s, 31 * s},
+		{"a date in the RFC 850 form", fields("Retry-After: " + in2026.Add(30*s).Format("Monday, 02-Jan-06 15:04:05 GMT")), 30 * s, 31 * s},
+		{"a date in the form of asctime", fields("Retry-After: " + in2026.Add(30*s).Format(time.ANSIC)), 30 * s, 31 * s},
+		{"a date after a minute", fields("Retry-After: " + in(5*m)), 5 * m, 5*m + s},
+		{"an epoch", fields("Retry-After: " + epoch(30*s)), 30 * s, 31 * s},
+		{"two of them", fields("Retry-After: 5", "Retry-After: 9"), 9 * s, 9 * s},
+		{"a quarter of an hour", fields("Retry-After: 900"), 15 * m, 15 * m},
+		{"more than a quarter of an hour", fields("Retry-After: 1200"), 15 * m, 15 * m},
+		{"a day", fields("Retry-After: 86400"), 15 * m, 15 * m},
+		{"a date after a day", fields("Retry-After: " + in(24*time.Hour)), 15 * m, 15 * m},
+		{"absurd", fields("Retry-After: 99999999"), 15 * m, 15 * m},
+		{"absurd beyond int64", fields("Retry-After: 99999999999999999999999"), 15 * m, 15 * m},
+		{"absurd beyond float64", fields("Retry-After: " + strings.Repeat("9", 400)), 15 * m, 15 * m},
+		{"an absurd date", fields("Retry-After: Fri, 31 Dec 9999 23:59:59 GMT"), 15 * m, 15 * m},
+		none("negative", "Retry-After: -5"),
+		none("garbage", "Retry-After: soon"),
+		none("empty", "Retry-After: "),
+		none("a dot", "Retry-After: ."),
+		none("two dots", "Retry-After: 1.2.3"),
+		none("an exponent", "Retry-After: 1e3"),
+		none("hexadecimal", "Retry-After: 0x10"),
+		none("infinity", "Retry-After: Inf"),
+		none("no number", "Retry-After: NaN"),
+		none("a sign", "Retry-After: +5"),
+		none("a unit", "Retry-After: 5s"),
+		none("a list", "Retry-After: 5, 9"),
+		none("digits beyond ASCII", "Retry-After: ５"),
+		none("nothing"),
+		none("a date long past", "Retry-After: Mon, 01 Jan 2001 00:00:00 GMT"),
+		none("an epoch long past", "X-RateLimit-Reset: 1000000001"),
+		none("only a limit", "X-RateLimit-Limit: 100", "RateLimit-Policy: 100;w=60", "RateLimit-Limit: 100"),
+
+		// epochs, deltas, milliseconds
+		{"epoch in milliseconds", fields("X-RateLimit-Reset: " + epoch(50*s) + "000"), 50 * s, 51 * s},
+		{"epoch with a fraction", fields("X-RateLimit-Reset: " + epoch(50*s) + ".5"), 50500 * time.Millisecond, 52 * s},
+		{"epoch under the name of draft-6", fields("RateLimit-Reset: " + epoch(50*s)), 50 * s, 51 * s},
+		{"delta under the legacy name", fields("X-RateLimit-Reset: 50"), 50 * s, 50 * s},
+		{"date under the legacy name", fields("X-RateLimit-Reset: " + in(50*s)), 50 * s, 51 * s},
+		{"epoch of this very second", fields("X-RateLimit-Reset: " + epoch(0)), 0, s},
+
+		// several that disagree
+		{"the legacy one is longer", fields("Retry-After: 5", "X-RateLimit-Reset: "+epoch(120*s)), 120 * s, 121 * s},
+		{"Retry-After is longer", fields("Retry-After: 120", "RateLimit: limit=2, remaining=0, reset=5"), 120 * s, 120 * s},
+		{"the longer is absurd", fields("Retry-After: 5", "X-RateLimit-Reset: 99999999"), 5 * s, 5 * s},
+		{"the longer is garbage", fields("Retry-After: 5", "RateLimit-Reset: tomorrow"), 5 * s, 5 * s},
+		{"the longer is long past", fields("Retry-After: 5", "X-RateLimit-Reset: 1000000001"), 5 * s, 5 * s},
+		{"date and delta", fields("Retry-After: "+in(20*s), "RateLimit-Reset: 40"), 40 * s, 40 * s},
+
+		// several policies
+		{"the short one is spent", fields(`RateLimit: "burst"; r=0; t=2, "daily"; r=500; t=600`), 2 * s, 2 * s},
+		{"the long one is spent", fields(`RateLimit: "burst"; r=5; t=2, "daily"; r=0; t=600`), 10 * m, 10 * m},
+		{"both are spent", fields(`RateLimit: "burst"; r=0; t=2, "hourly"; r=0; t=300`), 5 * m, 5 * m},
+		{"none is spent", fields(`RateLimit: "burst"; r=1; t=2, "hourly"; r=1; t=300`), 5 * m, 5 * m},
+		{"parameters in another order", fields(`RateLimit: "burst";t=2;r=0,"daily";t=600;r=500`), 2 * s, 2 * s},
+		{"names that are tokens", fields(`RateLimit: burst;r=0;t=2, daily;r=500;t=600`), 2 * s, 2 * s},
+		{"parameters of no concern", fields(`RateLimit: "burst"; r=0; t=2; pk=:dD05MDA=:; x="t=900, y; t=900"`), 2 * s, 2 * s},
+		{"on two lines", fields(`RateLimit: "burst"; r=0; t=2`, `RateLimit: "daily"; r=500; t=600`), 2 * s, 2 * s},
+		{"separators in quotes", fields(`RateLimit: "a,b;t=900;r=0"; r=0; t=5`), 5 * s, 5 * s},
+		{"an escaped quote", fields(`RateLimit: "a\";t=900"; r=0; t=5`), 5 * s, 5 * s},
+		{"a quote that is not closed", fields(`RateLimit: "a;r=0;t=900`), m, m},
+		{"no time", fields(`RateLimit: "a"; r=0`), m, m},
+		{"time without a value", fields(`RateLimit: "a"; r=0; t`), m, m},
+		{"time that is a text", fields(`RateLimit: "a"; r=0; t="900"`), m, m},
+		{"negative time", fields(`RateLimit: "a"; r=0; t=-5`), m, m},
+		{"absurd time", fields(`RateLimit: "a"; r=0; t=99999999`), 15 * m, 15 * m},
+		{"separators alone", fields(`RateLimit: ;,;=,"",;`), m, m},
+	}
+}
+
+func TestPauses(t *testing.T) {
+	t.Parallel()
+	for _, c := range pauseCases() {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				checkPause(t, 429, c.header, c.least, c.most)
+			})
+		})
+	}
+}
+
+func checkPause(t *testing.T, status int, header http.Header, least, most time.Duration) {
+	t.Helper()
+	time.Sleep(700 * time.Millisecond) // our clock is never at a whole second
+	d := &desk{script: func(n int, _ asked) told {
+		if n == 0 {
+			return told{status: status, header: header}
+		}
+		return told{body: `{"token":"t"}`}
+	}}
+	if _, err := d.nowPost().Token(); err != nil {
+		t.Fatal(err)
+	}
+	log := d.log()
+	if got := log[len(log)-1].at.Sub(log[0].at); len(log) != 2 || got < least || got > most {
+		t.Errorf("got %d requests, the second after %v, want it after %v to %v", len(log), got, least, most)
+	}
+}
+
+// Without a Date, times are by our own clock.
+func TestPausesWithoutDate(t *testing.T) {
+	t.Parallel()
+	for _, c := range []pauseCase{
+		{"a date", without(fields("Retry-After: "+in2026.Add(30*time.Second).Format(http.TimeFormat)), "Date"), 29300 * time.Millisecond, 31 * time.Second},
+		{"an epoch", without(fields(fmt.Sprint("X-RateLimit-Reset: ", in2026.Add(30*time.Second).Unix())), "Date"), 29300 * time.Millisecond, 31 * time.Second},
+		{"a Date that is none", without(fields("Date: today", fmt.Sprint("X-RateLimit-Reset: ", in2026.Add(30*time.Second).Unix())), "none"), 30 * time.Second, 31 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.name == "a Date that is none" {
+				c.header["Date"] = []string{"today"}
+				c.least = 29300 * time.Millisecond
+			}
+			synctest.Test(t, func(t *testing.T) {
+				time.Sleep(time.Until(in2026))
+				checkPause(t, 429, c.header, c.least, c.most)
+			})
+		})
+	}
+}
+
+// A 503 says how long it takes in Retry-After or not at all.
+func TestPausesOf503(t *testing.T) {
+	t.Parallel()
+	for _, c := range []pauseCase{
+		{"seconds", fields("Retry-After: 30"), 30 * time.Second, 30 * time.Second},
+		{"a date", fields("Retry-After: " + in2026.Add(30*time.Second).Format(http.TimeFormat)), 30 * time.Second, 31 * time.Second},
+		{"absurd", fields("Retry-After: 99999999"), 15 * time.Minute, 15 * time.Minute},
+		{"the others do not count", fields("Retry-After: 3", "RateLimit: limit=2, remaining=0, reset=50", "RateLimit-Reset: 50", "X-RateLimit-Reset: 50"), 3 * time.Second, 3 * time.Second},
+		{"only the others", fields(`RateLimit: "a"; r=0; t=50`, "RateLimit-Reset: 50", "X-RateLimit-Reset: 50"), 0, 2 * time.Second},
+		{"garbage", fields("Retry-After: soon"), 0, 2 * time.Second},
+		{"none", nil, 0, 2 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				checkPause(t, 503, c.header, c.least, c.most)
+			})
+		})
+	}
+}
