@@ -352,7 +352,7 @@ func dialedURL(u *url.URL) string {
 	var to string
 	dial := func(scheme string) func(context.Context, string, string) (net.Conn, error) {
 		return func(_ context.Context, _, addr string) (net.Conn, error) {
-			to = scheme + "://" + addr
+			to = scheme + "://" + strings.ToLower(addr)
 			return nil, errors.New("far enough")
 		}
 	}

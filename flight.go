@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
@@ -154,6 +155,9 @@ func (f *flight) exchange(resend int) fetched {
 	}
 	f.used += time.Since(sent)
 	if err != nil {
+		if ctx.Err() == context.DeadlineExceeded {
+			err = fmt.Errorf("no answer in time: %w", err)
+		}
 		got := f.failed(0, err)
 		got.again = true
 		return got

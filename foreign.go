@@ -55,7 +55,7 @@ func (f *foreignSource) token(ctx context.Context, w *wire) (*oauth2.Token, erro
 }
 
 // renewed returns l unless it has ended. A token without an expiry never does.
-func (f *foreignSource) renewed(l *lease) *lease {
+func (f *foreignSource) renewed(_ context.Context, _ *wire, l *lease) *lease {
 	if l.ends.IsZero() || l.good(time.Now()) {
 		return l
 	}

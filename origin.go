@@ -33,6 +33,8 @@ func parseOrigin(field, rawURL string) (*origin, error) {
 	o := &origin{scheme: strings.ToLower(u.Scheme), host: strings.ToLower(u.Hostname()), port: portOf(u)}
 	port, err := strconv.Atoi(o.port)
 	switch {
+	case strings.ContainsFunc(o.host, func(r rune) bool { return r > '~' }):
+		return nil, fmt.Errorf("%s has a host that is not ASCII, want its xn-- form", field)
 	case o.scheme == "http" && !loopback(o.host):
 		return nil, fmt.Errorf("%s: %w: %s is not loopback, use https", field, ErrInsecureURL, o.host)
 	case o.scheme != "http" && o.scheme != "https":
@@ -46,7 +48,13 @@ func parseOrigin(field, rawURL string) (*origin, error) {
 
 // matches reports whether a request to u goes to o.
 func (o *origin) matches(u *url.URL) bool {
-	return strings.EqualFold(u.Scheme, o.scheme) && strings.EqualFold(u.Hostname(), o.host) && portOf(u) == o.port
+	return strings.EqualFold(u.Scheme, o.scheme) && sameHost(u.Hostname(), o.host) && portOf(u) == o.port
+}
+
+// sameHost compares a host with one in ASCII. Of the same length, letters that
+// only Unicode folds together cannot be among them.
+func sameHost(host, ascii string) bool {
+	return len(host) == len(ascii) && strings.EqualFold(host, ascii)
 }
 
 // pinned finds the origin that a request to u goes to, nil if it is none of
@@ -62,7 +70,7 @@ func pinned(origins []*origin, u *url.URL) (*origin, error) {
 		return nil, nil
 	}
 	for _, o := range origins {
-		if strings.EqualFold(u.Hostname(), o.host) {
+		if sameHost(u.Hostname(), o.host) {
 			return nil, fmt.Errorf("partnerauth: %w: plain http to %s, use https", ErrInsecureURL, o.host)
 		}
 	}

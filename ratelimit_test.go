@@ -128,6 +128,22 @@ func TestTokenRequestsGoFirst(t *testing.T) {
 	}
 }
 
+// A renewal that comes due while all callers queue is not forgotten.
+func TestRenewalWhileAllQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &shop{lifetime: 4 * time.Minute}
+		wg := queue500(t, s, s.transport(rate.NewLimiter(100./60, 1)))
+		wg.Wait()
+		renewal := slices.Index(s.order, "/api/v1/auth/refresh")
+		if renewal < 0 || s.times[renewal] < 3*time.Minute || s.times[renewal] > 4*time.Minute {
+			t.Errorf("want a refresh in the last minute of the token, got %v", s.order)
+		}
+		if s.logins != 1 || s.unauthorized != 0 {
+			t.Errorf("got %d logins and %d rejections, want 1 and 0", s.logins, s.unauthorized)
+		}
+	})
+}
+
 // Whoever gives up costs the others nothing.
 func TestGivingUpCostsNothing(t *testing.T) {
 	for _, l := range limiters {

@@ -164,12 +164,17 @@ func (s *Source) reject(l *lease) bool {
 }
 
 // renewed returns the current token if it is good, nil otherwise. It may be
-// another than that from before a wait.
-func (s *Source) renewed(*lease) *lease {
-	if l := s.current.Load(); l.good(time.Now()) {
-		return l
+// another than that from before a wait. It never waits, but starts a renewal
+// that has come due meanwhile.
+func (s *Source) renewed(ctx context.Context, w *wire, _ *lease) *lease {
+	l := s.current.Load()
+	switch now := time.Now(); {
+	case !l.good(now):
+		return nil
+	case !now.Before(l.renew):
+		l, _, _, _ = s.board(ctx, w)
 	}
-	return nil
+	return l
 }
 
 // obtain returns the current token and where it came from: "cache", "login",
@@ -203,9 +208,11 @@ func (s *Source) board(ctx context.Context, w *wire) (l *lease, f *flight, leads
 	switch good := l.good(now); {
 	case good && now.Before(l.renew):
 		return l, nil, false, nil
-	case good:
+	case good && s.flight == nil:
 		s.current.Store(l.renewAt(l.ends)) // others need not look into it meanwhile
 		s.launch(ctx, w, l)
+		return l, nil, false, nil
+	case good:
 		return l, nil, false, nil
 	case s.flight != nil:
 		return nil, s.flight, false, nil

@@ -71,7 +71,7 @@ type tokens interface {
 	obtain(ctx context.Context, w *wire) (*lease, string, error)
 	// renewed returns the token to send after a wait, given that from before it,
 	// or nil if it has to be obtained.
-	renewed(l *lease) *lease
+	renewed(ctx context.Context, w *wire, l *lease) *lease
 	// reject forgets a token that was answered 401, and reports whether it is
 	// worth obtaining another.
 	reject(l *lease) bool
@@ -215,7 +215,7 @@ func (c *call) permit() (*attempt, *lease, error) {
 		}
 		c.totals.pace = a.permit.pace
 		if waited > 0 {
-			l = c.tokens.renewed(l)
+			l = c.tokens.renewed(c.ctx, &c.wire, l)
 		}
 		if l != nil {
 			c.totals.attempts++

@@ -1,0 +1,736 @@
+package partnerauth_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"golang.org/x/oauth2"
+
+	"github.com/partnerauth/partnerauth"
+	"github.com/partnerauth/partnerauth/internal/partnertest"
+)
+
+// A hunt plants secrets and searches what comes out for them.
+type hunt struct {
+	testing.TB
+	secrets []planted
+	seen    int             // texts searched
+	found   map[string]bool // so that each find is reported once
+}
+
+// A planted secret is sent by the client or, if answered, only in an answer.
+type planted struct {
+	name     string
+	answered bool
+	forms    []string
+}
+
+func newHunt(t testing.TB) *hunt { return &hunt{TB: t, found: map[string]bool{}} }
+
+// specials are what escapes differ on: JSON, URLs, forms and Basic.
+const specials = `"<&>:+/%\ ü`
+
+// plant makes a secret that nothing else contains, with specials in its middle:
+// the ends of it stay as they are in every kind of escape.
+func (h *hunt) plant(name string) string {
+	value := rand.Text()[:16] + specials + rand.Text()[:16]
+	h.watch(name, value, false)
+	return value
+}
+
+// plantAnswer makes a secret for an answer, without specials.
+func (h *hunt) plantAnswer(name string) string {
+	value := rand.Text()
+	h.watch(name, value, true)
+	return value
+}
+
+// watch searches for value from now on: for its parts between specials and dots
+// that are long enough to be nothing else, raw, in base64 at any offset, and in
+// whatever base fmt has.
+func (h *hunt) watch(name, value string, answered bool) {
+	s := planted{name: name, answered: answered}
+	for _, part := range strings.FieldsFunc(value, func(r rune) bool { return strings.ContainsRune(specials+".", r) }) {
+		if len(part) < 12 {
+			continue
+		}
+		s.forms = append(s.forms, part, strings.ToLower(part), strings.ToUpper(part))
+		for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+			for offset := range 3 {
+				// the first and last characters depend on what is around
+				text := encoding.EncodeToString([]byte(strings.Repeat("x", offset) + part))
+				s.forms = append(s.forms, text[(offset*8+5)/6:len(text)-1])
+			}
+		}
+		for _, verb := range []string{"%x", "%X", "% x", "% X", "%# x", "%d", "%#v", "%o", "%b", "%c", "%U"} {
+			text := fmt.Sprintf(verb, []byte(part))
+			text = text[strings.IndexAny(text, "[{")+1:]
+			s.forms = append(s.forms, strings.TrimRight(text, "]}"))
+		}
+	}
+	if len(s.forms) == 0 {
+		h.Fatalf("%s is too short to be searched for", name)
+	}
+	slices.Sort(s.forms)
+	s.forms = slices.Compact(s.forms)
+	h.secrets = append(h.secrets, s)
+}
+
+// search reports every secret in text, once for what shows it; those of answers
+// only if all is true.
+func (h *hunt) search(what, how, text string, all bool) {
+	h.Helper()
+	h.seen++
+	for _, s := range h.secrets {
+		if s.answered && !all || h.found[what+s.name] {
+			continue
+		}
+		if i := slices.IndexFunc(s.forms, func(form string) bool { return strings.Contains(text, form) }); i >= 0 {
+			h.found[what+s.name] = true
+			h.Errorf("%s, %s, shows the %s:\n%.300q", what, how, s.name, text[max(0, strings.Index(text, s.forms[i])-100):])
+		}
+	}
+}
+
+// printed searches all that fmt, slog and encoding/json make of v, but for %p and
+// %w: go vet refuses those for what is no pointer or error, and fmt calls no
+// method for them that could hide anything.
+func (h *hunt) printed(what string, v any) {
+	h.Helper()
+	format := func(verbs string, flags ...string) {
+		for _, verb := range verbs {
+			for _, flag := range flags {
+				h.search(what, "in %"+flag+string(verb), fmt.Sprintf("%"+flag+string(verb), v), true)
+			}
+		}
+	}
+	format("vsqxXdT", "", "+", "#", " ", "0", "+#", "-30")
+	h.search(what, "by Sprint", fmt.Sprint(v), true)
+	var b bytes.Buffer
+	for _, handler := range []slog.Handler{slog.NewTextHandler(&b, nil), slog.NewJSONHandler(&b, nil)} {
+		log := slog.New(handler)
+		log.Info("x", "v", v, "s", fmt.Sprint(v))
+		log.With("v", v).WithGroup("g").Error("x", slog.Group("h", "v", v), "many", []any{v}, "named", map[string]any{"v": v})
+	}
+	h.search(what, "in slog", b.String(), true)
+	for _, wrapped := range []any{v, []any{v}, map[string]any{"v": v}, struct{ V any }{v}} {
+		out, err := json.Marshal(wrapped)
+		h.search(what, "in JSON", string(out)+fmt.Sprint(err), true)
+	}
+	format("ABCDEFGHIJKLMNOPQRSUVWYZabcefghijklmnortuyz", "", "#")
+}
+
+// failed searches err and everything it unwraps to. An *oauth2.RetrieveError
+// has the partner's answer, and shows it; but nothing that we had sent.
+func (h *hunt) failed(what string, err error) {
+	h.Helper()
+	if err == nil {
+		h.Errorf("%s: got no error", what)
+		return
+	}
+	h.printed(what+": the error", err)
+	h.unwrapped(what, err)
+}
+
+func (h *hunt) unwrapped(what string, err error) {
+	h.Helper()
+	part := fmt.Sprintf("%s: the %T", what, err)
+	switch e := err.(type) {
+	case nil:
+		return
+	case *oauth2.RetrieveError:
+		h.search(part, "its fields or text", fmt.Sprintf("%s %v %v %s %s %s %s", e.Body, e.Response.Header, e.Response.Status,
+			e.ErrorCode, e.ErrorDescription, e.ErrorURI, e), false)
+		if e.Response.Request != nil {
+			h.Errorf("%s has the request in it: %v", part, e.Response.Request)
+		}
+		return
+	case *partnerauth.AuthError:
+		h.printed(part+" as a value", *e)
+		h.printed(part+" in a struct", struct{ E any }{*e})
+	case interface{ Unwrap() []error }:
+		for _, err := range e.Unwrap() {
+			h.unwrapped(what, err)
+		}
+	}
+	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
+		h.search(part, "in "+format, fmt.Sprintf(format, err), true)
+	}
+	h.unwrapped(what, errors.Unwrap(err))
+}
+
+// exported searches all spans and metrics.
+func (h *hunt) exported(where string, rec *recording) {
+	h.Helper()
+	spans := tracetest.SpanStubsFromReadOnlySpans(rec.ended())
+	text, err := json.Marshal(spans)
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.search(where+": spans", "exported", string(text)+fmt.Sprintf("%+v", spans), true)
+	var rm metricdata.ResourceMetrics
+	if err := rec.reader.Collect(context.Background(), &rm); err != nil {
+		h.Fatal(err)
+	}
+	text, err = json.Marshal(rm)
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.search(where+": metrics", "exported", string(text)+rec.points(h.TB), true)
+	if len(spans) == 0 {
+		h.Errorf("%s: there are no spans to search", where)
+	}
+}
+
+// answered searches what an answer tells of its request.
+func (h *hunt) answered(where string, resp *http.Response) {
+	h.Helper()
+	for req := resp.Request; req != nil; {
+		h.search(where+": resp.Request", "in %+v", fmt.Sprintf("%+v %v", req, req.Header), true)
+		if a := req.Header["Authorization"]; len(a) > 0 {
+			h.Errorf("%s: resp.Request has Authorization %q", where, a)
+		}
+		if req.Response == nil {
+			break
+		}
+		req = req.Response.Request
+	}
+}
+
+// The hunt itself has to find what is there.
+func TestHunt(t *testing.T) {
+	silent := &silentTB{TB: t}
+	h := newHunt(silent)
+	secret := h.plant("secret")
+	text, _ := json.Marshal(secret)
+	shown := []string{
+		secret, string(text), url.QueryEscape(secret), url.PathEscape(secret), fmt.Sprintf("%q %x", secret, "x"),
+		fmt.Sprintf("%x", secret), fmt.Sprintf("% X", secret), fmt.Sprintf("%v", []byte(secret)), fmt.Sprintf("%#v", []byte(secret)),
+		strings.ToLower(secret), secret[:20], secret[20:],
+	}
+	for i := range 3 {
+		shown = append(shown,
+			base64.StdEncoding.EncodeToString([]byte("user:"[i:]+secret+"!")),
+			base64.URLEncoding.EncodeToString([]byte("user:"[i:]+secret)))
+	}
+	for i, text := range shown {
+		before := silent.errors
+		h.search(fmt.Sprint(i), "", "before "+text+" after", true)
+		if silent.errors != before+1 {
+			t.Errorf("the secret was not found in %s", text)
+		}
+	}
+	before := silent.errors
+	h.search("elsewhere", "", "nothing", true)
+	h.failed("an error", fmt.Errorf("outer: %w", errors.New("inner")))
+	if silent.errors != before {
+		t.Error("the secret was found where it is not")
+	}
+	h.failed("an error", fmt.Errorf("%.0w", errors.New(secret)))
+	if silent.errors == before {
+		t.Error("the secret was not found in a wrapped error")
+	}
+}
+
+type silentTB struct {
+	testing.TB
+	errors int
+}
+
+func (s *silentTB) Helper()               {}
+func (s *silentTB) Errorf(string, ...any) { s.errors++ }
+
+// Configurations, Sources, Transports and clients print safely, before and
+// after use, broken or not.
+func TestSecretsInValues(t *testing.T) {
+	h := newHunt(t)
+	password, secret := h.plant("password"), h.plant("client secret")
+	now := partnertest.StartNowPost(partnertest.Options{Password: password})
+	defer now.Close()
+	nd := partnertest.StartNdovu(partnertest.Options{ClientSecret: secret})
+	defer nd.Close()
+
+	nowpost := partnerauth.NowPost{Email: partnertest.Email, Password: password, BaseURL: now.URL}
+	ndovu := partnerauth.Ndovu{ClientID: partnertest.ClientID, ClientSecret: secret, BaseURL: nd.URL}
+	h.watch("Basic pair", base64.StdEncoding.EncodeToString([]byte(ndovu.ClientID+":"+secret)), false)
+	clients := map[string]*http.Client{"NowPost": nowpost.Client(), "Ndovu": ndovu.Client()}
+	urls := map[string]string{"NowPost": now.URL + "/api/v1/orders", "Ndovu": nd.URL + "/api/v3/partners/acme/plans"}
+	for name, client := range clients {
+		h.printed("an unused "+name+" client", client)
+		resp, err := client.Get(urls[name])
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatal(resp, err)
+		}
+		resp.Body.Close()
+		source := client.Transport.(*partnerauth.Transport).Source.(*partnerauth.Source)
+		token, err := source.Token()
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.watch(name+" token", token.AccessToken, false)
+		h.answered(name, resp)
+		h.printed("a "+name+" client", client)
+		h.printed("a "+name+" client's value", *client)
+		h.printed("a "+name+" Transport", client.Transport)
+		h.printed("a "+name+" Source", source)
+		h.printed("a "+name+" Source in a struct", struct{ Source oauth2.TokenSource }{source})
+		client.CloseIdleConnections()
+	}
+	bad := nowpost
+	bad.BaseURL = "https://" + url.UserPassword("me", h.plant("password in BaseURL")).String() + "@api.example/?q=" + url.QueryEscape(h.plant("query of BaseURL"))
+	for name, v := range map[string]any{
+		"NowPost": nowpost, "*NowPost": &nowpost, "Ndovu": ndovu, "*Ndovu": &ndovu,
+		"NowPost with a bad URL": bad, "NowPost's bad Source": bad.TokenSource(), "NowPost's bad client": bad.Client(),
+	} {
+		h.printed(name, v)
+		h.printed(name+" in a struct", struct{ Partner any }{v})
+		h.printed(name+" in a slice", []any{v})
+	}
+	h.printed("[]NowPost", []partnerauth.NowPost{nowpost})
+	h.printed("map of Ndovu", map[string]partnerauth.Ndovu{"x": ndovu})
+	if h.seen < 1000 {
+		t.Errorf("searched %d texts, want more", h.seen)
+	}
+}
+
+// Errors of configuration name the field or variable and not what is in it.
+func TestSecretsInConfigErrors(t *testing.T) {
+	h := newHunt(t)
+	pw, in := h.plant("password"), h.plant("secret in a URL")
+	user := "https://" + url.UserPassword("me", in).String() + "@api.example"
+	try := func(what string, s oauth2.TokenSource, origins ...string) {
+		t.Helper()
+		_, err := s.Token()
+		if len(origins) == 0 {
+			h.failed(what, err)
+		}
+		base := roundTripFunc(func(*http.Request) (*http.Response, error) { t.Error("sent something"); return nil, errBase })
+		req, _ := http.NewRequest("GET", "https://api.example", nil)
+		_, err = (&partnerauth.Transport{Source: s, Origins: origins, Base: base}).RoundTrip(req)
+		h.failed(what+", Transport", err)
+	}
+	for _, raw := range []string{user, user + "/%zz", "https://api.example?" + url.QueryEscape(in), "https://api.example#" + url.PathEscape(in), "https://" + in, "://" + in, "http://api.example/" + in, in} {
+		try("NowPost.BaseURL", partnerauth.NowPost{Email: "e@x.example", Password: pw, BaseURL: raw}.TokenSource())
+		try("Ndovu.BaseURL", partnerauth.Ndovu{ClientID: "id", ClientSecret: pw, BaseURL: raw}.TokenSource())
+		try("Origins", oauth2.StaticTokenSource(&oauth2.Token{AccessToken: pw}), raw)
+	}
+	try("no e-mail", partnerauth.NowPost{Password: pw}.TokenSource())
+	try("password not UTF-8", partnerauth.NowPost{Email: "e@x.example", Password: pw + "\xff"}.TokenSource())
+	try("colon", partnerauth.Ndovu{ClientID: pw + ":", ClientSecret: pw, BaseURL: "https://api.example"}.TokenSource())
+	try("no URL", partnerauth.Ndovu{ClientID: "id", ClientSecret: pw}.TokenSource())
+
+	t.Setenv("NOWPOST_PASSWORD", pw)
+	t.Setenv("NOWPOST_EMAIL", "")
+	t.Setenv("NDOVU_CLIENT_ID", pw)
+	t.Setenv("NDOVU_CLIENT_SECRET", pw)
+	t.Setenv("NDOVU_BASE_URL", "")
+	np, err := partnerauth.NowPostFromEnv()
+	h.failed("NowPostFromEnv", err)
+	h.printed("half a NowPost", np)
+	nd, err := partnerauth.NdovuFromEnv()
+	h.failed("NdovuFromEnv", err)
+	h.printed("half an Ndovu", nd)
+}
+
+// What a hostile server has heard, and can say again.
+type heard struct {
+	path, authorization, credentials, body string
+	secret                                 string // of the answer alone
+}
+
+// echo is everything.
+func (e heard) echo() string {
+	return strings.NewReplacer("\r", "", "\n", "").Replace(strings.Join([]string{e.authorization, e.credentials, e.body, e.secret}, " "))
+}
+
+// respond writes an answer with length and headers.
+func respond(status int, body string, header ...string) string {
+	return fmt.Sprintf("HTTP/1.1 %d Whatever\r\nContent-Length: %d\r\n%s\r\n%s", status, len(body), strings.Join(append(header, ""), "\r\n"), body)
+}
+
+// overPipes is a Base of net/http whose connections lead to a server that
+// writes whatever answer returns, well formed or not.
+func overPipes(answer func(heard) string) *http.Transport {
+	serve := func(conn net.Conn) {
+		defer conn.Close()
+		req, err := http.ReadRequest(bufio.NewReader(conn))
+		if err != nil {
+			return
+		}
+		body, _ := io.ReadAll(req.Body)
+		e := heard{path: req.URL.Path, authorization: req.Header.Get("Authorization"), body: string(body)}
+		if id, secret, ok := req.BasicAuth(); ok {
+			e.credentials = id + ":" + secret + " " + secret
+		}
+		var login struct{ Password string }
+		if json.Unmarshal(body, &login) == nil {
+			e.credentials += login.Password
+		}
+		io.WriteString(conn, answer(e))
+	}
+	return &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(context.Context, string, string) (net.Conn, error) {
+			client, server := net.Pipe()
+			go serve(server)
+			return client, nil
+		},
+	}
+}
+
+// digits is s as a number.
+func digits(s string) string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint([]byte(s)), " ", ""), "[]")
+}
+
+// hostile answers: each has in it what the server was sent, and a secret of its
+// own.
+var hostile = []struct {
+	name   string
+	answer func(heard) string
+	works  bool // as an answer to a caller, that is without an error
+}{
+	{"400 that echoes", func(e heard) string { return respond(400, e.echo(), "X-Echo: "+e.echo()) }, true},
+	{"401 that echoes", func(e heard) string {
+		return respond(401, e.echo(), "WWW-Authenticate: "+e.echo(), "Set-Cookie: s="+e.secret)
+	}, true},
+	{"403 of OAuth that echoes", func(e heard) string {
+		text, _ := json.Marshal(map[string]string{"error": e.authorization, "error_description": e.echo(), "error_uri": "https://x.example/?" + e.echo()})
+		return respond(403, string(text), "Content-Type: application/json")
+	}, true},
+	{"404 that echoes escaped", func(e heard) string {
+		return respond(404, url.QueryEscape(e.echo())+url.PathEscape(e.echo())+fmt.Sprintf("%q", e.echo()))
+	}, true},
+	{"404 that echoes in base64 and hex", func(e heard) string {
+		return respond(404, base64.StdEncoding.EncodeToString([]byte(e.echo()))+fmt.Sprintf(" %x %X", e.echo(), e.echo()))
+	}, true},
+	{"429 that echoes", func(e heard) string { return respond(429, e.echo(), "Retry-After: "+e.secret, "RateLimit: "+e.echo()) }, true},
+	{"500 that echoes", func(e heard) string { return respond(500, e.echo()) }, true},
+	{"a redirect that echoes", func(e heard) string {
+		return respond(302, "", "Location: https://evil.example/?"+url.QueryEscape(e.echo()))
+	}, true},
+	{"success is false", func(e heard) string {
+		text, _ := json.Marshal(e.echo())
+		return respond(200, `{"success":false,"message":`+string(text)+`,"data":{"token":"`+e.secret+`"}}`)
+	}, true},
+	{"not JSON", func(e heard) string { return respond(200, "<html>"+e.echo()) }, true},
+	{"JSON, then something else", func(e heard) string { return respond(200, `{"x":1}`+e.echo()) }, true},
+	{"JSON of another type", func(e heard) string {
+		return respond(200, `{"token":["`+e.secret+`"],"access_token":{"`+e.secret+`":1},"data":{"token":{"`+e.secret+`":"`+e.secret+`"}}}`)
+	}, true},
+	{"JSON with a number too large", func(e heard) string {
+		n := digits(e.secret)
+		return respond(200, `{"access_token":"good","expires_in":`+n+`e999,"data":{"token":"good","expiresAt":`+n+`e999}}`)
+	}, true},
+	{"a token of another type", func(e heard) string {
+		return respond(200, `{"access_token":"`+e.secret+`","token_type":"`+e.secret+`","success":false}`)
+	}, true},
+	{"a token that cannot be sent", func(e heard) string {
+		return respond(200, `{"access_token":"`+e.secret+`\n","data":{"token":"`+e.secret+`\n"}}`)
+	}, true},
+	{"an expiry that is none", func(e heard) string {
+		return respond(200, `{"data":{"token":"","expiresAt":"`+e.secret+`"},"expires_in":"`+e.secret+`"}`, "Date: "+e.secret)
+	}, true},
+	{"too large", func(e heard) string { return respond(200, e.echo()+strings.Repeat(" ", 1<<20)+e.echo()) }, true},
+	{"too large 401", func(e heard) string { return respond(401, e.echo()+strings.Repeat(" ", 1<<20)+e.echo()) }, true},
+	{"cut", func(e heard) string {
+		return "HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" + e.echo()
+	}, true},
+	{"a bad chunk", func(e heard) string {
+		return "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + e.echo() + "\r\n"
+	}, true},
+	{"gzip that is none", func(e heard) string {
+		return respond(200, e.echo(), "Content-Encoding: gzip")
+	}, true},
+	{"an odd reason", func(e heard) string { return "HTTP/1.1 401 " + e.echo() + "\r\nContent-Length: 0\r\n\r\n" }, true},
+	{"no answer", func(heard) string { return "" }, false},
+	{"no HTTP", func(e heard) string { return e.echo() + "\r\n\r\n" }, false},
+	{"a bad version", func(e heard) string { return "HTTP/" + e.echo() + " 200 OK\r\n\r\n" }, false},
+	{"a bad status", func(e heard) string { return "HTTP/1.1 " + e.echo() + "\r\n\r\n" }, false},
+	{"a bad header", func(e heard) string { return "HTTP/1.1 200 OK\r\n" + e.echo() + "\r\n\r\n" }, false},
+	{"a bad length", func(e heard) string { return "HTTP/1.1 200 OK\r\nContent-Length: " + e.echo() + "\r\n\r\n" }, false},
+	{"a bad encoding", func(e heard) string { return "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + e.echo() + "\r\n\r\n" }, false},
+}
+
+func bubble(t *testing.T, name string, f func(*testing.T)) {
+	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
+}
+
+// No error of a token request, and nothing exported of it, has in it what was
+// sent or, but for the *oauth2.RetrieveError itself, what came back.
+func TestSecretsInTokenErrors(t *testing.T) {
+	for _, test := range hostile {
+		for _, provider := range []string{"NowPost", "Ndovu"} {
+			what := provider + ", " + test.name
+			bubble(t, what, func(t *testing.T) {
+				h := newHunt(t)
+				secret, credential := h.plantAnswer("answer"), h.plant("credential")
+				h.watch("answer in digits", digits(secret), true)
+				h.watch("Basic pair", base64.StdEncoding.EncodeToString([]byte("acme:"+credential)), false)
+				base := overPipes(func(e heard) string { e.secret = secret; return test.answer(e) })
+				var source *partnerauth.Source
+				if provider == "NowPost" {
+					source = partnerauth.NowPost{Email: "shop@example.com", Password: credential, BaseURL: "http://localhost"}.TokenSource()
+				} else {
+					source = partnerauth.Ndovu{ClientID: "acme", ClientSecret: credential, BaseURL: "http://localhost"}.TokenSource()
+				}
+				rec := newRecording()
+				tr := rec.transport(base)
+				tr.Source = source
+				req, _ := http.NewRequest("GET", "http://localhost/orders", nil)
+				_, err := tr.RoundTrip(req)
+				h.failed(what, err)
+				var auth *partnerauth.AuthError
+				if !errors.As(err, &auth) {
+					t.Errorf("%s: got a %T, want an *AuthError", what, err)
+				}
+				h.exported(what, rec)
+			})
+		}
+	}
+}
+
+// The same for a refresh, which sends the token.
+func TestSecretsInRefreshes(t *testing.T) {
+	for _, test := range hostile {
+		bubble(t, test.name, func(t *testing.T) {
+			h := newHunt(t)
+			secret, password, token := h.plantAnswer("answer"), h.plant("password"), rand.Text()+rand.Text()
+			h.watch("token", token, false)
+			logins := 0
+			base := overPipes(func(e heard) string {
+				e.secret = secret
+				switch {
+				case e.path == loginPath && logins == 0:
+					logins++
+					return respond(200, granted(token, 1000*time.Second))
+				case e.path == loginPath || e.path == renewPath:
+					return test.answer(e)
+				}
+				return respond(200, "")
+			})
+			rec := newRecording()
+			tr := rec.transport(base)
+			source := partnerauth.NowPost{Email: "shop@example.com", Password: password, BaseURL: "http://localhost"}.TokenSource()
+			tr.Source = source
+			call := func() error {
+				req, _ := http.NewRequest("GET", "http://localhost/orders", nil)
+				resp, err := tr.RoundTrip(req)
+				if err == nil {
+					h.answered(test.name, resp)
+					resp.Body.Close()
+				}
+				return err
+			}
+			if err := call(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(900 * time.Second) // due, and good for 100 s more
+			if err := call(); err != nil {
+				t.Errorf("%s: %v", test.name, err)
+			}
+			time.Sleep(24 * time.Hour)
+			h.failed(test.name, call())
+			h.exported(test.name, rec)
+			h.printed("the Source", source)
+		})
+	}
+}
+
+// What a hostile server says to a caller is the caller's, in an answer or in the
+// error that the Base makes of it. But it is in no span, and our token is in
+// neither.
+func TestSecretsInCalls(t *testing.T) {
+	for _, test := range hostile {
+		bubble(t, test.name, func(t *testing.T) {
+			h := newHunt(t)
+			secret, token := h.plantAnswer("answer"), rand.Text()+rand.Text()
+			h.watch("token", token, false)
+			query, value, body := h.plant("query value"), h.plant("header"), h.plant("request body")
+			user, password := h.plant("user in the URL"), h.plant("password in the URL")
+			base := overPipes(func(e heard) string { e.secret = secret; return test.answer(e) })
+			rec := newRecording()
+			tr := rec.plain(base, "http://localhost")
+			tr.Source = oauth2.StaticTokenSource(&oauth2.Token{AccessToken: token})
+			u := &url.URL{
+				Scheme: "http", Host: "localhost", Path: "/orders", User: url.UserPassword(user, password), Fragment: query,
+				RawQuery: url.Values{"a": {query}, "b": {"x", query}}.Encode() + "&" + url.QueryEscape(query),
+			}
+			req, _ := http.NewRequest("POST", "http://localhost", strings.NewReader(body))
+			req.URL = u
+			req.Header.Set("X-Secret", url.QueryEscape(value))
+			resp, err := tr.RoundTrip(req)
+			switch {
+			case !test.works:
+				ours := newHunt(t)
+				ours.watch("token", token, false)
+				ours.failed(test.name, err)
+			case err != nil:
+				t.Errorf("%s: %v", test.name, err)
+			default:
+				resp.Body.Close()
+				if a := resp.Request.Header["Authorization"]; a != nil || strings.Contains(fmt.Sprint(resp.Request.Header), token) {
+					t.Errorf("%s: resp.Request has Authorization %q", test.name, a)
+				}
+			}
+			h.exported(test.name, rec)
+		})
+	}
+}
+
+// On real connections: sign in, call, 401, redirect, refresh, refusal; with a
+// Source that everybody asks.
+func TestSecretsInALife(t *testing.T) {
+	h := newHunt(t)
+	password := h.plant("password")
+	srv := partnertest.StartNowPost(partnertest.Options{TLS: true, Password: password})
+	defer srv.Close()
+	base := srv.Transport()
+	defer base.CloseIdleConnections()
+	rec := newRecording()
+	source := partnerauth.NowPost{Email: partnertest.Email, Password: password, BaseURL: srv.URL}.TokenSource()
+	tr := rec.transport(base)
+	tr.Source = source
+	client := &http.Client{Transport: tr}
+	watch := func() {
+		token, err := source.Token()
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.watch("token", token.AccessToken, false)
+	}
+	call := func(method, path string, want int) {
+		t.Helper()
+		req, _ := http.NewRequest(method, srv.URL+path+"?key="+url.QueryEscape(h.plant("query value")), strings.NewReader(h.plant("body")))
+		req.Header.Set("X-Key", url.QueryEscape(h.plant("header")))
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%s %s: got status %d, want %d", method, path, resp.StatusCode, want)
+		}
+		for r := resp.Request; r != nil; r = nil {
+			if a := r.Header["Authorization"]; a != nil {
+				t.Errorf("%s %s: resp.Request has Authorization %q", method, path, a)
+			}
+		}
+		watch()
+	}
+	call("GET", "/api/v1/orders", 200)
+	srv.RevokeAll()
+	call("GET", "/api/v1/orders", 200)
+	call("POST", "/api/v1/orders", 400)
+	call("GET", "/api/v1/nothing", 404)
+	srv.Inject(partnertest.Fault{Path: "/api/v1/moved", Status: 307, Header: http.Header{"Location": {"/api/v1/orders?" + rand.Text()}}})
+	call("GET", "/api/v1/moved", 200)
+	srv.Inject(partnertest.Fault{Path: "/api/v1/reset", Reset: true})
+	req, _ := http.NewRequest("POST", srv.URL+"/api/v1/reset", strings.NewReader(h.plant("body")))
+	_, err := tr.RoundTrip(req)
+	h.failed("a reset", err)
+	srv.Inject(partnertest.Fault{Path: loginPath, Status: 403, Body: h.plantAnswer("answer"), Header: http.Header{"X-Answer": {h.plantAnswer("header of an answer")}}})
+	srv.RevokeAll()
+	_, err = tr.RoundTrip(newRequest(t, "GET", srv.URL+"/api/v1/orders", ""))
+	h.failed("a refused login", err)
+	h.exported("a life", rec)
+	h.printed("the client", client)
+	h.printed("the Transport", tr)
+	h.printed("the Source", source)
+}
+
+// A source of the user's own may fail with the whole answer in its error. What
+// an AuthError makes of it is safe all the same.
+func TestSecretsInForeignErrors(t *testing.T) {
+	h := newHunt(t)
+	body := h.plantAnswer("answer")
+	raw := func() *oauth2.RetrieveError {
+		return &oauth2.RetrieveError{
+			Response:  &http.Response{Status: "401 Unauthorized", StatusCode: 401, Header: http.Header{"X-Answer": {body}}},
+			Body:      []byte(`{"error":"` + body + `"}`),
+			ErrorCode: body, ErrorDescription: body, ErrorURI: "https://x.example/?" + body,
+		}
+	}
+	for name, err := range map[string]error{
+		"bare":    raw(),
+		"wrapped": fmt.Errorf("my source: %w", raw()),
+		"joined":  errors.Join(errors.New("my source"), raw()),
+		"url":     &url.Error{Op: "Post", URL: "https://x.example/token", Err: raw()},
+	} {
+		rec := newRecording()
+		tr := rec.plain(newPeer())
+		tr.Source = failingSource{err}
+		_, got := tr.RoundTrip(newRequest(t, "GET", peerURL, ""))
+		var auth *partnerauth.AuthError
+		if !errors.As(got, &auth) {
+			t.Errorf("%s: got %v, want an *AuthError", name, got)
+			continue
+		}
+		h.printed(name+": the *AuthError", auth)
+		h.printed(name+": the AuthError as a value", *auth)
+		h.printed(name+": the AuthError in a struct", struct{ E error }{auth})
+		h.exported(name, rec)
+		var unwrapped *oauth2.RetrieveError
+		if !errors.As(got, &unwrapped) {
+			t.Errorf("%s: the error does not unwrap to the source's own", name)
+		}
+	}
+}
+
+type failingSource struct{ err error }
+
+func (f failingSource) Token() (*oauth2.Token, error) { return nil, f.err }
+
+// The errors of waiting, refusal and insecure URLs have no secret of the
+// request in them either.
+func TestSecretsInRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHunt(t)
+		token, query, value := rand.Text()+rand.Text(), h.plant("query value"), h.plant("header")
+		h.watch("token", token, false)
+		rec := newRecording()
+		tr := rec.plain(newPeer())
+		tr.Source = oauth2.StaticTokenSource(&oauth2.Token{AccessToken: token})
+		tr.Limiter = &partnerauth.Quota{Requests: 1}
+		call := func(ctx context.Context, base string) error {
+			u, _ := url.Parse(base)
+			u.RawQuery, u.User, u.Path = url.Values{"q": {query}}.Encode(), url.UserPassword(query, query), "/orders"
+			req := (&http.Request{Method: "GET", URL: u, Header: http.Header{"X-Key": {value}}}).WithContext(ctx)
+			_, err := tr.RoundTrip(req)
+			return err
+		}
+		if err := call(context.Background(), peerURL); err != nil {
+			t.Fatal(err)
+		}
+		hasty, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		h.failed("ErrRateLimited", call(hasty, peerURL))
+		gone, cancel := context.WithCancel(context.Background())
+		time.AfterFunc(time.Second, cancel)
+		h.failed("canceled", call(gone, peerURL))
+		caused, cause := context.WithCancelCause(context.Background())
+		time.AfterFunc(time.Second, func() { cause(errors.New("shutting down")) })
+		h.failed("canceled with a cause", call(caused, peerURL))
+		h.failed("ErrInsecureURL", call(context.Background(), "http://api.example"))
+		tr.Base = nil
+		h.exported("refusals", rec)
+	})
+}
