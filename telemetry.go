@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,9 +51,8 @@ type telemetry struct {
 	tracer     trace.Tracer
 	propagator propagation.TextMapPropagator
 
-	callName  string
-	callStart []trace.SpanStartOption
-	provider  []attribute.KeyValue // none for a source of the user's own
+	callName string
+	provider []attribute.KeyValue // none for a source of the user's own
 
 	duration httpconv.ClientRequestDuration
 	waits    metric.Float64Histogram
@@ -86,7 +86,6 @@ func newTelemetry(provider string, tp trace.TracerProvider, mp metric.MeterProvi
 		t.callName = provider + " call"
 		t.provider = []attribute.KeyValue{keyProvider.String(provider)}
 	}
-	t.callStart = []trace.SpanStartOption{trace.WithAttributes(t.provider...)}
 	for _, result := range []string{acquired, canceled, deadlineExceeded} {
 		t.waited[result] = []metric.RecordOption{metric.WithAttributeSet(t.set(keyWaitResult.String(result)))}
 	}
@@ -115,7 +114,7 @@ func (t *telemetry) set(kv ...attribute.KeyValue) attribute.Set {
 
 // startCall opens the span that ties the parts of one call together.
 func (t *telemetry) startCall(ctx context.Context) (context.Context, trace.Span) {
-	return t.tracer.Start(ctx, t.callName, t.callStart...)
+	return t.tracer.Start(ctx, t.callName)
 }
 
 // totals are what the call span tells at its end.
@@ -131,16 +130,17 @@ func (t *telemetry) endCall(ctx context.Context, span trace.Span, sum *totals, r
 		span.End()
 		return
 	}
-	kv := make([]attribute.KeyValue, 0, 6)
-	kv = append(kv, keyAttempts.Int(sum.attempts), keyWaitTime.Float64(sum.waited.Seconds()))
+	kv := takeAttributes()
+	*kv = append(*kv, t.provider...)
+	*kv = append(*kv, keyAttempts.Int(sum.attempts), keyWaitTime.Float64(sum.waited.Seconds()))
 	if sum.tokenSource != "" {
-		kv = append(kv, keyTokenSource.String(sum.tokenSource))
+		*kv = append(*kv, keyTokenSource.String(sum.tokenSource))
 	}
 	if sum.pace < 1 {
-		kv = append(kv, keyPace.Float64(sum.pace))
+		*kv = append(*kv, keyPace.Float64(sum.pace))
 	}
 	if resp != nil {
-		kv = append(kv, semconv.HTTPResponseStatusCode(resp.StatusCode))
+		*kv = append(*kv, semconv.HTTPResponseStatusCode(resp.StatusCode))
 	}
 	endSpan(span, kv, errorType(ctx, resp, err))
 }
@@ -176,18 +176,25 @@ func (t *telemetry) endAttempt(ctx context.Context, span trace.Span, start time.
 		span.End()
 		return
 	}
-	kv := make([]attribute.KeyValue, 0, 5)
-	kv = append(kv, semconv.URLFull(redactURL(req.URL)))
+	kv := takeAttributes()
+	*kv = append(*kv, semconv.URLFull(redactURL(req.URL)))
 	if m == otherMethod {
-		kv = append(kv, semconv.HTTPRequestMethodOriginal(req.Method))
+		*kv = append(*kv, semconv.HTTPRequestMethodOriginal(req.Method))
 	}
-	if resp != nil {
-		kv = append(kv, semconv.HTTPResponseStatusCode(resp.StatusCode))
-		if v := protocols[protocolOf(resp)]; v != "" {
-			kv = append(kv, semconv.NetworkProtocolVersion(v))
-		}
-	}
+	*kv = appendAnswer(*kv, resp)
 	endSpan(span, kv, failure)
+}
+
+// appendAnswer appends what spans and metrics both tell of an answer.
+func appendAnswer(kv []attribute.KeyValue, resp *http.Response) []attribute.KeyValue {
+	if resp == nil {
+		return kv
+	}
+	kv = append(kv, semconv.HTTPResponseStatusCode(resp.StatusCode))
+	if v := protocols[protocolOf(resp)]; v != "" {
+		kv = append(kv, semconv.NetworkProtocolVersion(v))
+	}
+	return kv
 }
 
 // recordWait records how long a permit was waited for. A wait that nobody would
@@ -205,7 +212,7 @@ func (t *telemetry) recordWait(ctx context.Context, start time.Time, waited time
 	}
 	if waited >= time.Millisecond {
 		_, span := t.tracer.Start(ctx, "partnerauth.rate_limit.wait", trace.WithTimestamp(start))
-		endSpan(span, []attribute.KeyValue{keyWaitResult.String(result)}, errorType(ctx, nil, err))
+		endSpan(span, takeAttributes(keyWaitResult.String(result)), errorType(ctx, nil, err))
 	}
 }
 
@@ -242,12 +249,12 @@ func (t *telemetry) startFetch(ctx context.Context, op operation, trigger trigge
 func (t *telemetry) endFetch(ctx context.Context, span trace.Span, start time.Time, op operation, trigger trigger, err error) {
 	kv := []attribute.KeyValue{keyOperation.String(string(op)), keyTrigger.String(string(trigger))}
 	failure := errorType(ctx, nil, err)
-	set := kv
+	span.SetAttributes(kv...)
+	endSpan(span, takeAttributes(), failure)
 	if failure != "" {
-		set = append(set, semconv.ErrorTypeKey.String(failure))
+		kv = append(kv, semconv.ErrorTypeKey.String(failure))
 	}
-	t.fetches.Record(ctx, time.Since(start).Seconds(), metric.WithAttributeSet(t.set(set...)))
-	endSpan(span, kv, failure)
+	t.fetches.Record(ctx, time.Since(start).Seconds(), metric.WithAttributeSet(t.set(kv...)))
 }
 
 // recordShared notes a wait for somebody else's fetch.
@@ -257,17 +264,28 @@ func (t *telemetry) recordShared(ctx context.Context, start time.Time, fetch *tr
 		opts = append(opts, trace.WithLinks(trace.Link{SpanContext: *fetch}))
 	}
 	_, span := t.tracer.Start(ctx, "partnerauth.token.wait", opts...)
-	endSpan(span, nil, errorType(ctx, nil, err))
+	endSpan(span, takeAttributes(), errorType(ctx, nil, err))
 }
 
-// endSpan ends span, as an Error if there is an error type.
-func endSpan(span trace.Span, kv []attribute.KeyValue, failure string) {
+// endSpan ends span with kv, which it takes back, as an Error if there is an
+// error type.
+func endSpan(span trace.Span, kv *[]attribute.KeyValue, failure string) {
 	if failure != "" {
-		kv = append(kv, semconv.ErrorTypeKey.String(failure))
+		*kv = append(*kv, semconv.ErrorTypeKey.String(failure))
 		span.SetStatus(codes.Error, "")
 	}
-	span.SetAttributes(kv...)
+	span.SetAttributes(*kv...)
 	span.End()
+	attributePool.Put(kv)
+}
+
+// attributePool keeps the lists of attributes that spans have copied.
+var attributePool = sync.Pool{New: func() any { return new([]attribute.KeyValue) }}
+
+func takeAttributes(kv ...attribute.KeyValue) *[]attribute.KeyValue {
+	list := attributePool.Get().(*[]attribute.KeyValue)
+	*list = append((*list)[:0], kv...)
+	return list
 }
 
 // errorType is the value of error.type, "" where there was no error. A caller
@@ -332,13 +350,7 @@ func (e *endpoint) outcome(m int, resp *http.Response, failure string) []metric.
 }
 
 func (e *endpoint) newOutcome(m int, resp *http.Response, failure string) []metric.RecordOption {
-	kv := []attribute.KeyValue{methods[m].attr, e.address, e.port}
-	if resp != nil {
-		kv = append(kv, semconv.HTTPResponseStatusCode(resp.StatusCode))
-		if v := protocols[protocolOf(resp)]; v != "" {
-			kv = append(kv, semconv.NetworkProtocolVersion(v))
-		}
-	}
+	kv := appendAnswer([]attribute.KeyValue{methods[m].attr, e.address, e.port}, resp)
 	if failure != "" {
 		kv = append(kv, semconv.ErrorTypeKey.String(failure))
 	}
@@ -397,23 +409,20 @@ const redacted = "REDACTED"
 // redactURL is u without anything that could be a secret: no user, no query
 // values, no fragment.
 func redactURL(u *url.URL) string {
-	var b strings.Builder
-	b.WriteString(u.Scheme)
-	b.WriteString("://")
+	user := ""
 	if u.User != nil {
-		b.WriteString(redacted + ":" + redacted + "@")
+		user = redacted + ":" + redacted + "@"
 	}
-	b.WriteString(u.Host)
-	b.WriteString(u.EscapedPath())
-	for i, pair := range strings.Split(u.RawQuery, "&") {
-		switch {
-		case i > 0:
-			b.WriteByte('&')
-		case u.RawQuery == "":
-			return b.String()
-		default:
-			b.WriteByte('?')
-		}
+	full := u.Scheme + "://" + user + u.Host + u.EscapedPath()
+	if u.RawQuery == "" {
+		return full
+	}
+	var b strings.Builder
+	b.WriteString(full)
+	separator := byte('?')
+	for pair := range strings.SplitSeq(u.RawQuery, "&") {
+		b.WriteByte(separator)
+		separator = '&'
 		// a pair without a name is all value
 		if name, _, ok := strings.Cut(pair, "="); ok {
 			b.WriteString(name)
@@ -424,27 +433,24 @@ func redactURL(u *url.URL) string {
 	return b.String()
 }
 
-// A carrier is a header that propagators write to. They name their fields in
-// lower case; the usual ones need not be turned into canonical form each time.
-type carrier http.Header
-
-func (c carrier) Get(key string) string { return http.Header(c).Get(key) }
-
-func (c carrier) Set(key, value string) {
-	switch key {
-	case "traceparent":
-		key = "Traceparent"
-	case "tracestate":
-		key = "Tracestate"
-	case "baggage":
-		key = "Baggage"
-	default:
-		key = http.CanonicalHeaderKey(key)
-	}
-	c[key] = []string{value}
+// A carrier is the header of an attempt for propagators to write to. They name
+// their fields in lower case; the usual one need not be turned into canonical
+// form, nor need its value have a place of its own.
+type carrier struct {
+	http.Header
+	traceparent [1]string
 }
 
-func (c carrier) Keys() []string { return slices.Collect(maps.Keys(c)) }
+func (c *carrier) Set(key, value string) {
+	if key != "traceparent" {
+		c.Header.Set(key, value)
+		return
+	}
+	c.traceparent[0] = value
+	c.Header["Traceparent"] = c.traceparent[:]
+}
+
+func (c *carrier) Keys() []string { return slices.Collect(maps.Keys(c.Header)) }
 
 type templateKey struct{}
 

@@ -28,8 +28,9 @@ type attempt struct {
 	resend        int
 	pause         time.Duration // that the answer asked of everybody
 
-	copy http.Request
-	body body // without a ReadCloser: there is none
+	copy    http.Request
+	body    body // without a ReadCloser: there is none
+	carrier carrier
 }
 
 // admit waits for a's permit and returns how long that took.
@@ -60,9 +61,9 @@ func (w *wire) admit(ctx context.Context, a *attempt) (time.Duration, error) {
 func (w *wire) send(ctx context.Context, req *http.Request, a *attempt) (*http.Response, error) {
 	ctx, span := w.startAttempt(ctx, req, a)
 	start := time.Now()
-	out := a.outgoing(ctx, req)
-	w.propagator.Inject(ctx, carrier(out.Header))
-	resp, err := w.base.RoundTrip(out)
+	a.prepare(ctx, req)
+	w.propagator.Inject(ctx, &a.carrier)
+	resp, err := w.base.RoundTrip(&a.copy)
 	switch {
 	case err != nil && resp != nil && resp.Body != nil:
 		resp.Body.Close()
@@ -82,8 +83,8 @@ func (w *wire) send(ctx context.Context, req *http.Request, a *attempt) (*http.R
 	return resp, nil
 }
 
-// outgoing makes the copy of req that is sent.
-func (a *attempt) outgoing(ctx context.Context, req *http.Request) *http.Request {
+// prepare makes the copy of req that is sent.
+func (a *attempt) prepare(ctx context.Context, req *http.Request) {
 	a.copy = *req.WithContext(ctx)
 	a.copy.Header = make(http.Header, len(req.Header)+3)
 	for key, values := range req.Header {
@@ -95,7 +96,7 @@ func (a *attempt) outgoing(ctx context.Context, req *http.Request) *http.Request
 	if a.body.ReadCloser != nil {
 		a.copy.Body = &a.body
 	}
-	return &a.copy
+	a.carrier.Header = a.copy.Header
 }
 
 // settle tells the queue that a's answer is in. A 429 or a 503 may ask to be
