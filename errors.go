@@ -2,9 +2,15 @@ package partnerauth
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/oauth2"
@@ -74,6 +80,12 @@ func (e *AuthError) Is(target error) bool {
 
 // Timeout reports whether a deadline was the cause, as net.Error has it.
 func (e *AuthError) Timeout() bool { return isTimeout(e.Err) }
+
+// Format implements fmt.Formatter: the text of the error for all verbs.
+func (e AuthError) Format(f fmt.State, _ rune) { io.WriteString(f, e.Error()) }
+
+// MarshalText implements encoding.TextMarshaler, for encoding/json and slog.
+func (e AuthError) MarshalText() ([]byte, error) { return []byte(e.Error()), nil }
 
 // refused reports whether status is a partner's way to say that the
 // credentials are wrong.
@@ -148,4 +160,39 @@ func ended(ctx context.Context) error {
 		return cause
 	}
 	return fmt.Errorf("%w: %w", err, cause)
+}
+
+// withoutSecrets is err, or one of the same text without secrets where it
+// repeats any: net/http quotes the headers that it cannot parse, and a server
+// can put there what it was sent.
+func withoutSecrets(err error, secrets ...string) error {
+	if text := scrub(err.Error(), secrets...); text != err.Error() {
+		return errors.New(text)
+	}
+	return err
+}
+
+// withoutAnswer is err, or one of the same text without what net/http quotes of
+// an answer that it cannot parse.
+func withoutAnswer(err error) error {
+	var cert *tls.CertificateVerificationError
+	if text := withoutQuoted(err.Error()); text != err.Error() && !errors.As(err, &cert) {
+		return errors.New(text)
+	}
+	return err
+}
+
+// scrub cuts secrets out of foreign text, as they are and as Go, JSON and URLs
+// write them.
+func scrub(text string, secrets ...string) string {
+	for _, secret := range secrets {
+		quoted := strconv.Quote(secret)
+		inJSON, _ := json.Marshal(secret)
+		for _, form := range []string{secret, quoted[1 : len(quoted)-1], string(inJSON[1 : len(inJSON)-1]), url.QueryEscape(secret), url.PathEscape(secret)} {
+			if form != "" {
+				text = strings.ReplaceAll(text, form, redacted)
+			}
+		}
+	}
+	return text
 }

@@ -154,11 +154,11 @@ func (f *flight) exchange(resend int) fetched {
 		resp.Body.Close()
 	}
 	f.used += time.Since(sent)
-	if err != nil {
+	if err != nil && (resp == nil || resp.StatusCode/100 == 2) { // what refuses needs no body
 		if ctx.Err() == context.DeadlineExceeded {
 			err = fmt.Errorf("no answer in time: %w", err)
 		}
-		got := f.failed(0, err)
+		got := f.failed(0, withoutAnswer(err))
 		got.again = true
 		return got
 	}
@@ -194,7 +194,7 @@ func (f *flight) judge(resp *http.Response, body []byte, sent time.Time, pause t
 		err = errors.New("the token has characters that a header cannot have")
 	}
 	if err != nil {
-		return f.failed(status, &answerError{reason + ": " + f.scrub(err.Error()), f.answer(resp, body)})
+		return f.failed(status, &answerError{reason + ": " + scrub(err.Error(), f.secrets()...), f.answer(resp, body)})
 	}
 	return fetched{lease: newLease(token, min(lifetime, maxLifetime), sent, received)}
 }
@@ -205,10 +205,10 @@ func (f *flight) failed(status int, err error) fetched {
 
 // answer keeps of resp what helps to find out what went wrong.
 func (f *flight) answer(resp *http.Response, body []byte) *oauth2.RetrieveError {
-	header := resp.Header.Clone()
-	for _, values := range header {
-		for i := range values {
-			values[i] = f.scrub(values[i])
+	header, secrets := http.Header{}, f.secrets()
+	for _, name := range []string{"Content-Type", "Date", "Retry-After", "X-Request-Id"} {
+		if v := resp.Header.Get(name); v != "" {
+			header.Set(name, scrub(v, secrets...))
 		}
 	}
 	return &oauth2.RetrieveError{
@@ -217,23 +217,17 @@ func (f *flight) answer(resp *http.Response, body []byte) *oauth2.RetrieveError 
 			Proto: resp.Proto, ProtoMajor: resp.ProtoMajor, ProtoMinor: resp.ProtoMinor,
 			Header: header, Body: http.NoBody,
 		},
-		Body: []byte(f.scrub(string(body))),
+		Body: []byte(scrub(string(body), secrets...)),
 	}
 }
 
-// scrub cuts out of foreign text the secrets that were sent, in case they come
-// back.
-func (f *flight) scrub(text string) string {
+// secrets are all that may come back in an answer.
+func (f *flight) secrets() []string {
 	secrets := f.source.partner.secrets()
 	if f.current != nil {
 		secrets = append(secrets, f.current.token.AccessToken)
 	}
-	for _, secret := range secrets {
-		if secret != "" {
-			text = strings.ReplaceAll(text, secret, redacted)
-		}
-	}
-	return text
+	return secrets
 }
 
 // newLease makes a lease that counts from when its request was sent, since the

@@ -25,16 +25,16 @@ func parseOrigin(field, rawURL string) (*origin, error) {
 		return nil, fmt.Errorf("%s cannot be parsed as a URL", field)
 	case u.Opaque != "" || u.Hostname() == "":
 		return nil, fmt.Errorf("%s is not an absolute URL such as https://api.example.com", field)
+	case strings.ContainsFunc(u.Hostname(), func(r rune) bool { return r > '~' }):
+		return nil, fmt.Errorf("%s has a host that is not ASCII, want its xn-- form", field)
 	case u.User != nil:
 		return nil, fmt.Errorf("%s must not have a user or password in it", field)
-	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+	case u.RawQuery != "" || u.ForceQuery || strings.Contains(rawURL, "#"):
 		return nil, fmt.Errorf("%s must not have a query or fragment", field)
 	}
 	o := &origin{scheme: strings.ToLower(u.Scheme), host: strings.ToLower(u.Hostname()), port: portOf(u)}
 	port, err := strconv.Atoi(o.port)
 	switch {
-	case strings.ContainsFunc(o.host, func(r rune) bool { return r > '~' }):
-		return nil, fmt.Errorf("%s has a host that is not ASCII, want its xn-- form", field)
 	case o.scheme == "http" && !loopback(o.host):
 		return nil, fmt.Errorf("%s: %w: %s is not loopback, use https", field, ErrInsecureURL, o.host)
 	case o.scheme != "http" && o.scheme != "https":

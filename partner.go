@@ -2,6 +2,7 @@ package partnerauth
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -38,8 +39,14 @@ func newTokenRequest(ctx context.Context, baseURL, path string, body io.Reader) 
 	return req, nil
 }
 
+// notJSON tells what is wrong with an answer without repeating any of it.
 func notJSON(err error) error {
-	return fmt.Errorf("the answer is not the JSON that was expected: %w", err)
+	const what = "the answer is not the JSON that was expected"
+	var field *json.UnmarshalTypeError
+	if errors.As(err, &field) && field.Field != "" {
+		return fmt.Errorf("%s: %s is not a %v", what, field.Field, field.Type)
+	}
+	return errors.New(what)
 }
 
 func requireEnv(provider string, names ...string) error {

@@ -36,9 +36,7 @@ func pauseOf(status int, h http.Header, now time.Time) (time.Duration, bool) {
 		p.date(v)
 	}
 	if status == http.StatusTooManyRequests {
-		for _, v := range h.Values("RateLimit") {
-			p.policies(v)
-		}
+		p.policies(strings.Join(h.Values("RateLimit"), ","))
 		// draft-6 sends a delta, others an epoch under the same name
 		for _, name := range []string{"Ratelimit-Reset", "X-Ratelimit-Reset"} {
 			for _, v := range h.Values(name) {
@@ -146,14 +144,15 @@ func (l *longest) policies(v string) {
 	l.wait = max(l.wait, spent.wait)
 }
 
-// withoutQuoted cuts what stands between quotes, which may hold separators.
+// withoutQuoted cuts what stands between quotes.
 func withoutQuoted(v string) string {
 	var b strings.Builder
+	v = strings.NewReplacer(`\\`, "", `\"`, "").Replace(v)
 	for i, part := range strings.Split(v, `"`) {
 		if i%2 == 0 {
 			b.WriteString(part)
 		} else {
-			b.WriteByte('"')
+			b.WriteString(`""`)
 		}
 	}
 	return b.String()

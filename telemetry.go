@@ -324,7 +324,7 @@ func newEndpoint(host string, port int) *endpoint {
 
 // An outcome is what sets one request's metrics apart from another's at the
 // same endpoint.
-type outcome uint32
+type outcome struct{ status, method, protocol int }
 
 // maxOutcomes bounds how many of them an endpoint remembers. A server that
 // makes up more statuses than that only makes its own calls slower.
@@ -336,7 +336,7 @@ func (e *endpoint) outcome(m int, resp *http.Response, failure string) []metric.
 		return e.newOutcome(m, resp, failure)
 	}
 	known := e.outcomes.Load()
-	key := outcome(resp.StatusCode)<<16 | outcome(m)<<8 | outcome(protocolOf(resp))
+	key := outcome{resp.StatusCode, m, protocolOf(resp)}
 	if opts, ok := (*known)[key]; ok {
 		return opts
 	}
@@ -396,7 +396,7 @@ var protocols = [...]string{"", "1.0", "1.1", "2", "3"}
 
 func protocolOf(resp *http.Response) int {
 	switch {
-	case resp.ProtoMajor == 1 && resp.ProtoMinor <= 1:
+	case resp.ProtoMajor == 1 && (resp.ProtoMinor == 0 || resp.ProtoMinor == 1):
 		return 1 + resp.ProtoMinor
 	case resp.ProtoMajor == 2 || resp.ProtoMajor == 3:
 		return 1 + resp.ProtoMajor

@@ -1385,26 +1385,28 @@ func TestBadInput(t *testing.T) {
 		}, errBase.Error(), 2},
 	}
 	for _, test := range tests {
-		rec := newRecording()
-		resp, err := safely(t, test.name, func() (*http.Response, error) { return rec.plain(test.base).RoundTrip(test.req) })
-		switch {
-		case test.err == "" && (err != nil || resp == nil || resp.Body == nil && test.spans > 0):
-			t.Errorf("%s: got %v, %v", test.name, resp, err)
-		case test.err != "" && (err == nil || resp != nil || !strings.Contains(err.Error(), test.err)):
-			t.Errorf("%s: got %v, %v, want an error about %s", test.name, resp, err, test.err)
-		}
-		if n := len(rec.ended()); n != test.spans {
-			t.Errorf("%s: got %d spans, want %d", test.name, n, test.spans)
-		}
+		t.Run(test.name, func(t *testing.T) {
+			rec := newRecording()
+			resp, err := safely(t, func() (*http.Response, error) { return rec.plain(test.base).RoundTrip(test.req) })
+			switch {
+			case test.err == "" && (err != nil || resp == nil || resp.Body == nil && test.spans > 0):
+				t.Errorf("got %v, %v", resp, err)
+			case test.err != "" && (err == nil || resp != nil || !strings.Contains(err.Error(), test.err)):
+				t.Errorf("got %v, %v, want an error about %s", resp, err, test.err)
+			}
+			if n := len(rec.ended()); n != test.spans {
+				t.Errorf("got %d spans, want %d", n, test.spans)
+			}
+		})
 	}
 }
 
-// safely tells of a panic which input made it.
-func safely(t testing.TB, what string, f func() (*http.Response, error)) (*http.Response, error) {
+// safely makes a panic one failure among others.
+func safely(t testing.TB, f func() (*http.Response, error)) (*http.Response, error) {
 	t.Helper()
 	defer func() {
 		if p := recover(); p != nil {
-			t.Errorf("%s: panic: %v", what, p)
+			t.Errorf("panic: %v", p)
 		}
 	}()
 	return f()

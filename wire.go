@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -77,7 +78,7 @@ func (w *wire) send(ctx context.Context, req *http.Request, a *attempt) (*http.R
 	w.endAttempt(ctx, span, start, req, a, resp, err)
 	if err != nil {
 		a.body.Close()
-		return nil, err
+		return nil, withoutSecrets(err, strings.TrimPrefix(a.copy.Header.Get("Authorization"), "Bearer "))
 	}
 	resp.Request = req // and not the copy, which has the token in it
 	return resp, nil
