@@ -94,10 +94,8 @@ func (q *queue) join(ctx context.Context, p *permit) (*waiter, error) {
 		q.pacer.take(now, p)
 		return nil, nil
 	}
-	if deadline, ok := ctx.Deadline(); ok {
-		if d := q.estimate(now, p); now.Add(d).After(deadline) {
-			return nil, &rateLimitError{wait: d, left: deadline.Sub(now)}
-		}
+	if err := q.refusal(ctx, now, p); err != nil {
+		return nil, err
 	}
 	w := &waiter{queue: q, ctx: ctx, permit: p, turn: make(chan error, 1)}
 	i, _ := q.find(p)
@@ -237,15 +235,19 @@ func (q *queue) lesson(p *permit) float64 {
 	return q.pacer.lesson(time.Now(), p.sent)
 }
 
-// inTime reports whether p, or one that goes in its place, could have its turn
-// before ctx's deadline.
-func (q *queue) inTime(ctx context.Context, p *permit) bool {
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		return true
-	}
+// inTime returns ErrRateLimited if p, or one that goes in its place, cannot have
+// its turn before ctx's deadline. A new permit stands for the head.
+func (q *queue) inTime(ctx context.Context, p *permit) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	now := time.Now()
-	return !now.Add(q.estimate(now, p)).After(deadline)
+	return q.refusal(ctx, time.Now(), p)
+}
+
+func (q *queue) refusal(ctx context.Context, now time.Time, p *permit) error {
+	if deadline, ok := ctx.Deadline(); ok {
+		if d := q.estimate(now, p); now.Add(d).After(deadline) {
+			return &rateLimitError{wait: d, left: deadline.Sub(now)}
+		}
+	}
+	return nil
 }

@@ -281,6 +281,24 @@ func TestLimiterThatFails(t *testing.T) {
 	}
 }
 
+// Who has to wait for a token cannot be in time either.
+func TestRefusedAtOnceWithoutAToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &shop{}
+		quota := &partnerauth.Quota{Requests: 1}
+		rt := s.transport(quota)
+		quota.Wait(t.Context())
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		began := time.Now()
+		_, err := rt.RoundTrip(newRequest(t, "GET", shopURL+"/", "").WithContext(ctx))
+		if !errors.Is(err, partnerauth.ErrRateLimited) || time.Since(began) > 0 {
+			t.Errorf("got %v after %v, want ErrRateLimited at once", err, time.Since(began))
+		}
+		time.Sleep(time.Hour) // for the login, which others may want
+	})
+}
+
 type failingLimiter struct{}
 
 func (failingLimiter) Wait(context.Context) error { return errShop }

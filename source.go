@@ -194,6 +194,12 @@ func (s *Source) obtain(ctx context.Context, w *wire) (*lease, string, error) {
 	if l != nil || err != nil {
 		return l, "cache", err
 	}
+	if w != nil {
+		// whoever waits for the token needs a permit, too
+		if err := w.queue.inTime(ctx, new(permit)); err != nil {
+			return nil, "", err
+		}
+	}
 	return s.await(ctx, f, leads)
 }
 
@@ -287,7 +293,7 @@ func (s *Source) land(f *flight, got fetched) bool {
 	defer s.mu.Unlock()
 	f.cancel()
 	if f.stale {
-		f.stale, f.op, f.trigger, f.current = false, login, s.trigger, nil
+		f.stale, f.op, f.trigger, f.current, f.used = false, login, s.trigger, nil, 0
 		f.ctx, f.cancel = context.WithCancel(context.WithoutCancel(f.ctx))
 		return false
 	}

@@ -255,7 +255,7 @@ func (c *call) again(a *attempt, l *lease, resp *http.Response) bool {
 // worthWaiting reports whether the pause that the answer to a asked for is one
 // to wait for.
 func (c *call) worthWaiting(a *attempt) bool {
-	return a.pause <= 2*c.queue.window && c.queue.inTime(c.ctx, &a.permit)
+	return a.pause <= 2*c.queue.window && c.queue.inTime(c.ctx, &a.permit) == nil
 }
 
 // rewind returns the body of req for another attempt, if it can be had.
