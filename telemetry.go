@@ -409,20 +409,21 @@ const redacted = "REDACTED"
 // redactURL is u without anything that could be a secret: no user, no query
 // values, no fragment.
 func redactURL(u *url.URL) string {
-	user := ""
-	if u.User != nil {
-		user = redacted + ":" + redacted + "@"
-	}
-	full := u.Scheme + "://" + user + u.Host + u.EscapedPath()
-	if u.RawQuery == "" {
-		return full
-	}
 	var b strings.Builder
-	b.WriteString(full)
+	path := u.EscapedPath()
+	b.Grow(len(u.Scheme) + len(u.Host) + len(path) + 2*len(u.RawQuery) + 4*len(redacted))
+	b.WriteString(u.Scheme)
+	b.WriteString("://")
+	if u.User != nil {
+		b.WriteString(redacted + ":" + redacted + "@")
+	}
+	b.WriteString(u.Host)
+	b.WriteString(path)
 	separator := byte('?')
-	for pair := range strings.SplitSeq(u.RawQuery, "&") {
+	for query := u.RawQuery; query != ""; separator = '&' {
+		var pair string
+		pair, query, _ = strings.Cut(query, "&")
 		b.WriteByte(separator)
-		separator = '&'
 		// a pair without a name is all value
 		if name, _, ok := strings.Cut(pair, "="); ok {
 			b.WriteString(name)
