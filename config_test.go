@@ -273,7 +273,8 @@ func TestProvidersFromEnv(t *testing.T) {
 		want    any
 		missing string
 	}{
-		{"NowPost", nowPost, map[string]string{"NOWPOST_EMAIL": "e", "NOWPOST_PASSWORD": "p"}, partnerauth.NowPost{Email: "e", Password: "p"}, ""},
+		{"NowPost", nowPost, map[string]string{"NOWPOST_EMAIL": "e", "NOWPOST_PASSWORD": "p"},
+			partnerauth.NowPost{Email: "e", Password: "p", BaseURL: partnerauth.NowPostBaseURL}, ""},
 		{"NowPost elsewhere", nowPost, map[string]string{"NOWPOST_EMAIL": "e", "NOWPOST_PASSWORD": " p ", "NOWPOST_BASE_URL": "https://staging.example/"},
 			partnerauth.NowPost{Email: "e", Password: " p ", BaseURL: "https://staging.example/"}, ""},
 		{"NowPost without e-mail", nowPost, map[string]string{"NOWPOST_PASSWORD": "hunter2"}, partnerauth.NowPost{}, "NOWPOST_EMAIL"},

@@ -6,7 +6,7 @@
 //		return err
 //	}
 //	client := shop.Client()
-//	resp, err := client.Get(partnerauth.NowPostBaseURL + "/api/v1/orders")
+//	resp, err := client.Get(shop.BaseURL + "/api/v1/orders")
 //
 // A [Source] holds one account's token. It signs in when the first token is
 // asked for, renews it in the background before it ends, and lets one fetch

@@ -20,13 +20,15 @@ import (
 // in a *url.Error.
 var (
 	// ErrCredentials is matched by an [AuthError] whose credentials the partner
-	// refused, with status 400, 401 or 403. Trying again will not help.
+	// refused, with status 400, 401 or 403. Only other credentials will help.
 	ErrCredentials = errors.New("credentials refused")
 
 	// ErrRateLimited tells that the request was not sent because its turn would
 	// not come before the deadline of its context. It is also a
-	// context.DeadlineExceeded, and its chain has a method
-	// RetryAfter() time.Duration that tells how long the wait would have been.
+	// context.DeadlineExceeded, and tells how long the wait would have been:
+	//
+	//	var limited interface{ RetryAfter() time.Duration }
+	//	if errors.As(err, &limited) { … }
 	ErrRateLimited = errors.New("rate limited")
 
 	// ErrInsecureURL tells that a credential or token would have gone over plain
@@ -35,7 +37,8 @@ var (
 )
 
 // An AuthError tells why there is no token to send. Nothing of the caller's
-// request has been sent, or it was answered 401 and could not be sent again.
+// request has been sent, or it was answered 401 and could not be sent again. An
+// http.Client whose Timeout has passed puts an error of its own in its place.
 //
 // Its text, and what fmt, slog and encoding/json make of it, contain no secret
 // and nothing of the partner's answer but the status.
@@ -186,12 +189,13 @@ func withoutAnswer(err error) error {
 // write them.
 func scrub(text string, secrets ...string) string {
 	for _, secret := range secrets {
+		if len(secret) < 4 {
+			continue // it would be found in every other word
+		}
 		quoted := strconv.Quote(secret)
 		inJSON, _ := json.Marshal(secret)
 		for _, form := range []string{secret, quoted[1 : len(quoted)-1], string(inJSON[1 : len(inJSON)-1]), url.QueryEscape(secret), url.PathEscape(secret)} {
-			if form != "" {
-				text = strings.ReplaceAll(text, form, redacted)
-			}
+			text = strings.ReplaceAll(text, form, redacted)
 		}
 	}
 	return text

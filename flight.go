@@ -194,7 +194,7 @@ func (f *flight) judge(resp *http.Response, body []byte, sent time.Time, pause t
 		err = errors.New("the token has characters that a header cannot have")
 	}
 	if err != nil {
-		return f.failed(status, &answerError{reason + ": " + scrub(err.Error(), f.secrets()...), f.answer(resp, body)})
+		return f.failed(status, &answerError{reason + ": " + err.Error(), f.answer(resp, body)})
 	}
 	return fetched{lease: newLease(token, min(lifetime, maxLifetime), sent, received)}
 }
@@ -203,7 +203,8 @@ func (f *flight) failed(status int, err error) fetched {
 	return fetched{err: &AuthError{Provider: f.source.partner.name(), Op: string(f.op), StatusCode: status, Err: err}}
 }
 
-// answer keeps of resp what helps to find out what went wrong.
+// answer keeps of resp what helps to find out what went wrong, but no body that
+// has a secret in it.
 func (f *flight) answer(resp *http.Response, body []byte) *oauth2.RetrieveError {
 	header, secrets := http.Header{}, f.secrets()
 	for _, name := range []string{"Content-Type", "Date", "Retry-After", "X-Request-Id"} {
@@ -211,13 +212,16 @@ func (f *flight) answer(resp *http.Response, body []byte) *oauth2.RetrieveError 
 			header.Set(name, scrub(v, secrets...))
 		}
 	}
+	if text := string(body); scrub(text, secrets...) != text {
+		body = nil
+	}
 	return &oauth2.RetrieveError{
 		Response: &http.Response{
 			Status: statusText(resp.StatusCode), StatusCode: resp.StatusCode,
 			Proto: resp.Proto, ProtoMajor: resp.ProtoMajor, ProtoMinor: resp.ProtoMinor,
 			Header: header, Body: http.NoBody,
 		},
-		Body: []byte(scrub(string(body), secrets...)),
+		Body: body,
 	}
 }
 

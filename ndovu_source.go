@@ -62,7 +62,8 @@ func NdovuFromEnv() (Ndovu, error) {
 func (c Ndovu) TokenSource() *Source { return newSource(c) }
 
 // Client returns a new http.Client for the partner: that of a Transport with a
-// new TokenSource, c.Base, and otherwise the defaults.
+// new TokenSource, c.Base, and otherwise the defaults. Share it: each Client has
+// a token and a quota of its own.
 func (c Ndovu) Client() *http.Client {
 	return &http.Client{Transport: &Transport{Source: c.TokenSource(), Base: c.Base}}
 }
@@ -81,13 +82,13 @@ func (c Ndovu) basic() string {
 func (c Ndovu) check() (*origin, error) {
 	switch {
 	case c.ClientID == "":
-		return nil, errors.New("ClientID is empty")
+		return nil, fmt.Errorf("%s is empty", "ClientID")
 	case c.ClientSecret == "":
-		return nil, errors.New("ClientSecret is empty")
+		return nil, fmt.Errorf("%s is empty", "ClientSecret")
 	case strings.Contains(c.ClientID, ":"):
-		return nil, errors.New("ClientID has a ':' in it, which HTTP Basic cannot carry")
+		return nil, fmt.Errorf("%s has a ':' in it, which HTTP Basic cannot carry", "ClientID")
 	case c.BaseURL == "":
-		return nil, errors.New("BaseURL is empty; Ndovu names no production host, ask for yours")
+		return nil, fmt.Errorf("%s is empty; Ndovu names no production host, ask for yours", "BaseURL")
 	}
 	return parseOrigin("BaseURL", c.BaseURL)
 }

@@ -41,14 +41,15 @@ type NowPost struct {
 }
 
 // NowPostFromEnv reads a NowPost from the environment: NOWPOST_EMAIL,
-// NOWPOST_PASSWORD and, if it is set, NOWPOST_BASE_URL. Its error names the
-// variable that is missing.
+// NOWPOST_PASSWORD and, in place of NowPostBaseURL, NOWPOST_BASE_URL if it is
+// set. Its error names the variable that is missing.
 func NowPostFromEnv() (NowPost, error) {
 	c := NowPost{
 		Email:    os.Getenv("NOWPOST_EMAIL"),
 		Password: os.Getenv("NOWPOST_PASSWORD"),
 		BaseURL:  os.Getenv("NOWPOST_BASE_URL"),
 	}
+	c.BaseURL = c.baseURL()
 	if err := requireEnv(c.name(), "NOWPOST_EMAIL", "NOWPOST_PASSWORD"); err != nil {
 		return NowPost{}, err
 	}
@@ -60,7 +61,8 @@ func NowPostFromEnv() (NowPost, error) {
 func (c NowPost) TokenSource() *Source { return newSource(c) }
 
 // Client returns a new http.Client for the account: that of a Transport with a
-// new TokenSource, c.Base, and otherwise the defaults.
+// new TokenSource, c.Base, and otherwise the defaults. Share it: each Client has
+// a token and a quota of its own.
 func (c NowPost) Client() *http.Client {
 	return &http.Client{Transport: &Transport{Source: c.TokenSource(), Base: c.Base}}
 }
@@ -78,15 +80,13 @@ func (c NowPost) baseURL() string {
 }
 
 func (c NowPost) check() (*origin, error) {
-	switch {
-	case c.Email == "":
-		return nil, errors.New("Email is empty")
-	case c.Password == "":
-		return nil, errors.New("Password is empty")
-	case !utf8.ValidString(c.Email):
-		return nil, errors.New("Email is not valid UTF-8, which JSON has to be")
-	case !utf8.ValidString(c.Password):
-		return nil, errors.New("Password is not valid UTF-8, which JSON has to be")
+	for _, field := range []struct{ name, value string }{{"Email", c.Email}, {"Password", c.Password}} {
+		switch {
+		case field.value == "":
+			return nil, fmt.Errorf("%s is empty", field.name)
+		case !utf8.ValidString(field.value):
+			return nil, fmt.Errorf("%s is not valid UTF-8, which JSON has to be", field.name)
+		}
 	}
 	return parseOrigin("BaseURL", c.baseURL())
 }

@@ -511,6 +511,22 @@ func TestNowPostLifetimes(t *testing.T) {
 	}
 }
 
+// Many processes do not renew at once.
+func TestRenewalsAreSpread(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var seen []time.Duration
+		for range 12 {
+			d := new(desk)
+			seen = append(seen, lifeOf(t, d, d.nowPost(), told{body: `{"token":"t"}`}, 24*time.Hour).renewed)
+		}
+		slices.Sort(seen)
+		if spread := seen[len(seen)-1] - seen[0]; len(slices.Compact(slices.Clone(seen))) < 6 || spread < 24*time.Hour*2/100 {
+			t.Errorf("got renewals after %v, want them spread", seen)
+		}
+	})
+}
+
 func TestNowPostTokens(t *testing.T) {
 	t.Parallel()
 	big := strings.Repeat("x", 100_000)
@@ -849,7 +865,7 @@ func TestErrorsThroughHTTPClient(t *testing.T) {
 			s := startWire(t, "HTTP/1.1", func(_ int, w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("X-Request-Id", "42")
 				w.WriteHeader(401)
-				io.WriteString(w, `{"message":"no such Planted-Secret"}`)
+				io.WriteString(w, `{"message":"no such account"}`)
 			})
 			client, op := partnerauth.NowPost{Email: "e", Password: "Planted-Secret", BaseURL: s.URL, Base: s.base}.Client(), "login"
 			if provider == "ndovu" {
@@ -1094,6 +1110,9 @@ func TestTokenRequestMeets429(t *testing.T) {
 			var auth *partnerauth.AuthError
 			if !errors.As(err, &auth) || auth.StatusCode != 429 || auth.RetryAfter < 20*time.Second || errors.Is(err, partnerauth.ErrCredentials) {
 				t.Errorf("got %v, want an AuthError with 429 that names the wait", err)
+			}
+			if n := d.count(); n < 2 || n > 10 {
+				t.Errorf("got %d requests before the caller was told, want a few", n)
 			}
 			for _, gap := range attempts(t, d, d.nowPost(), 10*time.Minute) {
 				if gap < 20*time.Second && gap != 0 {

@@ -131,7 +131,6 @@ func (t *telemetry) endCall(ctx context.Context, span trace.Span, sum *totals, r
 		return
 	}
 	kv := takeAttributes()
-	*kv = append(*kv, t.provider...)
 	*kv = append(*kv, keyAttempts.Int(sum.attempts), keyWaitTime.Float64(sum.waited.Seconds()))
 	if sum.tokenSource != "" {
 		*kv = append(*kv, keyTokenSource.String(sum.tokenSource))

@@ -437,7 +437,7 @@ func TestSpanTree(t *testing.T) {
 			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(200))
 			s.call(ctx, "/orders", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/orders`},
@@ -448,18 +448,18 @@ func TestSpanTree(t *testing.T) {
 			time.Sleep(600 * time.Millisecond)
 			s.call(ctx, "/orders", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/orders
-			nowpost call INTERNAL Unset @1s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			nowpost call INTERNAL Unset @1s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Unset @1s+100ms http.response.status_code=200 url.full=~/orders`},
 
 		{name: "401, login, 200, under a template", play: func(s *scene) {
 			s.peer.on("POST "+loginPath, login("t1"), login("t2")).on("GET /orders/7", get(401), get(200))
 			s.call(partnerauth.WithURLTemplate(ctx, "/orders/{id}"), "/orders/7", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+800ms http.response.status_code=200 partnerauth.attempts=2 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			nowpost call INTERNAL Unset @0s+800ms http.response.status_code=200 partnerauth.attempts=2 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET /orders/{id} CLIENT Error @300ms+100ms error.type=401 http.response.status_code=401 url.full=~/orders/7 url.template=/orders/{id}
@@ -473,7 +473,7 @@ func TestSpanTree(t *testing.T) {
 			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", busy, get(200))
 			s.call(ctx, "/orders", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+5.5s http.response.status_code=200 partnerauth.attempts=2 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=5 partnerauth.token.source=cache
+			nowpost call INTERNAL Unset @0s+5.5s http.response.status_code=200 partnerauth.attempts=2 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=cache
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Error @300ms+100ms error.type=429 http.response.status_code=429 url.full=~/orders
@@ -486,7 +486,7 @@ func TestSpanTree(t *testing.T) {
 			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", busy, get(200))
 			s.call(ctx, "/orders", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+5.5s http.response.status_code=200 partnerauth.attempts=2 partnerauth.provider=nowpost partnerauth.rate_limit.pace=below 1 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=cache
+			nowpost call INTERNAL Unset @0s+5.5s http.response.status_code=200 partnerauth.attempts=2 partnerauth.rate_limit.pace=below 1 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=cache
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Error @300ms+100ms error.type=429 http.response.status_code=429 url.full=~/orders
@@ -499,7 +499,7 @@ func TestSpanTree(t *testing.T) {
 			s.peer.on("POST "+loginPath, login("t1"), login("t2")).on("GET /orders", busy, get(401), get(200))
 			s.call(ctx, "/orders", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+5.9s http.response.status_code=200 partnerauth.attempts=3 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=5 partnerauth.token.source=login
+			nowpost call INTERNAL Unset @0s+5.9s http.response.status_code=200 partnerauth.attempts=3 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Error @300ms+100ms error.type=429 http.response.status_code=429 url.full=~/orders
@@ -513,7 +513,7 @@ func TestSpanTree(t *testing.T) {
 			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(200))
 			s.call(ctx, "/orders", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+14.4s http.response.status_code=200 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=7 partnerauth.token.source=login
+			nowpost call INTERNAL Unset @0s+14.4s http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=7 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+7.3s partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    partnerauth.rate_limit.wait INTERNAL Unset @0s+7s partnerauth.rate_limit.result=acquired
 			    POST CLIENT Unset @7s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
@@ -528,11 +528,11 @@ func TestSpanTree(t *testing.T) {
 			wg.Go(func() { s.call(ctx, "/plans", 200) })
 			wg.Wait()
 		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/orders
-			nowpost call INTERNAL Unset @50ms+350ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=shared
+			nowpost call INTERNAL Unset @50ms+350ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=shared
 			  partnerauth.token.wait INTERNAL Unset @50ms+250ms ->partnerauth.token.fetch@0s
 			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/plans`},
 
@@ -544,15 +544,15 @@ func TestSpanTree(t *testing.T) {
 			time.Sleep(time.Second - 100*time.Millisecond)
 			s.call(ctx, "/orders", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/orders
-			nowpost call INTERNAL Unset @15m0s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			nowpost call INTERNAL Unset @15m0s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Unset @15m0s+100ms http.response.status_code=200 url.full=~/orders
 			partnerauth.token.fetch INTERNAL Unset @15m0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=refresh partnerauth.token.trigger=expiring ->nowpost call@15m0s
 			  POST CLIENT Unset @15m0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/refresh
-			nowpost call INTERNAL Unset @15m1s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			nowpost call INTERNAL Unset @15m1s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Unset @15m1s+100ms http.response.status_code=200 url.full=~/orders`},
 
 		{name: "refresh refused, login in the same flight", play: func(s *scene) {
@@ -562,11 +562,11 @@ func TestSpanTree(t *testing.T) {
 			s.call(ctx, "/orders", 200)
 			time.Sleep(time.Second)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/orders
-			nowpost call INTERNAL Unset @15m0s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			nowpost call INTERNAL Unset @15m0s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Unset @15m0s+100ms http.response.status_code=200 url.full=~/orders
 			partnerauth.token.fetch INTERNAL Unset @15m0s+400ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=expiring ->nowpost call@15m0s
 			  POST CLIENT Error @15m0s+100ms error.type=401 http.response.status_code=401 url.full=~/api/v1/auth/refresh
@@ -577,10 +577,10 @@ func TestSpanTree(t *testing.T) {
 			s.fail(ctx, "/orders", partnerauth.ErrCredentials)
 			s.fail(ctx, "/orders", partnerauth.ErrCredentials)
 		}, want: `
-			nowpost call INTERNAL Error @0s+100ms error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0
+			nowpost call INTERNAL Error @0s+100ms error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
 			  partnerauth.token.fetch INTERNAL Error @0s+100ms error.type=*partnerauth.AuthError partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Error @0s+100ms error.type=401 http.response.status_code=401 url.full=~/api/v1/auth/login
-			nowpost call INTERNAL Error @100ms+0s error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0`},
+			nowpost call INTERNAL Error @100ms+0s error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0`},
 
 		{name: "failed login, for somebody who waits too", play: func(s *scene) {
 			s.peer.on("POST "+loginPath, get(401))
@@ -590,17 +590,17 @@ func TestSpanTree(t *testing.T) {
 			wg.Go(func() { s.fail(ctx, "/plans", partnerauth.ErrCredentials) })
 			wg.Wait()
 		}, want: `
-			nowpost call INTERNAL Error @0s+100ms error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0
+			nowpost call INTERNAL Error @0s+100ms error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
 			  partnerauth.token.fetch INTERNAL Error @0s+100ms error.type=*partnerauth.AuthError partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Error @0s+100ms error.type=401 http.response.status_code=401 url.full=~/api/v1/auth/login
-			nowpost call INTERNAL Error @50ms+50ms error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0
+			nowpost call INTERNAL Error @50ms+50ms error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
 			  partnerauth.token.wait INTERNAL Error @50ms+50ms error.type=*partnerauth.AuthError ->partnerauth.token.fetch@0s`},
 
 		{name: "login tried again after 500", random: true, play: func(s *scene) {
 			s.peer.on("POST "+loginPath, get(500), login("t1")).on("GET /orders", get(200))
 			s.call(partnerauth.WithURLTemplate(ctx, "/orders"), "/orders", 200)
 		}, want: `
-			nowpost call INTERNAL Unset http.response.status_code=200 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			nowpost call INTERNAL Unset http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Error error.type=500 http.response.status_code=500 url.full=~/api/v1/auth/login
 			    POST CLIENT Unset http.request.resend_count=1 http.response.status_code=200 url.full=~/api/v1/auth/login
@@ -613,11 +613,11 @@ func TestSpanTree(t *testing.T) {
 			defer cancel()
 			s.fail(hasty, "/orders", partnerauth.ErrRateLimited, context.DeadlineExceeded)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/orders
-			nowpost call INTERNAL Error @400ms+0s error.type=*partnerauth.… partnerauth.attempts=0 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache`},
+			nowpost call INTERNAL Error @400ms+0s error.type=*partnerauth.… partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache`},
 
 		{name: "given up by the limiter at the deadline", limiter: after7s(1), play: func(s *scene) {
 			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(200))
@@ -625,7 +625,7 @@ func TestSpanTree(t *testing.T) {
 			defer cancel()
 			s.fail(hasty, "/orders", partnerauth.ErrRateLimited, context.DeadlineExceeded)
 		}, want: `
-			nowpost call INTERNAL Error @0s+1s error.type=*partnerauth.… partnerauth.attempts=0 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0.7 partnerauth.token.source=login
+			nowpost call INTERNAL Error @0s+1s error.type=*partnerauth.… partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0.7 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  partnerauth.rate_limit.wait INTERNAL Error @300ms+700ms error.type=*partnerauth.… partnerauth.rate_limit.result=deadline_exceeded`},
@@ -636,7 +636,7 @@ func TestSpanTree(t *testing.T) {
 			time.AfterFunc(time.Second, cancel)
 			s.fail(gone, "/orders", context.Canceled)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+1s partnerauth.attempts=0 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0.7 partnerauth.token.source=login
+			nowpost call INTERNAL Unset @0s+1s partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0.7 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  partnerauth.rate_limit.wait INTERNAL Unset @300ms+700ms partnerauth.rate_limit.result=canceled`},
@@ -653,10 +653,10 @@ func TestSpanTree(t *testing.T) {
 			wg.Wait()
 			time.Sleep(time.Second)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+100ms partnerauth.attempts=0 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0
+			nowpost call INTERNAL Unset @0s+100ms partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			nowpost call INTERNAL Unset @50ms+50ms partnerauth.attempts=0 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0
+			nowpost call INTERNAL Unset @50ms+50ms partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
 			  partnerauth.token.wait INTERNAL Unset @50ms+50ms ->partnerauth.token.fetch@0s`},
 
 		{name: "canceled on the wire", play: func(s *scene) {
@@ -665,7 +665,7 @@ func TestSpanTree(t *testing.T) {
 			time.AfterFunc(350*time.Millisecond, cancel)
 			s.fail(gone, "/orders", context.Canceled)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+350ms partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			nowpost call INTERNAL Unset @0s+350ms partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Unset @300ms+50ms url.full=~/orders`},
@@ -676,7 +676,7 @@ func TestSpanTree(t *testing.T) {
 			defer cancel()
 			s.fail(hasty, "/orders", context.DeadlineExceeded)
 		}, want: `
-			nowpost call INTERNAL Error @0s+350ms error.type=context.deadlineExceededError partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			nowpost call INTERNAL Error @0s+350ms error.type=context.deadlineExceededError partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Error @300ms+50ms error.type=context.deadlineExceededError url.full=~/orders`},
@@ -685,7 +685,7 @@ func TestSpanTree(t *testing.T) {
 			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", reply{after: 100 * time.Millisecond, err: errBase})
 			s.fail(ctx, "/orders", errBase)
 		}, want: `
-			nowpost call INTERNAL Error @0s+400ms error.type=*errors.errorString partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			nowpost call INTERNAL Error @0s+400ms error.type=*errors.errorString partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Error @300ms+100ms error.type=*errors.errorString url.full=~/orders`},
@@ -695,18 +695,18 @@ func TestSpanTree(t *testing.T) {
 			s.call(ctx, "/orders", 404)
 			s.call(ctx, "/orders", 500)
 		}, want: `
-			nowpost call INTERNAL Error @0s+400ms error.type=404 http.response.status_code=404 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			nowpost call INTERNAL Error @0s+400ms error.type=404 http.response.status_code=404 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Error @300ms+100ms error.type=404 http.response.status_code=404 url.full=~/orders
-			nowpost call INTERNAL Error @400ms+100ms error.type=500 http.response.status_code=500 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			nowpost call INTERNAL Error @400ms+100ms error.type=500 http.response.status_code=500 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Error @400ms+100ms error.type=500 http.response.status_code=500 url.full=~/orders`},
 
 		{name: "301 is no error", play: func(s *scene) {
 			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(301))
 			s.call(ctx, "/orders", 301)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=301 partnerauth.attempts=1 partnerauth.provider=nowpost partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=301 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Unset @300ms+100ms http.response.status_code=301 url.full=~/orders`},

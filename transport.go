@@ -16,7 +16,8 @@ import (
 
 // A Transport is an http.RoundTripper that puts a token on requests to its
 // Origins, keeps them inside the quota, and traces them. Requests to anywhere
-// else go to the Base as they are, so that a redirect takes no token along.
+// else go to the Base as they are, so that a redirect takes no token along:
+// where a 401 surprises you, compare the hosts.
 //
 // A request answered 401 is sent once more with a new token, and one answered
 // 429 once more after the pause that the answer asks for, if its body can be had

@@ -1,0 +1,336 @@
+package partnerauth_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace/noop"
+	"golang.org/x/oauth2"
+
+	"github.com/partnerauth/partnerauth"
+	"github.com/partnerauth/partnerauth/internal/partnertest"
+)
+
+// One http.Client for the whole program: signed in, inside the quota, traced.
+// A token that is revoked between two calls is nothing to the caller.
+func Example() {
+	partner := partnertest.StartNowPost(partnertest.Options{}) // stands in for NowPost
+	defer partner.Close()
+
+	account := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: partner.URL}
+	client := &http.Client{
+		Transport: &partnerauth.Transport{Source: account.TokenSource()},
+		Timeout:   2 * time.Minute, // waiting for the quota counts
+	}
+
+	for _, id := range []string{"SHOP-1", "SHOP-2"} {
+		order := fmt.Sprintf(`{"partner_order_id":%q,"pudo_point_id":"pudo_12345",`+
+			`"customer":{"name":"Jane Doe"},"items":[{"name":"Kettle","qty":1,"price":8200,"weight_kg":1.4}]}`, id)
+		resp, err := client.Post(partner.URL+"/api/v1/orders", "application/json", strings.NewReader(order))
+		if err != nil {
+			log.Fatal(err)
+		}
+		resp.Body.Close()
+		fmt.Println(id, resp.Status)
+
+		partner.RevokeAll()
+	}
+	fmt.Println("created:", partner.Created("SHOP-1"), partner.Created("SHOP-2"))
+	// Output:
+	// SHOP-1 201 Created
+	// SHOP-2 201 Created
+	// created: 1 1
+}
+
+func ExampleNowPost() {
+	partner := partnertest.StartNowPost(partnertest.Options{})
+	defer partner.Close()
+
+	shop := partnerauth.NowPost{
+		Email:    "shop@example.com",
+		Password: "correct horse battery staple",
+		BaseURL:  partner.URL, // leave it out for NowPost itself
+	}
+	resp, err := shop.Client().Get(shop.BaseURL + "/api/v1/orders")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	fmt.Println(resp.Status)
+	// Output: 200 OK
+}
+
+func ExampleNdovu() {
+	partner := partnertest.StartNdovu(partnertest.Options{})
+	defer partner.Close()
+
+	plans := partnerauth.Ndovu{
+		ClientID:     "acme",
+		ClientSecret: "s3cr3t:+/%& ü", // as the onboarding e-mail has it, escaped in no way
+		BaseURL:      partner.URL,
+	}
+	resp, err := plans.Client().Get(plans.BaseURL + "/api/v3/partners/acme/plans?currency=KES")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	fmt.Println(resp.Status)
+	// Output: 200 OK
+}
+
+func ExampleNowPostFromEnv() {
+	partner := partnertest.StartNowPost(partnertest.Options{})
+	defer partner.Close()
+	os.Setenv("NOWPOST_EMAIL", partnertest.Email)
+	os.Setenv("NOWPOST_PASSWORD", partnertest.Password)
+	os.Setenv("NOWPOST_BASE_URL", partner.URL) // only for another host than NowPost's
+
+	shop, err := partnerauth.NowPostFromEnv()
+	if err != nil {
+		log.Fatal(err)
+	}
+	resp, err := shop.Client().Get(shop.BaseURL + "/api/v1/orders")
+	if err != nil {
+		log.Fatal(err)
+	}
+	resp.Body.Close()
+	fmt.Println(resp.Status)
+
+	os.Unsetenv("NOWPOST_PASSWORD")
+	_, err = partnerauth.NowPostFromEnv()
+	fmt.Println(err)
+
+	os.Unsetenv("NOWPOST_EMAIL")
+	os.Unsetenv("NOWPOST_BASE_URL")
+	// Output:
+	// 200 OK
+	// partnerauth: nowpost config: NOWPOST_PASSWORD is not set in the environment
+}
+
+// Any oauth2.TokenSource will do, here an API key. Origins then say who may see
+// it: nobody else does, and is neither counted nor traced.
+func ExampleTransport() {
+	show := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "Authorization: %s\n", r.Header.Get("Authorization"))
+	})
+	partner, elsewhere := httptest.NewServer(show), httptest.NewServer(show)
+	defer partner.Close()
+	defer elsewhere.Close()
+
+	client := &http.Client{Transport: &partnerauth.Transport{
+		Source:  oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "my-api-key"}),
+		Origins: []string{partner.URL},
+	}}
+	for _, url := range []string{partner.URL, elsewhere.URL} {
+		resp, err := client.Get(url)
+		if err != nil {
+			log.Fatal(err)
+		}
+		io.Copy(os.Stdout, resp.Body)
+		resp.Body.Close()
+	}
+	// Output:
+	// Authorization: Bearer my-api-key
+	// Authorization:
+}
+
+// A custom CA and a proxy belong in Base. They serve the login as well.
+func ExampleTransport_proxyAndCA() {
+	partner := partnertest.StartNowPost(partnertest.Options{TLS: true})
+	defer partner.Close()
+	proxy := startProxy()
+	defer proxy.Close()
+	proxyURL, err := url.Parse(proxy.URL)
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	base := http.DefaultTransport.(*http.Transport).Clone()
+	base.Proxy = http.ProxyURL(proxyURL)                            // the default is http.ProxyFromEnvironment
+	base.TLSClientConfig = &tls.Config{RootCAs: partner.CertPool()} // an x509.CertPool with your CA
+
+	shop := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: partner.URL}
+	client := &http.Client{Transport: &partnerauth.Transport{Source: shop.TokenSource(), Base: base}}
+	defer client.CloseIdleConnections()
+	resp, err := client.Get(partner.URL + "/api/v1/orders")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	fmt.Println(resp.Status, resp.Proto)
+	fmt.Println("through the proxy to", strings.TrimPrefix(partner.URL, "https://") == <-proxy.asked)
+	// Output:
+	// 200 OK HTTP/2.0
+	// through the proxy to true
+}
+
+// A fake Base tests a program of your own without a server. roundTripFunc is a
+// func(*http.Request) (*http.Response, error) whose method RoundTrip calls it.
+func ExampleTransport_fakeBase() {
+	partner := http.NewServeMux()
+	partner.HandleFunc("POST /api/v1/auth/login", func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, `{"token":"fake"}`)
+	})
+	partner.HandleFunc("GET /api/v1/orders/{id}", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s, asked for with %s", r.PathValue("id"), r.Header.Get("Authorization"))
+	})
+	fake := roundTripFunc(func(req *http.Request) (*http.Response, error) {
+		w := httptest.NewRecorder()
+		partner.ServeHTTP(w, req)
+		return w.Result(), nil
+	})
+
+	client := partnerauth.NowPost{Email: "test@example.com", Password: "test", Base: fake}.Client()
+	resp, err := client.Get(partnerauth.NowPostBaseURL + "/api/v1/orders/17")
+	if err != nil {
+		log.Fatal(err)
+	}
+	io.Copy(os.Stdout, resp.Body)
+	// Output: 17, asked for with Bearer fake
+}
+
+// Two clients of one account share its Source, and with it the token, and its
+// Quota. A caller whose turn would come too late is told so at once.
+func ExampleQuota() {
+	partner := partnertest.StartNowPost(partnertest.Options{})
+	defer partner.Close()
+	account := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: partner.URL}
+
+	source := account.TokenSource()
+	quota := &partnerauth.Quota{Requests: 3} // in any minute, the login included
+	shop := &http.Client{Transport: &partnerauth.Transport{Source: source, Limiter: quota}}
+	export := &http.Client{Transport: &partnerauth.Transport{
+		Source: source, Limiter: quota,
+		TracerProvider: noop.NewTracerProvider(), // thousands of calls, of which nobody wants a trace
+	}}
+
+	for _, client := range []*http.Client{shop, export, shop} {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, "GET", partner.URL+"/api/v1/orders", nil)
+		if err != nil {
+			log.Fatal(err)
+		}
+		resp, err := client.Do(req)
+		switch {
+		case errors.Is(err, partnerauth.ErrRateLimited):
+			fmt.Println("not within 10 seconds")
+		case err != nil:
+			log.Fatal(err)
+		default:
+			resp.Body.Close()
+			fmt.Println(resp.Status)
+		}
+	}
+	fmt.Println("the partner counted", partner.Count("", ""), "requests")
+	// Output:
+	// 200 OK
+	// 200 OK
+	// not within 10 seconds
+	// the partner counted 3 requests
+}
+
+// What went wrong, and what to do about it.
+func ExampleAuthError() {
+	partner := partnertest.StartNowPost(partnertest.Options{})
+	defer partner.Close()
+	account := partnerauth.NowPost{Email: partnertest.Email, Password: "wrong", BaseURL: partner.URL}
+
+	_, err := account.Client().Get(partner.URL + "/api/v1/orders")
+
+	var auth *partnerauth.AuthError
+	switch {
+	case errors.Is(err, partnerauth.ErrCredentials):
+		errors.As(err, &auth)
+		fmt.Printf("wrong credentials: %s %s was answered %d\n", auth.Provider, auth.Op, auth.StatusCode)
+		fmt.Println(auth)
+	case errors.As(err, &auth):
+		fmt.Println("no token now, ask again after", auth.RetryAfter)
+	case errors.Is(err, partnerauth.ErrRateLimited):
+		fmt.Println("the quota is used up until after the deadline")
+	case err != nil:
+		fmt.Println("network:", err)
+	}
+
+	var answer *oauth2.RetrieveError // with the partner's answer, which may be private: do not log it
+	fmt.Println(errors.As(err, &answer))
+	// Output:
+	// wrong credentials: nowpost login was answered 401
+	// partnerauth: nowpost login: 401 Unauthorized: check the e-mail and password
+	// true
+}
+
+// Spans are named after the template and not after the order.
+func ExampleWithURLTemplate() {
+	partner := partnertest.StartNowPost(partnertest.Options{})
+	defer partner.Close()
+	account := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: partner.URL}
+	spans := tracetest.NewInMemoryExporter()
+	client := &http.Client{Transport: &partnerauth.Transport{
+		Source:         account.TokenSource(),
+		TracerProvider: trace.NewTracerProvider(trace.WithSyncer(spans)),
+	}}
+
+	ctx := partnerauth.WithURLTemplate(context.Background(), "/api/v1/orders/{id}")
+	req, err := http.NewRequestWithContext(ctx, "GET", partner.URL+"/api/v1/orders/17", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		log.Fatal(err)
+	}
+	resp.Body.Close()
+
+	for _, span := range spans.GetSpans() { // in the order in which they ended
+		fmt.Println(span.SpanKind, span.Name)
+	}
+	// Output:
+	// client POST
+	// internal partnerauth.token.fetch
+	// client GET /api/v1/orders/{id}
+	// internal nowpost call
+}
+
+// A connectProxy tunnels https, as a company's proxy does.
+type connectProxy struct {
+	*httptest.Server
+	asked chan string // the host and port of each tunnel
+}
+
+func startProxy() connectProxy {
+	asked := make(chan string, 10)
+	return connectProxy{httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.Host
+		partner, err := net.Dial("tcp", r.Host)
+		if err != nil {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		defer partner.Close()
+		client, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer client.Close()
+		io.WriteString(client, "HTTP/1.1 200 OK\r\n\r\n")
+		go func() {
+			defer partner.Close()
+			io.Copy(partner, buffered)
+		}()
+		io.Copy(client, partner)
+	})), asked}
+}

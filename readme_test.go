@@ -1,0 +1,286 @@
+package partnerauth_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/importer"
+	"go/parser"
+	"go/token"
+	"go/types"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/partnerauth/partnerauth/internal/partnertest"
+)
+
+// fragment is what the README's code that is no whole file stands in: imports,
+// of which it needs some, and the names that a reader has from what is around.
+const fragment = `package readme
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/partnerauth/partnerauth"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/oauth2"
+)
+
+var (
+	ctx    context.Context
+	shop   partnerauth.NowPost
+	client *http.Client
+	req    *http.Request
+	err    error
+)
+`
+
+// document is a Markdown file of the repository.
+func document(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+var fence = regexp.MustCompile("(?ms)^ *```(\\w*)\n(.*?)^ *```$")
+
+// blocks are the code blocks of text in a language.
+func blocks(text, language string) []string {
+	var found []string
+	for _, m := range fence.FindAllStringSubmatch(text, -1) {
+		if m[1] == language {
+			found = append(found, m[2])
+		}
+	}
+	return found
+}
+
+// goFile makes a file of a block: it is one, or it holds declarations or
+// statements.
+func goFile(fset *token.FileSet, block string) (*ast.File, error) {
+	if strings.HasPrefix(block, "package ") {
+		return parser.ParseFile(fset, "README.md", block, parser.SkipObjectResolution)
+	}
+	file, err := parser.ParseFile(fset, "README.md", fragment+block, parser.SkipObjectResolution)
+	if err != nil {
+		file, err = parser.ParseFile(fset, "README.md", fragment+"func _() {\n"+block+"}\n", parser.SkipObjectResolution)
+	}
+	return file, err
+}
+
+// exports has the compiled form of every package that a fragment can import.
+func exports(t *testing.T) types.Importer {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), "", fragment, parser.ImportsOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"list", "-export", "-deps", "-f", "{{.ImportPath}} {{.Export}}"}
+	for _, spec := range file.Imports {
+		args = append(args, strings.Trim(spec.Path.Value, `"`))
+	}
+	out, err := exec.Command("go", args...).Output()
+	if err != nil {
+		var failed *exec.ExitError
+		errors.As(err, &failed)
+		t.Fatalf("go list: %v\n%s", err, failed.Stderr)
+	}
+	compiled := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		path, export, _ := strings.Cut(strings.TrimSpace(line), " ")
+		compiled[path] = export
+	}
+	return importer.ForCompiler(token.NewFileSet(), "gc", func(path string) (io.ReadCloser, error) {
+		if compiled[path] == "" {
+			return nil, fmt.Errorf("%s is not among the packages that the README may import", path)
+		}
+		return os.Open(compiled[path])
+	})
+}
+
+// Every Go block of the README compiles. What it declares or imports it need
+// not use: the reader's code does.
+func TestReadmeCode(t *testing.T) {
+	t.Parallel()
+	packages := exports(t)
+	found := blocks(document(t, "README.md"), "go")
+	if len(found) < 5 {
+		t.Errorf("found %d blocks of Go code, want more", len(found))
+	}
+	for _, block := range found {
+		fset := token.NewFileSet()
+		file, err := goFile(fset, block)
+		if err != nil {
+			t.Errorf("%v in\n%s", err, block)
+			continue
+		}
+		config := types.Config{Importer: packages, Error: func(err error) {
+			var mistake types.Error
+			if errors.As(err, &mistake) && !mistake.Soft {
+				t.Errorf("%s in\n%s", mistake.Msg, block)
+			}
+		}}
+		config.Check("readme", fset, []*ast.File{file}, nil)
+	}
+}
+
+// The program of the first screen does what it says, on a stand-in.
+func TestReadmeProgram(t *testing.T) {
+	t.Parallel()
+	programs := slices.DeleteFunc(blocks(document(t, "README.md"), "go"), func(block string) bool {
+		return !strings.HasPrefix(block, "package main")
+	})
+	if len(programs) == 0 {
+		t.Fatal("found no program in the README")
+	}
+	server := partnertest.StartNowPost(partnertest.Options{})
+	defer server.Close()
+	dir := t.TempDir()
+	source, binary := filepath.Join(dir, "main.go"), filepath.Join(dir, "readme.exe")
+	text := programs[0]
+	if err := os.WriteFile(source, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("go", "build", "-o", binary, source).CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	program := exec.Command(binary)
+	program.Env = append(os.Environ(), "NOWPOST_EMAIL="+partnertest.Email, "NOWPOST_PASSWORD="+partnertest.Password, "NOWPOST_BASE_URL="+server.URL)
+	out, err := program.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("200 OK")) {
+		t.Errorf("got %v and %q, want 200 OK", err, out)
+	}
+	if server.Logins() != 1 || server.Status(200) != 2 {
+		t.Errorf("got %d logins and %d answers 200, want 1 and 2", server.Logins(), server.Status(200))
+	}
+}
+
+// The README's figures are those of the last measurement in bench.
+func TestReadmeFigures(t *testing.T) {
+	_, measured, _ := strings.Cut(document(t, "bench/README.md"), "### A call in memory\n")
+	measured, _, _ = strings.Cut(measured, "\n### ")
+	_, shown, _ := strings.Cut(document(t, "README.md"), "<!-- bench -->")
+	shown, _, found := strings.Cut(shown, "<!-- /bench -->")
+	rows := 0
+	for line := range strings.Lines(measured) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "| "), " | ")
+		if len(cells) < 6 || cells[1] != "**partnerauth**" {
+			continue
+		}
+		rows++
+		last := len(cells) - 1
+		want := fmt.Sprintf("| %s | %s | %s | %s |\n", cells[0], cells[3], cells[last], cells[last-1])
+		if !strings.Contains(shown, want) {
+			t.Errorf("README.md has not %q of bench/README.md", want)
+		}
+	}
+	if !found || rows == 0 {
+		t.Errorf("found %d rows in bench/README.md, and the place for them in README.md: %v", rows, found)
+	}
+}
+
+// Every command of the README is run by .ci/run, there perhaps with more flags.
+func TestReadmeCommands(t *testing.T) {
+	var run []string
+	for line := range strings.Lines(document(t, ".ci/run")) {
+		line = strings.TrimSpace(line)
+		if !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "step ") && !strings.HasPrefix(line, "echo ") {
+			run = append(run, line)
+		}
+	}
+	for _, block := range blocks(document(t, "README.md"), "sh") {
+		for command := range strings.Lines(block) {
+			command = strings.TrimSpace(command)
+			if command == "" || strings.HasPrefix(command, "#") {
+				continue
+			}
+			whole := regexp.MustCompile(`(^|[\s"'(;&|])` + regexp.QuoteMeta(command) + `($|[\s"');&|])`)
+			if !slices.ContainsFunc(run, whole.MatchString) {
+				t.Errorf("no line of .ci/run runs %q", command)
+			}
+		}
+	}
+}
+
+// Every test that SECURITY.md names exists, and every promise there has one.
+func TestSecurityTests(t *testing.T) {
+	exist := map[string]bool{}
+	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
+	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && strings.HasPrefix(entry.Name(), ".") && path != ".":
+			return filepath.SkipDir
+		case !strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		for _, m := range function.FindAllSubmatch(text, -1) {
+			exist[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, promise := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w*`), regexp.MustCompile(`^\| \d+ \|`)
+	promises := 0
+	for line := range strings.Lines(document(t, "SECURITY.md")) {
+		names := name.FindAllString(line, -1)
+		if promise.MatchString(line) {
+			promises++
+			if len(names) == 0 {
+				t.Errorf("a promise without a test: %s", line)
+			}
+		}
+		for _, n := range names {
+			if !exist[n] {
+				t.Errorf("there is no %s: %s", n, line)
+			}
+		}
+	}
+	if promises < 20 {
+		t.Errorf("found %d promises, want more", promises)
+	}
+}
+
+// What the documents link to in the repository is there.
+func TestDocumentLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#\s]+)`)
+	for _, name := range []string{"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"} {
+		for _, m := range link.FindAllStringSubmatch(document(t, name), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			if _, err := os.Stat(m[1]); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}
