@@ -25,10 +25,16 @@ const (
 	maxTries   = 3       // of one operation, for network errors and 5xx
 	maxPauses  = 5       // of one operation, for 429
 	maxAnswer  = 1 << 20 // bytes
+	// maxUnavailable is the longest pause after a 503 that a flight waits for.
+	// Beyond it callers had better know.
+	maxUnavailable = 30 * time.Second
 
 	// shortWhile is how long a token is used whose own answer says that it is
 	// over. It is renewed before that, at most eight times a minute.
 	shortWhile = 10 * time.Second
+	// leastLeft is how much of a lifetime an answer must leave not to count as
+	// over. Less would be a token request for each call.
+	leastLeft = 50 * time.Millisecond
 	// maxLifetime is longer than any token lives.
 	maxLifetime = 10 * 365 * 24 * time.Hour
 )
@@ -93,11 +99,10 @@ func (f *flight) try() fetched {
 		if !got.again || f.ctx.Err() != nil || f.left() <= 0 {
 			return got
 		}
-		wait := got.err.RetryAfter
+		wait := max(got.err.RetryAfter, backoff(tries+pauses, 250*time.Millisecond, time.Second))
 		if got.err.StatusCode == http.StatusTooManyRequests {
 			pauses++
 		} else {
-			wait = max(wait, backoff(tries, 250*time.Millisecond, time.Second))
 			tries++
 		}
 		if tries == maxTries || pauses > maxPauses {
@@ -184,7 +189,7 @@ func (f *flight) judge(resp *http.Response, body []byte, sent time.Time, pause t
 		}
 		got := f.failed(status, &answerError{reason, f.answer(resp, body)})
 		got.err.RetryAfter = pause
-		got.again = status >= 500 || status == http.StatusTooManyRequests
+		got.again = status == http.StatusTooManyRequests || status >= 500 && pause <= maxUnavailable
 		return got
 	default:
 		token, lifetime, err = f.source.partner.read(f.op, body, resp.Header)
@@ -238,7 +243,7 @@ func (f *flight) secrets() []string {
 // partner began to count no earlier.
 func newLease(token string, lifetime time.Duration, sent, received time.Time) *lease {
 	l := &lease{authorization: []string{"Bearer " + token}, ends: sent.Add(lifetime)}
-	if !l.ends.After(received) {
+	if l.ends.Sub(received) < leastLeft {
 		l.spent, lifetime, sent = true, shortWhile, received
 		l.ends = received.Add(shortWhile)
 	}

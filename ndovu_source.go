@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -103,9 +105,9 @@ func (c Ndovu) request(ctx context.Context, _ operation, _ string) (*http.Reques
 
 func (c Ndovu) read(_ operation, body []byte, _ http.Header) (string, time.Duration, error) {
 	var answer struct {
-		AccessToken string `json:"access_token"`
-		TokenType   string `json:"token_type"`
-		ExpiresIn   any    `json:"expires_in"`
+		AccessToken string          `json:"access_token"`
+		TokenType   string          `json:"token_type"`
+		ExpiresIn   json.RawMessage `json:"expires_in"`
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
 		return "", 0, notJSON(err)
@@ -116,7 +118,8 @@ func (c Ndovu) read(_ operation, body []byte, _ http.Header) (string, time.Durat
 	case answer.TokenType != "" && !strings.EqualFold(answer.TokenType, "Bearer"):
 		return "", 0, errors.New("token_type is not Bearer")
 	}
-	if n, ok := answer.ExpiresIn.(float64); ok {
+	n, err := strconv.ParseFloat(strings.Trim(string(answer.ExpiresIn), `"`), 64)
+	if (err == nil || math.IsInf(n, 0)) && n == n { // too large for a float is just long
 		return answer.AccessToken, seconds(n), nil
 	}
 	if lifetime, ok := jwtLifetime(answer.AccessToken); ok {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 	"unicode/utf8"
 )
@@ -118,7 +119,7 @@ func (c NowPost) request(ctx context.Context, op operation, current string) (*ht
 func (c NowPost) read(op operation, body []byte, header http.Header) (string, time.Duration, error) {
 	type grant struct {
 		Token     string
-		ExpiresAt any
+		ExpiresAt json.RawMessage
 	}
 	var answer struct {
 		Success *bool
@@ -148,9 +149,8 @@ func (c NowPost) read(op operation, body []byte, header http.Header) (string, ti
 }
 
 // lifetime trusts what does not depend on our clock first.
-func (c NowPost) lifetime(token string, expiresAt any, header http.Header) time.Duration {
-	text, _ := expiresAt.(string)
-	ends, err := time.Parse(time.RFC3339, text)
+func (c NowPost) lifetime(token string, expiresAt json.RawMessage, header http.Header) time.Duration {
+	ends, err := time.Parse(time.RFC3339, strings.Trim(string(expiresAt), `"`))
 	if date, dateErr := http.ParseTime(header.Get("Date")); err == nil && dateErr == nil {
 		return ends.Truncate(time.Second).Sub(date) // a Date has no fractions either
 	}

@@ -13,6 +13,7 @@ type origin struct {
 	scheme string // lower case
 	host   string // lower case, without brackets
 	port   string // never empty
+	common string // the host and port of a URL as it is usually written
 	*endpoint
 }
 
@@ -32,7 +33,7 @@ func parseOrigin(field, rawURL string) (*origin, error) {
 	case u.RawQuery != "" || u.ForceQuery || strings.Contains(rawURL, "#"):
 		return nil, fmt.Errorf("%s must not have a query or fragment", field)
 	}
-	o := &origin{scheme: strings.ToLower(u.Scheme), host: strings.ToLower(u.Hostname()), port: portOf(u)}
+	o := &origin{scheme: strings.ToLower(u.Scheme), host: strings.ToLower(u.Hostname()), port: portOf(u), common: u.Host}
 	port, err := strconv.Atoi(o.port)
 	switch {
 	case o.scheme == "http" && !loopback(o.host):
@@ -48,6 +49,9 @@ func parseOrigin(field, rawURL string) (*origin, error) {
 
 // matches reports whether a request to u goes to o.
 func (o *origin) matches(u *url.URL) bool {
+	if u.Scheme == o.scheme && u.Host == o.common {
+		return true
+	}
 	return strings.EqualFold(u.Scheme, o.scheme) && sameHost(u.Hostname(), o.host) && portOf(u) == o.port
 }
 

@@ -66,6 +66,7 @@ type waiter struct {
 	queue  *queue
 	ctx    context.Context // of the request; a foreign Limiter waits with the head's
 	permit *permit
+	since  time.Time
 	turn   chan error // gets nil for the permit, or why there is none
 }
 
@@ -97,7 +98,7 @@ func (q *queue) join(ctx context.Context, p *permit) (*waiter, error) {
 	if err := q.refusal(ctx, now, p); err != nil {
 		return nil, err
 	}
-	w := &waiter{queue: q, ctx: ctx, permit: p, turn: make(chan error, 1)}
+	w := &waiter{queue: q, ctx: ctx, permit: p, since: now, turn: make(chan error, 1)}
 	i, _ := q.find(p)
 	q.waiting = slices.Insert(q.waiting, i, w)
 	q.dispatch(now)
@@ -194,11 +195,10 @@ func (w *waiter) gaveUp(now time.Time) error {
 	return &waitError{ended(w.ctx)}
 }
 
-// settle notes that the answer to p is in, or that its sender gave up.
-func (q *queue) settle(p *permit, gaveUp bool) {
+// settle notes that the answer to p came at now, or that its sender gave up.
+func (q *queue) settle(now time.Time, p *permit, gaveUp bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	now := time.Now()
 	q.pacer.settle(now, p, gaveUp)
 	q.dispatch(now)
 }

@@ -80,7 +80,7 @@ func (q *Quota) Wait(ctx context.Context) error {
 	if err := w.wait(); err != nil {
 		return err
 	}
-	line.settle(w.permit, false)
+	line.settle(time.Now(), w.permit, false)
 	return nil
 }
 

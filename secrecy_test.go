@@ -435,7 +435,7 @@ var hostile = []struct {
 	}, true},
 	{"JSON with a number too large", func(e heard) string {
 		n := digits(e.secret)
-		return respond(200, `{"access_token":"good","expires_in":`+n+`e999,"data":{"token":"good","expiresAt":`+n+`e999}}`)
+		return respond(200, `{"access_token":`+n+`e999,"data":{"token":`+n+`e999}}`)
 	}, true},
 	{"a token of another type", func(e heard) string {
 		return respond(200, `{"access_token":"`+e.secret+`","token_type":"`+e.secret+`","success":false}`)

@@ -364,3 +364,25 @@ func TestTokenByHandKeepsToTheQuota(t *testing.T) {
 		}
 	})
 }
+
+// A partner that is away for long is not waited for inside one fetch.
+func TestLongUnavailabilityIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &shop{login: func(_ int, req *http.Request) *http.Response {
+			resp := answer(req, 503, "")
+			resp.Header.Set("Retry-After", "600")
+			return resp
+		}}
+		source := s.source()
+		began := time.Now()
+		_, err := source.Token()
+		var auth *partnerauth.AuthError
+		if !errors.As(err, &auth) || auth.StatusCode != 503 || auth.RetryAfter != 10*time.Minute || time.Since(began) > 0 {
+			t.Errorf("got %v after %v, want the 503 and its Retry-After at once", err, time.Since(began))
+		}
+		time.Sleep(599 * time.Second)
+		if source.Token(); s.logins != 1 {
+			t.Errorf("got %d logins, want one until the partner is back", s.logins)
+		}
+	})
+}

@@ -166,10 +166,10 @@ var noSpan = trace.SpanFromContext(context.Background())
 
 // endAttempt ends an attempt's span and records its duration when its headers
 // are in: a body that nobody closes must not lose them.
-func (t *telemetry) endAttempt(ctx context.Context, span trace.Span, start time.Time, req *http.Request, a *attempt, resp *http.Response, err error) {
+func (t *telemetry) endAttempt(ctx context.Context, span trace.Span, took time.Duration, req *http.Request, a *attempt, resp *http.Response, err error) {
 	m, failure := methodOf(req.Method), errorType(ctx, resp, err)
 	if t.duration.Enabled(ctx) {
-		t.duration.Float64Histogram.Record(ctx, time.Since(start).Seconds(), a.origin.outcome(m, resp, failure)...)
+		t.duration.Float64Histogram.Record(ctx, took.Seconds(), a.origin.outcome(m, resp, failure)...)
 	}
 	if !span.IsRecording() {
 		span.End()
@@ -207,6 +207,10 @@ func (t *telemetry) recordWait(ctx context.Context, start time.Time, waited time
 		result = canceled
 	}
 	if t.waits.Enabled(ctx) {
+		ctx := ctx
+		if waited == 0 {
+			ctx = context.Background() // a wait that was none makes no exemplar
+		}
 		t.waits.Record(ctx, waited.Seconds(), t.waited[result]...)
 	}
 	if waited >= time.Millisecond {

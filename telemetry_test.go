@@ -1360,6 +1360,57 @@ func TestProtocolOnTheWire(t *testing.T) {
 	}
 }
 
+// What one call exports never mixes with another's, however many there are at
+// once.
+func TestManyAtOnce(t *testing.T) {
+	rec := newRecording()
+	var mu sync.Mutex
+	sent := map[string]string{} // path by traceparent
+	tr := rec.plain(roundTripFunc(func(req *http.Request) (*http.Response, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		sent[req.Header.Get("Traceparent")] = req.URL.Path
+		var n int
+		fmt.Sscanf(req.URL.Path, "/%d", &n)
+		return &http.Response{StatusCode: 600 + n}, nil
+	}))
+	tr.Limiter = abundance()
+	var wg sync.WaitGroup
+	for worker := range 8 {
+		wg.Go(func() {
+			for i := range 25 {
+				n := worker*25 + i
+				ctx := partnerauth.WithURLTemplate(context.Background(), fmt.Sprint("/", n))
+				req, _ := http.NewRequestWithContext(ctx, "GET", fmt.Sprintf("%s/%d?q=%d", peerURL, n, n), nil)
+				if _, err := tr.RoundTrip(req); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	calls := map[trace.SpanID]string{} // status
+	for _, s := range rec.byName("partnerauth call") {
+		calls[s.SpanContext().SpanID()] = attributeOf(s, "http.response.status_code")
+	}
+	spans := rec.clients()
+	if len(spans) != 200 || len(calls) != 200 || len(sent) != 200 {
+		t.Errorf("got %d client spans, %d call spans and %d traceparents, want 200", len(spans), len(calls), len(sent))
+	}
+	for _, s := range spans {
+		path := attributeOf(s, "url.template")
+		var n int
+		fmt.Sscanf(path, "/%d", &n)
+		status := fmt.Sprint(600 + n)
+		got := attributeOf(s, "http.response.status_code") + " " + attributeOf(s, "error.type") + " " + attributeOf(s, "url.full") + " " +
+			s.Name() + " " + calls[s.Parent().SpanID()] + " " + sent[fmt.Sprintf("00-%s-%s-01", s.SpanContext().TraceID(), s.SpanContext().SpanID())]
+		want := status + " " + status + " " + peerURL + path + "?q=REDACTED GET " + path + " " + status + " " + path
+		if got != want {
+			t.Errorf("got %s\nwant %s", got, want)
+		}
+	}
+}
+
 // Bad input makes a clear error or correct telemetry.
 func TestBadInput(t *testing.T) {
 	ok := func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: 200}, nil }

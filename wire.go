@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -27,6 +28,7 @@ type attempt struct {
 	authorization []string // for the copy; shared, so never appended to
 	template      string
 	resend        int
+	waited        time.Duration // for the permit
 	pause         time.Duration // that the answer asked of everybody
 
 	copy    http.Request
@@ -39,32 +41,34 @@ func (w *wire) admit(ctx context.Context, a *attempt) (time.Duration, error) {
 	if w.queue == nil {
 		return 0, nil
 	}
-	start := time.Now()
 	turn, err := w.queue.join(ctx, &a.permit)
-	if turn != nil {
+	if turn == nil {
+		w.recordWait(ctx, time.Time{}, 0, err)
+	} else {
 		w.addQueued(ctx, 1)
 		err = turn.wait()
 		w.addQueued(ctx, -1)
+		a.waited = time.Since(turn.since)
+		w.recordWait(ctx, turn.since, a.waited, err)
 	}
-	var waited time.Duration
-	if turn != nil {
-		waited = time.Since(start)
-	}
-	w.recordWait(ctx, start, waited, err)
 	if err == nil {
 		w.recordPace(ctx, a.permit.pace)
 	}
-	return waited, err
+	return a.waited, err
 }
 
 // send sends a copy of req under a's permit and settles the permit when the
 // headers are in. The answer's body is the caller's.
 func (w *wire) send(ctx context.Context, req *http.Request, a *attempt) (*http.Response, error) {
 	ctx, span := w.startAttempt(ctx, req, a)
-	start := time.Now()
+	sent := a.permit.sent
+	if w.queue == nil {
+		sent = time.Now()
+	}
 	a.prepare(ctx, req)
 	w.propagator.Inject(ctx, &a.carrier)
 	resp, err := w.base.RoundTrip(&a.copy)
+	now := time.Now()
 	switch {
 	case err != nil && resp != nil && resp.Body != nil:
 		resp.Body.Close()
@@ -74,8 +78,8 @@ func (w *wire) send(ctx context.Context, req *http.Request, a *attempt) (*http.R
 	case err == nil && resp.Body == nil:
 		resp.Body = http.NoBody
 	}
-	w.settle(ctx, a, resp)
-	w.endAttempt(ctx, span, start, req, a, resp, err)
+	w.settle(ctx, now, a, resp)
+	w.endAttempt(ctx, span, now.Sub(sent), req, a, resp, err)
 	if err != nil {
 		a.body.Close()
 		return nil, withoutSecrets(err, strings.TrimPrefix(a.copy.Header.Get("Authorization"), "Bearer "))
@@ -84,25 +88,31 @@ func (w *wire) send(ctx context.Context, req *http.Request, a *attempt) (*http.R
 	return resp, nil
 }
 
-// prepare makes the copy of req that is sent.
+// prepare makes the copy of req that is sent. It shares the values of the
+// header, in lists that nobody can append to in place.
 func (a *attempt) prepare(ctx context.Context, req *http.Request) {
 	a.copy = *req.WithContext(ctx)
-	a.copy.Header = make(http.Header, len(req.Header)+3)
-	for key, values := range req.Header {
-		a.copy.Header[key] = slices.Clip(values)
+	header := maps.Clone(req.Header)
+	if header == nil {
+		header = http.Header{}
+	}
+	for key, values := range header {
+		if cap(values) > len(values) {
+			header[key] = slices.Clip(values)
+		}
 	}
 	if a.authorization != nil {
-		a.copy.Header["Authorization"] = a.authorization
+		header["Authorization"] = a.authorization
 	}
 	if a.body.ReadCloser != nil {
 		a.copy.Body = &a.body
 	}
-	a.carrier.Header = a.copy.Header
+	a.copy.Header, a.carrier.Header = header, header
 }
 
 // settle tells the queue that a's answer is in. A 429 or a 503 may ask to be
 // left alone: then everybody is.
-func (w *wire) settle(ctx context.Context, a *attempt, resp *http.Response) {
+func (w *wire) settle(ctx context.Context, now time.Time, a *attempt, resp *http.Response) {
 	if resp != nil {
 		a.pause = w.pauseFor(resp)
 	}
@@ -115,7 +125,7 @@ func (w *wire) settle(ctx context.Context, a *attempt, resp *http.Response) {
 	if resp != nil && resp.StatusCode == http.StatusTooManyRequests {
 		w.recordPace(ctx, w.queue.lesson(&a.permit))
 	}
-	w.queue.settle(&a.permit, resp == nil)
+	w.queue.settle(now, &a.permit, resp == nil)
 }
 
 // giveBack returns the permit of an a that is not sent.

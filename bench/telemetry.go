@@ -94,14 +94,13 @@ func newSDK(s Setup) (Call, error) {
 		attribute.String("http.request.method", "GET"), attribute.String("server.address", "partner.example.com"), attribute.Int("server.port", 443),
 	}
 	status, version := attribute.Int("http.response.status_code", 200), attribute.String("network.protocol.version", "1.1")
-	callStart := []trace.SpanStartOption{trace.WithAttributes(attribute.String("partnerauth.provider", "ndovu"))}
 	attemptStart := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(address...)}
 	outcome := []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(append(address, status, version)...))}
 	waited := []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(
 		attribute.String("partnerauth.rate_limit.result", "acquired"), attribute.String("partnerauth.provider", "ndovu")))}
 
 	return func(req *http.Request) (*http.Response, error) {
-		ctx, call := tracer.Start(req.Context(), "ndovu call", callStart...)
+		ctx, call := tracer.Start(req.Context(), "ndovu call")
 		if waits.Enabled(ctx) {
 			waits.Record(ctx, 0, waited...)
 		}
