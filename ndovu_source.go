@@ -61,7 +61,7 @@ func NdovuFromEnv() (Ndovu, error) {
 
 // TokenSource returns a new Source for the partner. Share it: each Source signs
 // in for itself.
-func (c Ndovu) TokenSource() *Source { return newSource(c) }
+func (c Ndovu) TokenSource() *Source { return newSource(&c) }
 
 // Client returns a new http.Client for the partner: that of a Transport with a
 // new TokenSource, c.Base, and otherwise the defaults. Share it: each Client has
@@ -141,7 +141,7 @@ func (c Ndovu) explain(status int) string {
 // String tells where the partner is, and nothing secret.
 func (c Ndovu) String() string { return safeString("Ndovu", c.BaseURL) }
 
-// Format implements fmt.Formatter for all verbs.
+// Format implements fmt.Formatter, for all verbs that go vet accepts.
 func (c Ndovu) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
 
 // MarshalText implements encoding.TextMarshaler, for slog and encoding/json.

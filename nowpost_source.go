@@ -59,7 +59,7 @@ func NowPostFromEnv() (NowPost, error) {
 
 // TokenSource returns a new Source for the account. Share it: each Source signs
 // in for itself.
-func (c NowPost) TokenSource() *Source { return newSource(c) }
+func (c NowPost) TokenSource() *Source { return newSource(&c) }
 
 // Client returns a new http.Client for the account: that of a Transport with a
 // new TokenSource, c.Base, and otherwise the defaults. Share it: each Client has
@@ -176,7 +176,7 @@ func (c NowPost) explain(status int) string {
 // String tells where the account is, and nothing secret.
 func (c NowPost) String() string { return safeString("NowPost", c.baseURL()) }
 
-// Format implements fmt.Formatter for all verbs.
+// Format implements fmt.Formatter, for all verbs that go vet accepts.
 func (c NowPost) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
 
 // MarshalText implements encoding.TextMarshaler, for slog and encoding/json.

@@ -72,7 +72,7 @@ func (l *lease) renewAt(t time.Time) *lease {
 // telemetry and, unless the provider has a Base of its own, through its Base;
 // so do those that Token starts later.
 type Source struct {
-	partner partner
+	partner partner // a pointer, which fmt does not follow
 	origin  *origin
 	err     error // what is wrong with the configuration
 
@@ -350,7 +350,7 @@ func (s *Source) String() string {
 	return fmt.Sprintf("partnerauth.Source{%s}", s.partner.name())
 }
 
-// Format implements fmt.Formatter for all verbs.
+// Format implements fmt.Formatter, for all verbs that go vet accepts.
 func (s *Source) Format(f fmt.State, _ rune) { io.WriteString(f, s.String()) }
 
 // MarshalText implements encoding.TextMarshaler.

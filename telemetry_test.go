@@ -242,7 +242,7 @@ func attributes(s sdktrace.ReadOnlySpan) []string {
 	}
 	var out []string
 	for _, kv := range s.Attributes() {
-		key, value := string(kv.Key), kv.Value.Emit()
+		key, value := string(kv.Key), kv.Value.String()
 		if usual[key] == value {
 			delete(usual, key)
 			continue
@@ -267,7 +267,7 @@ func attributes(s sdktrace.ReadOnlySpan) []string {
 func attributeOf(s sdktrace.ReadOnlySpan, key string) string {
 	for _, kv := range s.Attributes() {
 		if string(kv.Key) == key {
-			return kv.Value.Emit()
+			return kv.Value.String()
 		}
 	}
 	return ""
@@ -295,7 +295,7 @@ func (r *recording) points(t testing.TB) string {
 	add := func(m metricdata.Metrics, set attribute.Set, value string) {
 		var kvs []string
 		for _, kv := range set.ToSlice() {
-			kvs = append(kvs, string(kv.Key)+"="+unexported.ReplaceAllString(kv.Value.Emit(), "*partnerauth.…"))
+			kvs = append(kvs, string(kv.Key)+"="+unexported.ReplaceAllString(kv.Value.String(), "*partnerauth.…"))
 		}
 		lines = append(lines, fmt.Sprintf("%s %s {%s} %s\n", m.Name, m.Unit, strings.Join(kvs, " "), value))
 	}
@@ -811,7 +811,7 @@ func TestAttempt(t *testing.T) {
 		}
 		got := map[string]string{}
 		for _, kv := range spans[0].Attributes() {
-			got[string(kv.Key)] = kv.Value.Emit()
+			got[string(kv.Key)] = kv.Value.String()
 		}
 		if !maps.Equal(got, want) {
 			t.Errorf("%s:\n got %v\nwant %v", what, got, want)
@@ -824,7 +824,7 @@ func TestAttempt(t *testing.T) {
 		for _, m := range rec.collect(t) {
 			if m.Name == "http.client.request.duration" {
 				for _, kv := range m.Data.(metricdata.Histogram[float64]).DataPoints[0].Attributes.ToSlice() {
-					got[string(kv.Key)] = kv.Value.Emit()
+					got[string(kv.Key)] = kv.Value.String()
 				}
 			}
 		}
