@@ -23,8 +23,9 @@ var (
 	// refused, with status 400, 401 or 403. Only other credentials will help.
 	ErrCredentials = errors.New("credentials refused")
 
-	// ErrRateLimited tells that the request was not sent because its turn would
-	// not come before the deadline of its context. It is also a
+	// ErrRateLimited tells that the request was not sent, or not once more after
+	// a 401 or 429, because its turn would not come before the deadline of its
+	// context. It is also a
 	// context.DeadlineExceeded, and tells how long the wait would have been:
 	//
 	//	var limited interface{ RetryAfter() time.Duration }
@@ -131,6 +132,9 @@ type rateLimitError struct {
 }
 
 func (e *rateLimitError) Error() string {
+	if e.left <= 0 {
+		return fmt.Sprintf("partnerauth: %v: the deadline passed while waiting", ErrRateLimited)
+	}
 	return fmt.Sprintf("partnerauth: %v: the wait would be %v, the deadline is in %v",
 		ErrRateLimited, e.wait.Round(time.Millisecond), e.left.Round(time.Millisecond))
 }
@@ -188,6 +192,7 @@ func withoutAnswer(err error) error {
 // scrub cuts secrets out of foreign text, as they are and as Go, JSON and URLs
 // write them.
 func scrub(text string, secrets ...string) string {
+	var forms []string
 	for _, secret := range secrets {
 		if len(secret) < 4 {
 			continue // it would be found in every other word
@@ -195,8 +200,8 @@ func scrub(text string, secrets ...string) string {
 		quoted := strconv.Quote(secret)
 		inJSON, _ := json.Marshal(secret)
 		for _, form := range []string{secret, quoted[1 : len(quoted)-1], string(inJSON[1 : len(inJSON)-1]), url.QueryEscape(secret), url.PathEscape(secret)} {
-			text = strings.ReplaceAll(text, form, redacted)
+			forms = append(forms, form, redacted)
 		}
 	}
-	return text
+	return strings.NewReplacer(forms...).Replace(text)
 }

@@ -179,8 +179,6 @@ func (f *flight) judge(resp *http.Response, body []byte, sent time.Time, pause t
 	var lifetime time.Duration
 	var err error
 	switch {
-	case len(body) > maxAnswer:
-		err, body = errors.New("the answer is larger than 1 MiB"), nil
 	case status >= 300 && status < 400:
 		err = errors.New("a redirect, which is not followed")
 	case status < 200 || status > 299:
@@ -191,6 +189,8 @@ func (f *flight) judge(resp *http.Response, body []byte, sent time.Time, pause t
 		got.err.RetryAfter = pause
 		got.again = status == http.StatusTooManyRequests || status >= 500 && pause <= maxUnavailable
 		return got
+	case len(body) > maxAnswer:
+		err, body = errors.New("the answer is larger than 1 MiB"), nil
 	default:
 		token, lifetime, err = f.source.partner.read(f.op, body, resp.Header)
 		body = nil // it may have a token in it that is good
@@ -217,7 +217,7 @@ func (f *flight) answer(resp *http.Response, body []byte) *oauth2.RetrieveError 
 			header.Set(name, scrub(v, secrets...))
 		}
 	}
-	if text := string(body); scrub(text, secrets...) != text {
+	if text := string(body); len(body) > maxAnswer || scrub(text, secrets...) != text {
 		body = nil
 	}
 	return &oauth2.RetrieveError{

@@ -3,6 +3,7 @@ package partnerauth
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,9 +17,10 @@ type foreignSource struct {
 	source oauth2.TokenSource
 	last   atomic.Pointer[lease] // of the last token, for its header
 
-	mu       sync.Mutex
-	rejected string // the last access token that was
-	relogins *rate.Limiter
+	mu         sync.Mutex
+	rejected   string // the last access token that was
+	rejections int    // how many there were
+	relogins   *rate.Limiter
 }
 
 func newForeignSource(s oauth2.TokenSource) *foreignSource {
@@ -26,6 +28,9 @@ func newForeignSource(s oauth2.TokenSource) *foreignSource {
 }
 
 func (f *foreignSource) obtain(ctx context.Context, w *wire) (*lease, string, error) {
+	f.mu.Lock()
+	asked := f.rejections
+	f.mu.Unlock()
 	token, err := f.token(ctx, w)
 	var auth *AuthError
 	switch {
@@ -37,10 +42,18 @@ func (f *foreignSource) obtain(ctx context.Context, w *wire) (*lease, string, er
 	if err != nil {
 		return nil, "", &AuthError{Op: "token", Err: err}
 	}
-	if l := f.last.Load(); l != nil && l.token == token && l.ends.Equal(token.Expiry) {
+	now := time.Now()
+	if l := f.last.Load(); l != nil && l.token == token && strings.HasSuffix(l.authorization[0], token.AccessToken) &&
+		(l.ends.IsZero() || l.good(now)) {
 		return l, "", nil
 	}
 	l := &lease{token: token, authorization: []string{token.Type() + " " + token.AccessToken}, ends: token.Expiry}
+	if !l.good(now) {
+		l.ends = time.Time{} // over, or without an end: the server decides
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l.spent = token.AccessToken == f.rejected && asked == f.rejections
 	f.last.Store(l)
 	return l, "", nil
 }
@@ -64,7 +77,7 @@ func (f *foreignSource) renewed(_ context.Context, _ *wire, l *lease) *lease {
 
 func (f *foreignSource) reject(l *lease) bool {
 	s, ok := f.source.(interface{ Invalidate(*oauth2.Token) })
-	if !ok {
+	if !ok || l.spent { // asked for after it was rejected, the source still had it
 		return false
 	}
 	f.mu.Lock()
@@ -76,5 +89,7 @@ func (f *foreignSource) reject(l *lease) bool {
 		f.rejected = l.token.AccessToken
 	}
 	s.Invalidate(l.token)
+	f.rejections++
+	f.last.Store(nil)
 	return true
 }

@@ -143,7 +143,7 @@ func (q *queue) dispatch(now time.Time) {
 
 // call lets w leave the queue, if it has not, with its permit or an error.
 func (q *queue) call(w *waiter, err error) {
-	if i, ok := q.find(w.permit); ok {
+	if i, ok := q.find(w.permit); ok && q.waiting[i] == w { // and not a retry with its ticket
 		q.waiting = slices.Delete(q.waiting, i, i+1)
 		w.turn <- err
 	}
@@ -169,7 +169,10 @@ func (q *queue) wakeAfter(d time.Duration) {
 func (w *waiter) wait() error {
 	select {
 	case err := <-w.turn:
-		return err
+		if err != nil || w.ctx.Err() == nil {
+			return err
+		}
+		w.turn <- nil // nobody is there to use it
 	case <-w.ctx.Done():
 	}
 	q := w.queue

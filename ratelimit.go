@@ -141,19 +141,17 @@ func newForeignQueue(l Limiter) *queue {
 }
 
 func (f *foreignPacer) ready(now time.Time) time.Duration {
-	if f.asking || f.granted {
-		return f.wait()
+	waiting := f.queue.waiting
+	// A permit whose head has left is not kept: later it would be one too many.
+	f.granted = f.granted && len(waiting) > 0
+	if !f.granted && !f.asking {
+		if l, ok := f.limiter.(*rate.Limiter); ok && l.AllowN(now, 1) {
+			f.granted = true
+		} else if len(waiting) > 0 {
+			f.asking = true
+			go f.ask(waiting[0])
+		}
 	}
-	if l, ok := f.limiter.(interface{ AllowN(time.Time, int) bool }); ok && l.AllowN(now, 1) {
-		f.granted = true
-	} else if len(f.queue.waiting) > 0 {
-		f.asking = true
-		go f.ask(f.queue.waiting[0])
-	}
-	return f.wait()
-}
-
-func (f *foreignPacer) wait() time.Duration {
 	if f.granted {
 		return 0
 	}
@@ -166,17 +164,12 @@ func (f *foreignPacer) ask(head *waiter) {
 	q := f.queue
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	f.asking = false
 	now := time.Now()
-	if err == nil {
-		f.granted = true
-	} else {
+	f.asking = false
+	if f.granted = err == nil; !f.granted {
 		q.call(head, f.explain(now, head, err))
 	}
 	q.dispatch(now)
-	if len(q.waiting) == 0 {
-		f.granted = false // the one it was for has left; kept, it would be one too many later
-	}
 }
 
 // explain makes ErrRateLimited of a refusal by *rate.Limiter, which has no type
@@ -221,7 +214,7 @@ func untilTokens(l *rate.Limiter, now time.Time, k int) time.Duration {
 		return 0
 	}
 	seconds := missing / float64(l.Limit())
-	if seconds > maxWindow.Seconds()*maxRequests {
+	if seconds > (never / 2).Seconds() {
 		return never / 2
 	}
 	return time.Duration(seconds * float64(time.Second))

@@ -107,7 +107,11 @@ func (s *slots) release(at time.Time) {
 	s.free = slices.Insert(s.free, i, at)
 }
 
-func (s *slots) giveBack(p *permit) { s.remove(p) }
+func (s *slots) giveBack(p *permit) {
+	if s.remove(p) && s.tempo.limiter != nil {
+		s.tempo.limiter.ReserveN(time.Now(), -1)
+	}
+}
 
 // remove takes p off the ring and reports whether it was on it.
 func (s *slots) remove(p *permit) bool {

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/baggage"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/oauth2"
 	"golang.org/x/time/rate"
 )
@@ -237,11 +239,18 @@ func (s *Source) launch(ctx context.Context, w *wire, l *lease) *flight {
 	if l != nil && !l.spent && s.partner.refreshes() {
 		f.op = refresh
 	}
-	// The caller's values give the fetch its place in the trace. Its end is its own.
-	f.ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	f.ctx, f.cancel = context.WithCancel(detached(ctx))
 	s.flight = f
 	go f.run()
 	return f
+}
+
+// detached is a context of a flight's own, which has of its caller's only what
+// gives it its place in the trace. Other values, httptrace hooks among them, are
+// not for requests that the caller does not know of.
+func detached(ctx context.Context) context.Context {
+	own := trace.ContextWithSpan(context.Background(), trace.SpanFromContext(ctx))
+	return baggage.ContextWithBaggage(own, baggage.FromContext(ctx))
 }
 
 // wireFor is the wire for token requests, given that of the Transport that
@@ -294,7 +303,7 @@ func (s *Source) land(f *flight, got fetched) bool {
 	f.cancel()
 	if f.stale {
 		f.stale, f.op, f.trigger, f.current, f.used = false, login, s.trigger, nil, 0
-		f.ctx, f.cancel = context.WithCancel(context.WithoutCancel(f.ctx))
+		f.ctx, f.cancel = context.WithCancel(detached(f.ctx))
 		return false
 	}
 	s.flight = nil
