@@ -138,11 +138,9 @@ func (c Ndovu) explain(status int) string {
 	return ""
 }
 
-// String tells where the partner is, and nothing secret.
-func (c Ndovu) String() string { return safeString("Ndovu", c.BaseURL) }
-
-// Format implements fmt.Formatter, for all verbs that go vet accepts.
-func (c Ndovu) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
+// Format implements fmt.Formatter, for all verbs that go vet accepts: it tells
+// where the account is, and nothing secret.
+func (c Ndovu) Format(f fmt.State, _ rune) { io.WriteString(f, safeString("Ndovu", c.BaseURL)) }
 
 // MarshalText implements encoding.TextMarshaler, for slog and encoding/json.
-func (c Ndovu) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+func (c Ndovu) MarshalText() ([]byte, error) { return fmt.Append(nil, c), nil }

@@ -173,11 +173,9 @@ func (c NowPost) explain(status int) string {
 	return ""
 }
 
-// String tells where the account is, and nothing secret.
-func (c NowPost) String() string { return safeString("NowPost", c.baseURL()) }
-
-// Format implements fmt.Formatter, for all verbs that go vet accepts.
-func (c NowPost) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
+// Format implements fmt.Formatter, for all verbs that go vet accepts: it tells
+// where the account is, and nothing secret.
+func (c NowPost) Format(f fmt.State, _ rune) { io.WriteString(f, safeString("NowPost", c.baseURL())) }
 
 // MarshalText implements encoding.TextMarshaler, for slog and encoding/json.
-func (c NowPost) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+func (c NowPost) MarshalText() ([]byte, error) { return fmt.Append(nil, c), nil }

@@ -3,7 +3,6 @@ package partnerauth
 import (
 	"context"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"sync"
@@ -351,19 +350,18 @@ func backoff(n int, first, most time.Duration) time.Duration {
 	return d + rand.N(d/2)
 }
 
-// String, Format and MarshalText keep secrets out of fmt, slog and encoding.
-func (s *Source) String() string {
-	if s == nil || s.partner == nil {
-		return "partnerauth.Source{}"
+// Format implements fmt.Formatter, for all verbs that go vet accepts: it tells
+// the provider, and nothing secret.
+func (s *Source) Format(f fmt.State, _ rune) {
+	provider := ""
+	if s != nil && s.partner != nil {
+		provider = s.partner.name()
 	}
-	return fmt.Sprintf("partnerauth.Source{%s}", s.partner.name())
+	fmt.Fprintf(f, "partnerauth.Source{%s}", provider)
 }
 
-// Format implements fmt.Formatter, for all verbs that go vet accepts.
-func (s *Source) Format(f fmt.State, _ rune) { io.WriteString(f, s.String()) }
-
-// MarshalText implements encoding.TextMarshaler.
-func (s *Source) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+// MarshalText implements encoding.TextMarshaler, for slog and encoding/json.
+func (s *Source) MarshalText() ([]byte, error) { return fmt.Append(nil, s), nil }
 
 type wireKey struct{}
 

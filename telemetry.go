@@ -190,7 +190,7 @@ func appendAnswer(kv []attribute.KeyValue, resp *http.Response) []attribute.KeyV
 		return kv
 	}
 	kv = append(kv, semconv.HTTPResponseStatusCode(resp.StatusCode))
-	if v := protocols[protocolOf(resp)]; v != "" {
+	if v := protocolOf(resp); v != "" {
 		kv = append(kv, semconv.NetworkProtocolVersion(v))
 	}
 	return kv
@@ -327,7 +327,10 @@ func newEndpoint(host string, port int) *endpoint {
 
 // An outcome is what sets one request's metrics apart from another's at the
 // same endpoint.
-type outcome struct{ status, method, protocol int }
+type outcome struct {
+	status, method int
+	protocol       string
+}
 
 // maxOutcomes bounds how many of them an endpoint remembers. A server that
 // makes up more statuses than that only makes its own calls slower.
@@ -394,17 +397,19 @@ func methodOf(method string) int {
 	return otherMethod
 }
 
-// protocols are the values of network.protocol.version.
-var protocols = [...]string{"", "1.0", "1.1", "2", "3"}
-
-func protocolOf(resp *http.Response) int {
-	switch {
-	case resp.ProtoMajor == 1 && (resp.ProtoMinor == 0 || resp.ProtoMinor == 1):
-		return 1 + resp.ProtoMinor
-	case resp.ProtoMajor == 2 || resp.ProtoMajor == 3:
-		return 1 + resp.ProtoMajor
+// protocolOf is the network.protocol.version of an answer, "" if unknown.
+func protocolOf(resp *http.Response) string {
+	switch [2]int{resp.ProtoMajor, resp.ProtoMinor} {
+	case [2]int{1, 0}:
+		return "1.0"
+	case [2]int{1, 1}:
+		return "1.1"
+	case [2]int{2, 0}:
+		return "2"
+	case [2]int{3, 0}:
+		return "3"
 	}
-	return 0
+	return ""
 }
 
 const redacted = "REDACTED"
