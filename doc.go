@@ -22,6 +22,6 @@
 // The span of an attempt ends when its headers are in. A response body is not
 // wrapped, so a body that is never closed loses no telemetry.
 //
-// Zero values are ready to use with the documented defaults, everything is
-// safe for concurrent use, and nothing has to be closed.
+// Zero values mean the documented defaults, everything is safe for concurrent
+// use, and nothing has to be closed.
 package partnerauth

@@ -77,9 +77,9 @@ func (q *queue) join(ctx context.Context, p *permit) (*waiter, error) {
 	if ctx.Err() != nil {
 		return nil, &waitError{ended(ctx)}
 	}
+	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	now := time.Now()
 	free := len(q.waiting) == 0 && q.delay(now) <= 0
 	if p == nil && !free {
 		p = new(permit)

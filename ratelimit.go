@@ -42,8 +42,8 @@ const (
 // after it was sent.
 //
 // If the server answers 429 although the quota was kept, its policy is stricter
-// than a window. The Quota then falls to single file below the full pace and
-// recovers by about 2 % a Window.
+// than a window. The Quota then falls to single file at 95 % of the pace, or less
+// if that happens again, and takes about an hour's worth of Windows to come back.
 //
 // The zero value is 100 requests in any minute, all of them at once if there
 // were none before. Share one Quota between all Transports of one account. It

@@ -38,16 +38,22 @@ func newSlots(requests int, window time.Duration, burst int) *slots {
 
 func (s *slots) ready(now time.Time) time.Duration {
 	s.tempo.recover(now)
+	s.expire(now)
+	if s.tempo.limiter == nil && s.idle() > 0 {
+		return 0
+	}
 	return s.estimate(now, 1)
 }
+
+// idle is how many places nobody has taken.
+func (s *slots) idle() int { return s.size - s.outs - (len(s.free) - s.gone) }
 
 func (s *slots) estimate(now time.Time, k int) time.Duration {
 	s.expire(now)
 	// Every place serves again after at least one window, so the k-th has to
 	// wait for whole rounds of all places and for one place of the round.
 	rounds, i := (k-1)/s.size, (k-1)%s.size
-	free := s.free[s.gone:]
-	idle := s.size - s.outs - len(free)
+	idle, free := s.idle(), s.free[s.gone:]
 	wait := time.Duration(rounds) * (s.window + s.guard)
 	switch {
 	case i < idle:
@@ -191,8 +197,11 @@ func (t *tempo) lesson(now, sent time.Time) {
 
 // recover gives back what the time since the last call is worth.
 func (t *tempo) recover(now time.Time) {
+	if t.updated.IsZero() {
+		return
+	}
 	step := now.Sub(t.updated)
-	if t.updated.IsZero() || step < t.window/60 {
+	if step < t.window/60 {
 		return
 	}
 	t.updated = now
