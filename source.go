@@ -71,7 +71,8 @@ func (l *lease) renewAt(t time.Time) *lease {
 //
 // Used in a Transport, its token requests go through that Transport's queue and
 // telemetry and, unless the provider has a Base of its own, through its Base;
-// so do those that Token starts later.
+// so do those that Token starts later. They carry the trace and the baggage of
+// the caller's context, and no other value of it.
 type Source struct {
 	partner partner // a pointer, which fmt does not follow
 	origin  *origin
