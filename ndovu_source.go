@@ -82,15 +82,15 @@ func (c Ndovu) basic() string {
 }
 
 func (c Ndovu) check() (*origin, error) {
-	switch {
-	case c.ClientID == "":
-		return nil, fmt.Errorf("%s is empty", "ClientID")
-	case c.ClientSecret == "":
-		return nil, fmt.Errorf("%s is empty", "ClientSecret")
-	case strings.Contains(c.ClientID, ":"):
-		return nil, fmt.Errorf("%s has a ':' in it, which HTTP Basic cannot carry", "ClientID")
-	case c.BaseURL == "":
-		return nil, fmt.Errorf("%s is empty; Ndovu names no production host, ask for yours", "BaseURL")
+	for _, field := range []struct{ name, value string }{
+		{"ClientID", c.ClientID}, {"ClientSecret", c.ClientSecret}, {"BaseURL", c.BaseURL},
+	} {
+		if field.value == "" {
+			return nil, fmt.Errorf("%s is empty", field.name)
+		}
+	}
+	if strings.Contains(c.ClientID, ":") {
+		return nil, errors.New("the ClientID has a ':' in it, which HTTP Basic cannot carry")
 	}
 	return parseOrigin("BaseURL", c.BaseURL)
 }
