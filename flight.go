@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -130,7 +131,7 @@ func (f *flight) left() time.Duration {
 
 // exchange makes one request and reads its answer.
 func (f *flight) exchange(resend int) fetched {
-	a := &attempt{permit: permit{urgent: true}, origin: f.source.origin, resend: resend}
+	a := &attempt{permit: permit{urgent: true}, origin: f.source.provider.origin, resend: resend}
 	if _, err := f.wire.admit(f.ctx, a); err != nil {
 		return f.failed(0, err)
 	}
@@ -144,7 +145,7 @@ func (f *flight) exchange(resend int) fetched {
 	}
 	ctx, cancel := context.WithTimeout(f.ctx, f.left())
 	defer cancel()
-	req, err := f.source.partner.request(ctx, f.op, current)
+	req, err := f.source.provider.request(ctx, f.op, current)
 	if err != nil {
 		f.wire.giveBack(a)
 		return f.failed(0, err)
@@ -182,7 +183,7 @@ func (f *flight) judge(resp *http.Response, body []byte, sent time.Time, pause t
 	case status >= 300 && status < 400:
 		err = errors.New("a redirect, which is not followed")
 	case status < 200 || status > 299:
-		if why := f.source.partner.explain(status); why != "" {
+		if why := f.source.provider.hints[status]; why != "" {
 			reason += ": " + why
 		}
 		got := f.failed(status, &answerError{reason, f.answer(resp, body)})
@@ -192,7 +193,7 @@ func (f *flight) judge(resp *http.Response, body []byte, sent time.Time, pause t
 	case len(body) > maxAnswer:
 		err, body = errors.New("the answer is larger than 1 MiB"), nil
 	default:
-		token, lifetime, err = f.source.partner.read(f.op, body, resp.Header)
+		token, lifetime, err = f.source.provider.read(body, resp.Header)
 		body = nil // it may have a token in it that is good
 	}
 	if err == nil && !sendable(token) {
@@ -205,7 +206,7 @@ func (f *flight) judge(resp *http.Response, body []byte, sent time.Time, pause t
 }
 
 func (f *flight) failed(status int, err error) fetched {
-	return fetched{err: &AuthError{Provider: f.source.partner.name(), Op: string(f.op), StatusCode: status, Err: err}}
+	return fetched{err: &AuthError{Provider: f.source.provider.name, Op: string(f.op), StatusCode: status, Err: err}}
 }
 
 // answer keeps of resp what helps to find out what went wrong, but no body that
@@ -232,9 +233,9 @@ func (f *flight) answer(resp *http.Response, body []byte) *oauth2.RetrieveError 
 
 // secrets are all that may come back in an answer.
 func (f *flight) secrets() []string {
-	secrets := f.source.partner.secrets()
+	secrets := f.source.provider.secrets
 	if f.current != nil {
-		secrets = append(secrets, f.current.token.AccessToken)
+		secrets = append(slices.Clip(secrets), f.current.token.AccessToken)
 	}
 	return secrets
 }

@@ -53,7 +53,7 @@ func NdovuFromEnv() (Ndovu, error) {
 		ClientSecret: os.Getenv("NDOVU_CLIENT_SECRET"),
 		BaseURL:      os.Getenv("NDOVU_BASE_URL"),
 	}
-	if err := requireEnv(c.name(), "NDOVU_CLIENT_ID", "NDOVU_CLIENT_SECRET", "NDOVU_BASE_URL"); err != nil {
+	if err := requireEnv("ndovu", "NDOVU_CLIENT_ID", "NDOVU_CLIENT_SECRET", "NDOVU_BASE_URL"); err != nil {
 		return Ndovu{}, err
 	}
 	return c, nil
@@ -61,7 +61,7 @@ func NdovuFromEnv() (Ndovu, error) {
 
 // TokenSource returns a new Source for the partner. Share it: each Source signs
 // in for itself.
-func (c Ndovu) TokenSource() *Source { return newSource(&c) }
+func (c Ndovu) TokenSource() *Source { return newSource(c.provider()) }
 
 // Client returns a new http.Client for the partner: that of a Transport with a
 // new TokenSource, c.Base, and otherwise the defaults. Share it: each Client has
@@ -70,10 +70,21 @@ func (c Ndovu) Client() *http.Client {
 	return &http.Client{Transport: &Transport{Source: c.TokenSource(), Base: c.Base}}
 }
 
-func (c Ndovu) name() string                    { return "ndovu" }
-func (c Ndovu) roundTripper() http.RoundTripper { return c.Base }
-func (c Ndovu) refreshes() bool                 { return false }
-func (c Ndovu) secrets() []string               { return []string{c.basic(), c.ClientSecret} }
+func (c Ndovu) provider() *provider {
+	p := &provider{
+		name:    "ndovu",
+		base:    c.Base,
+		secrets: []string{c.basic(), c.ClientSecret},
+		hints: map[int]string{
+			http.StatusBadRequest:   "the Authorization header was not accepted",
+			http.StatusUnauthorized: "no such client id, or not the raw client secret of the onboarding e-mail",
+		},
+		request: c.request,
+		read:    c.read,
+	}
+	p.origin, p.err = c.check()
+	return p
+}
 
 // basic is the pair as it is: RFC 6749 would have it form-encoded first, which
 // the partner does not decode.
@@ -103,7 +114,7 @@ func (c Ndovu) request(ctx context.Context, _ operation, _ string) (*http.Reques
 	return req, err
 }
 
-func (c Ndovu) read(_ operation, body []byte, _ http.Header) (string, time.Duration, error) {
+func (c Ndovu) read(body []byte, _ http.Header) (string, time.Duration, error) {
 	var answer struct {
 		AccessToken string          `json:"access_token"`
 		TokenType   string          `json:"token_type"`
@@ -126,16 +137,6 @@ func (c Ndovu) read(_ operation, body []byte, _ http.Header) (string, time.Durat
 		return answer.AccessToken, lifetime, nil
 	}
 	return answer.AccessToken, ndovuLifetime, nil
-}
-
-func (c Ndovu) explain(status int) string {
-	switch status {
-	case http.StatusBadRequest:
-		return "the Authorization header was not accepted"
-	case http.StatusUnauthorized:
-		return "no such client id, or not the raw client secret of the onboarding e-mail"
-	}
-	return ""
 }
 
 // Format implements fmt.Formatter, for all verbs that go vet accepts: it tells

@@ -51,7 +51,7 @@ func NowPostFromEnv() (NowPost, error) {
 		BaseURL:  os.Getenv("NOWPOST_BASE_URL"),
 	}
 	c.BaseURL = c.baseURL()
-	if err := requireEnv(c.name(), "NOWPOST_EMAIL", "NOWPOST_PASSWORD"); err != nil {
+	if err := requireEnv("nowpost", "NOWPOST_EMAIL", "NOWPOST_PASSWORD"); err != nil {
 		return NowPost{}, err
 	}
 	return c, nil
@@ -59,7 +59,7 @@ func NowPostFromEnv() (NowPost, error) {
 
 // TokenSource returns a new Source for the account. Share it: each Source signs
 // in for itself.
-func (c NowPost) TokenSource() *Source { return newSource(&c) }
+func (c NowPost) TokenSource() *Source { return newSource(c.provider()) }
 
 // Client returns a new http.Client for the account: that of a Transport with a
 // new TokenSource, c.Base, and otherwise the defaults. Share it: each Client has
@@ -68,10 +68,23 @@ func (c NowPost) Client() *http.Client {
 	return &http.Client{Transport: &Transport{Source: c.TokenSource(), Base: c.Base}}
 }
 
-func (c NowPost) name() string                    { return "nowpost" }
-func (c NowPost) roundTripper() http.RoundTripper { return c.Base }
-func (c NowPost) refreshes() bool                 { return true }
-func (c NowPost) secrets() []string               { return []string{c.Password} }
+func (c NowPost) provider() *provider {
+	p := &provider{
+		name:      "nowpost",
+		base:      c.Base,
+		refreshes: true,
+		secrets:   []string{c.Password},
+		hints: map[int]string{
+			http.StatusBadRequest:   "check the e-mail and password",
+			http.StatusUnauthorized: "check the e-mail and password",
+			http.StatusForbidden:    "the account may not use this endpoint",
+		},
+		request: c.request,
+		read:    c.read,
+	}
+	p.origin, p.err = c.check()
+	return p
+}
 
 func (c NowPost) baseURL() string {
 	if c.BaseURL == "" {
@@ -116,7 +129,7 @@ func (c NowPost) request(ctx context.Context, op operation, current string) (*ht
 
 // read accepts the token in an envelope, as the page's sample answer has it, and
 // at the top level, where the page's code samples read it.
-func (c NowPost) read(op operation, body []byte, header http.Header) (string, time.Duration, error) {
+func (c NowPost) read(body []byte, header http.Header) (string, time.Duration, error) {
 	type grant struct {
 		Token     string
 		ExpiresAt json.RawMessage
@@ -161,16 +174,6 @@ func (c NowPost) lifetime(token string, expiresAt json.RawMessage, header http.H
 		return time.Until(ends)
 	}
 	return nowPostLifetime
-}
-
-func (c NowPost) explain(status int) string {
-	switch status {
-	case http.StatusBadRequest, http.StatusUnauthorized:
-		return "check the e-mail and password"
-	case http.StatusForbidden:
-		return "the account may not use this endpoint"
-	}
-	return ""
 }
 
 // Format implements fmt.Formatter, for all verbs that go vet accepts: it tells

@@ -74,9 +74,7 @@ func (l *lease) renewAt(t time.Time) *lease {
 // so do those that Token starts later. They carry the trace and the baggage of
 // the caller's context, and no other value of it.
 type Source struct {
-	partner partner // a pointer, which fmt does not follow
-	origin  *origin
-	err     error // what is wrong with the configuration
+	provider *provider // a pointer, which fmt does not follow
 
 	current  atomic.Pointer[lease] // the one token; nil: none, or it was rejected
 	relogins *rate.Limiter
@@ -92,15 +90,13 @@ func newRelogins() *rate.Limiter {
 	return rate.NewLimiter(rate.Every(reloginEvery), reloginBurst)
 }
 
-var errNoPartner = configError("", "the Source was not made by NowPost.TokenSource or Ndovu.TokenSource")
+var errNoProvider = configError("", "the Source was not made by NowPost.TokenSource or Ndovu.TokenSource")
 
-func newSource(p partner) *Source {
-	o, err := p.check()
-	s := &Source{partner: p, origin: o, trigger: missing, relogins: newRelogins()}
-	if err != nil {
-		s.err = &AuthError{Provider: p.name(), Op: "config", Err: err}
+func newSource(p *provider) *Source {
+	if p.err != nil {
+		p.err = &AuthError{Provider: p.name, Op: "config", Err: p.err}
 	}
-	return s
+	return &Source{provider: p, trigger: missing, relogins: newRelogins()}
 }
 
 // Token returns the current token, or waits until there is one: TokenContext
@@ -183,14 +179,14 @@ func (s *Source) renewed(ctx context.Context, w *wire, _ *lease) *lease {
 // "refresh", or "shared" for somebody else's fetch. Token requests go by w; nil
 // is the wire of the last Transport or the Source's own.
 func (s *Source) obtain(ctx context.Context, w *wire) (*lease, string, error) {
-	if s == nil || s.partner == nil {
-		return nil, "", errNoPartner
+	if s == nil || s.provider == nil {
+		return nil, "", errNoProvider
 	}
 	if l := s.current.Load(); l != nil && time.Now().Before(l.renew) {
 		return l, "cache", nil
 	}
-	if s.err != nil {
-		return nil, "", s.err
+	if s.provider.err != nil {
+		return nil, "", s.provider.err
 	}
 	l, f, leads, err := s.board(ctx, w)
 	if l != nil || err != nil {
@@ -236,7 +232,7 @@ func (s *Source) board(ctx context.Context, w *wire) (l *lease, f *flight, leads
 // s.mu is held, and no flight is under way.
 func (s *Source) launch(ctx context.Context, w *wire, l *lease) *flight {
 	f := &flight{source: s, wire: s.wireFor(w), op: login, trigger: s.trigger, current: l, done: make(chan struct{})}
-	if l != nil && !l.spent && s.partner.refreshes() {
+	if l != nil && !l.spent && s.provider.refreshes {
 		f.op = refresh
 	}
 	f.ctx, f.cancel = context.WithCancel(detached(ctx))
@@ -259,10 +255,10 @@ func (s *Source) wireFor(w *wire) wire {
 	if w != nil {
 		s.wire = w
 	} else if s.wire == nil {
-		s.wire = &wire{base: http.DefaultTransport, telemetry: newTelemetry(s.partner.name(), nil, nil, nil)}
+		s.wire = &wire{base: http.DefaultTransport, telemetry: newTelemetry(s.provider.name, nil, nil, nil)}
 	}
 	own := *s.wire
-	if base := s.partner.roundTripper(); base != nil {
+	if base := s.provider.base; base != nil {
 		own.base = base
 	}
 	return own
@@ -292,7 +288,7 @@ func (s *Source) await(ctx context.Context, f *flight, leads bool) (*lease, stri
 
 // gaveUp is the error of a caller whose ctx ended before there was a token.
 func (s *Source) gaveUp(ctx context.Context) error {
-	return &AuthError{Provider: s.partner.name(), Op: string(login), Err: fmt.Errorf("gave up waiting: %w", ended(ctx))}
+	return &AuthError{Provider: s.provider.name, Op: string(login), Err: fmt.Errorf("gave up waiting: %w", ended(ctx))}
 }
 
 // land makes what flight f brought known, unless a token was rejected since it
@@ -355,8 +351,8 @@ func backoff(n int, first, most time.Duration) time.Duration {
 // the provider, and nothing secret.
 func (s *Source) Format(f fmt.State, _ rune) {
 	provider := ""
-	if s != nil && s.partner != nil {
-		provider = s.partner.name()
+	if s != nil && s.provider != nil {
+		provider = s.provider.name
 	}
 	fmt.Fprintf(f, "partnerauth.Source{%s}", provider)
 }

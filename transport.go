@@ -127,15 +127,15 @@ func (t *Transport) init() {
 	case t.Source == nil:
 		t.err = configError("", "Transport.Source is nil")
 		return
-	case ours && (source == nil || source.partner == nil):
-		t.err = errNoPartner
+	case ours && (source == nil || source.provider == nil):
+		t.err = errNoProvider
 		return
 	case ours:
-		provider = source.partner.name()
-		if t.err = source.err; t.err != nil {
+		provider = source.provider.name
+		if t.err = source.provider.err; t.err != nil {
 			return
 		}
-		a.origins = []*origin{source.origin}
+		a.origins = []*origin{source.provider.origin}
 	case len(t.Origins) == 0:
 		t.err = configError("", "Transport.Origins is empty, and only a *Source knows its own")
 		return

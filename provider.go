@@ -12,22 +12,21 @@ import (
 	"time"
 )
 
-// A partner is one provider's way to exchange credentials for a token: NowPost
-// or Ndovu.
-type partner interface {
-	name() string
-	// check tells where token requests go, or what is wrong with the fields.
-	check() (*origin, error)
-	roundTripper() http.RoundTripper
-	refreshes() bool
+// A provider is one account at NowPost or Ndovu: how its credentials are
+// exchanged for a token. It does not change.
+type provider struct {
+	name      string
+	origin    *origin           // where token requests go
+	err       error             // what is wrong with the fields
+	base      http.RoundTripper // of token requests; nil: that of the Transport
+	refreshes bool              // can renew a token without the credentials
+	secrets   []string          // what must not show in what is kept of an answer
+	hints     map[int]string    // what a status means, where the partner's page says it
+
 	// request makes a token request. A refresh carries the current token.
-	request(ctx context.Context, op operation, current string) (*http.Request, error)
+	request func(ctx context.Context, op operation, current string) (*http.Request, error)
 	// read takes a token and its lifetime out of an answer of status 2xx.
-	read(op operation, body []byte, header http.Header) (token string, lifetime time.Duration, err error)
-	// explain tells what a status means, "" where the partner does not say.
-	explain(status int) string
-	// secrets are what must not show in what is kept of an answer.
-	secrets() []string
+	read func(body []byte, header http.Header) (token string, lifetime time.Duration, err error)
 }
 
 func newTokenRequest(ctx context.Context, baseURL, path string, body io.Reader) (*http.Request, error) {
