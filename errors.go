@@ -169,24 +169,48 @@ func ended(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", err, cause)
 }
 
-// withoutSecrets is err, or one of the same text without secrets where it
-// repeats any: net/http quotes the headers that it cannot parse, and a server
-// can put there what it was sent.
-func withoutSecrets(err error, secrets ...string) error {
-	if text := scrub(err.Error(), secrets...); text != err.Error() {
-		return errors.New(text)
-	}
-	return err
+// A reworded error is another one in all but its text, which had something in
+// it that must not be shown. It keeps the other out of reach for errors.As.
+type reworded struct {
+	text               string
+	is                 func(target error) bool
+	timeout, temporary bool
 }
 
-// withoutAnswer is err, or one of the same text without what net/http quotes of
-// an answer that it cannot parse.
+func (e *reworded) Error() string        { return e.text }
+func (e *reworded) Is(target error) bool { return e.is(target) }
+func (e *reworded) Timeout() bool        { return e.timeout }
+func (e *reworded) Temporary() bool      { return e.temporary }
+
+// reword is err if text is what it says, else one that says text.
+func reword(err error, text string) error {
+	if text == err.Error() {
+		return err
+	}
+	var t interface{ Temporary() bool }
+	return &reworded{
+		text:      text,
+		is:        func(target error) bool { return errors.Is(err, target) },
+		timeout:   isTimeout(err),
+		temporary: errors.As(err, &t) && t.Temporary(),
+	}
+}
+
+// withoutSecrets is err without the secrets that its text repeats: net/http
+// quotes the headers that it cannot parse, and a server can put there what it
+// was sent.
+func withoutSecrets(err error, secrets ...string) error {
+	return reword(err, scrub(err.Error(), secrets...))
+}
+
+// withoutAnswer is err without what net/http quotes of an answer that it cannot
+// parse.
 func withoutAnswer(err error) error {
 	var cert *tls.CertificateVerificationError
-	if text := withoutQuoted(err.Error()); text != err.Error() && !errors.As(err, &cert) {
-		return errors.New(text)
+	if errors.As(err, &cert) {
+		return err
 	}
-	return err
+	return reword(err, withoutQuoted(err.Error()))
 }
 
 // scrub cuts secrets out of foreign text, as they are and as Go, JSON and URLs

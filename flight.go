@@ -45,8 +45,8 @@ const (
 type flight struct {
 	source  *Source
 	wire    wire
-	op      operation
-	trigger trigger
+	op      string
+	trigger string
 	current *lease // the token to renew; nil: there is none, and callers wait
 
 	ctx    context.Context // ends when the flight has landed or starts over
@@ -206,7 +206,7 @@ func (f *flight) judge(resp *http.Response, body []byte, sent time.Time, pause t
 }
 
 func (f *flight) failed(status int, err error) fetched {
-	return fetched{err: &AuthError{Provider: f.source.provider.name, Op: string(f.op), StatusCode: status, Err: err}}
+	return fetched{err: &AuthError{Provider: f.source.provider.name, Op: f.op, StatusCode: status, Err: err}}
 }
 
 // answer keeps of resp what helps to find out what went wrong, but no body that

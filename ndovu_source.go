@@ -106,7 +106,7 @@ func (c Ndovu) check() (*origin, error) {
 	return parseOrigin("BaseURL", c.BaseURL)
 }
 
-func (c Ndovu) request(ctx context.Context, _ operation, _ string) (*http.Request, error) {
+func (c Ndovu) request(ctx context.Context, _, _ string) (*http.Request, error) {
 	req, err := newTokenRequest(ctx, c.BaseURL, "/api/v3/partners/auth", nil)
 	if err == nil {
 		req.Header.Set("Authorization", "Basic "+c.basic())

@@ -105,7 +105,7 @@ func (c NowPost) check() (*origin, error) {
 	return parseOrigin("BaseURL", c.baseURL())
 }
 
-func (c NowPost) request(ctx context.Context, op operation, current string) (*http.Request, error) {
+func (c NowPost) request(ctx context.Context, op, current string) (*http.Request, error) {
 	if op == refresh {
 		req, err := newTokenRequest(ctx, c.baseURL(), "/api/v1/auth/refresh", nil)
 		if err == nil {

@@ -24,7 +24,7 @@ type provider struct {
 	hints     map[int]string    // what a status means, where the partner's page says it
 
 	// request makes a token request. A refresh carries the current token.
-	request func(ctx context.Context, op operation, current string) (*http.Request, error)
+	request func(ctx context.Context, op, current string) (*http.Request, error)
 	// read takes a token and its lifetime out of an answer of status 2xx.
 	read func(body []byte, header http.Header) (token string, lifetime time.Duration, err error)
 }

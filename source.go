@@ -15,21 +15,17 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// An operation is a way to get a token, and the Op of an AuthError.
-type operation string
-
+// How a token is fetched, which is the Op of an AuthError as well.
 const (
-	login   operation = "login"
-	refresh operation = "refresh"
+	login   = "login"
+	refresh = "refresh"
 )
 
-// A trigger is why a token is fetched.
-type trigger string
-
+// Why a token is fetched.
 const (
-	missing      trigger = "missing"
-	expiring     trigger = "expiring"
-	unauthorized trigger = "unauthorized"
+	missing      = "missing"
+	expiring     = "expiring"
+	unauthorized = "unauthorized"
 )
 
 // Logins that 401s on tokens just issued may cost: ten in a row, then one in
@@ -82,7 +78,7 @@ type Source struct {
 	mu      sync.Mutex
 	flight  *flight // the one fetch under way
 	setback setback // of flights that failed since the last that did not
-	trigger trigger // of a fetch for want of a token
+	trigger string  // of a fetch for want of a token
 	wire    *wire   // of the Transport that last fetched; nil: none yet
 }
 
@@ -281,14 +277,14 @@ func (s *Source) await(ctx context.Context, f *flight, leads bool) (*lease, stri
 	case err != nil:
 		return nil, "", err
 	case leads:
-		return f.lease, string(f.op), nil
+		return f.lease, f.op, nil
 	}
 	return f.lease, "shared", nil
 }
 
 // gaveUp is the error of a caller whose ctx ended before there was a token.
 func (s *Source) gaveUp(ctx context.Context) error {
-	return &AuthError{Provider: s.provider.name, Op: string(login), Err: fmt.Errorf("gave up waiting: %w", ended(ctx))}
+	return &AuthError{Provider: s.provider.name, Op: login, Err: fmt.Errorf("gave up waiting: %w", ended(ctx))}
 }
 
 // land makes what flight f brought known, unless a token was rejected since it

@@ -238,10 +238,10 @@ func (t *telemetry) addResend(ctx context.Context, reason string) {
 
 // startFetch opens the span of a token fetch in the trace of the caller that
 // waits for it. One that nobody waits for is a trace of its own.
-func (t *telemetry) startFetch(ctx context.Context, op operation, trigger trigger, background bool) (context.Context, trace.Span) {
+func (t *telemetry) startFetch(ctx context.Context, op, trigger string, background bool) (context.Context, trace.Span) {
 	opts := []trace.SpanStartOption{
 		trace.WithAttributes(t.provider...),
-		trace.WithAttributes(keyOperation.String(string(op)), keyTrigger.String(string(trigger))),
+		trace.WithAttributes(keyOperation.String(op), keyTrigger.String(trigger)),
 	}
 	if background {
 		opts = append(opts, trace.WithNewRoot(), trace.WithLinks(trace.LinkFromContext(ctx)))
@@ -249,8 +249,8 @@ func (t *telemetry) startFetch(ctx context.Context, op operation, trigger trigge
 	return t.tracer.Start(ctx, "partnerauth.token.fetch", opts...)
 }
 
-func (t *telemetry) endFetch(ctx context.Context, span trace.Span, start time.Time, op operation, trigger trigger, err error) {
-	kv := []attribute.KeyValue{keyOperation.String(string(op)), keyTrigger.String(string(trigger))}
+func (t *telemetry) endFetch(ctx context.Context, span trace.Span, start time.Time, op, trigger string, err error) {
+	kv := []attribute.KeyValue{keyOperation.String(op), keyTrigger.String(trigger)}
 	failure := errorType(ctx, nil, err)
 	span.SetAttributes(kv...)
 	endSpan(span, takeAttributes(), failure)
