@@ -146,14 +146,10 @@ func (e *rateLimitError) Is(target error) bool {
 func (e *rateLimitError) Timeout() bool             { return true }
 func (e *rateLimitError) RetryAfter() time.Duration { return e.wait }
 
-// A waitError is a wait for the limit that its caller gave up.
-type waitError struct{ err error }
-
-func (e *waitError) Error() string {
-	return "partnerauth: waiting for the rate limit: " + e.err.Error()
+func isAuth(err error) bool {
+	var auth *AuthError
+	return errors.As(err, &auth)
 }
-func (e *waitError) Unwrap() error { return e.err }
-func (e *waitError) Timeout() bool { return isTimeout(e.err) }
 
 func isTimeout(err error) bool {
 	var t interface{ Timeout() bool }

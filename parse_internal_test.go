@@ -93,8 +93,8 @@ func FuzzLease(f *testing.F) {
 		if !l.ends.After(received) || l.renew.After(l.ends) || l.renew.Before(sent) || !l.token.Expiry.Equal(l.ends) {
 			t.Errorf("got a lease of %v to be renewed after %v", l.ends.Sub(sent), l.renew.Sub(sent))
 		}
-		if l.spent == (sent.Add(lifetime).After(received)) {
-			t.Errorf("got spent %t for %v after %v", l.spent, lifetime, time.Duration(took))
+		if l.over == (sent.Add(lifetime).After(received)) {
+			t.Errorf("got spent %t for %v after %v", l.over, lifetime, time.Duration(took))
 		}
 	})
 }

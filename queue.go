@@ -1,256 +1,192 @@
 package partnerauth
 
 import (
-	"cmp"
-	"context"
-	"errors"
 	"math"
-	"slices"
 	"sync"
 	"time"
 )
 
-// A permit is leave to send one request.
+// A permit is leave to send one request, until settle ends it.
 type permit struct {
-	urgent bool   // a token request: it goes first, as everybody may be waiting for it
-	ticket uint64 // order of arrival, 0 until it first joins; a retry keeps its request's
-
-	pace       float64 // the share of the full pace at which it was granted
-	sent       time.Time
-	prev, next *permit // among the permits whose answers are still out
+	at   time.Time // when it was granted
+	pace float64   // the share of the full pace that was left then
 }
 
-// callerTickets is where the tickets of requests that are not urgent begin.
-const callerTickets = 1 << 63
+// An outcome is what became of a permit.
+type outcome int
+
+const (
+	answered   outcome = iota // the headers are in, or the connection has broken
+	throttled                 // answered 429
+	unanswered                // given up: the request may still be on its way
+	byHand                    // granted to Quota.Wait: sent within a second
+	unused                    // the request never left
+)
 
 // A pacer decides when the head of a queue may go. Its methods are called with
 // the queue's lock held.
 type pacer interface {
-	// ready tells how long the head has to wait from now; 0 is not at all.
-	ready(now time.Time) time.Duration
+	// ready tells how long w, the head, has to wait from now; 0 is not at all. A
+	// nil w does not wait.
+	ready(now time.Time, w *waiter) time.Duration
+	// idle notes that nobody waits any more.
+	idle()
 	// estimate tells how long the k-th from the front, 1 being the head, has to
-	// wait at least.
-	estimate(now time.Time, k int) time.Duration
-	// take spends what ready has promised. A nil p counts as answered at once.
-	take(now time.Time, p *permit)
-	// settle notes that the answer to p came at now, or that its sender gave up
-	// then.
-	settle(now time.Time, p *permit, gaveUp bool)
-	// giveBack takes back a permit that was never used.
-	giveBack(p *permit)
-	// lesson notes that a request sent then was refused with 429, and returns the
-	// pace that is left.
-	lesson(now, sent time.Time) float64
+	// wait at least, where everybody is paused for a while. It is open if that
+	// depends on an answer that is still out, and so becomes later with time.
+	estimate(now time.Time, pause time.Duration, k int) (wait time.Duration, open bool)
+	// take spends what ready has promised.
+	take(now time.Time) permit
+	// settle ends a permit and returns the share of the full pace that is left.
+	settle(now time.Time, p permit, o outcome) float64
 }
 
 // never is a wait whose end something other than a timer announces.
 const never = time.Duration(math.MaxInt64)
 
 // A queue lets requests through one by one: token requests first, then callers
-// in order of arrival, each when the pacer says so. Waiters only wait: whatever
-// happens (an arrival, a departure, an answer, a pause, the timer) ends in
-// dispatch, which alone hands out what somebody waits for.
+// in order of arrival, each when the pacer says so.
+//
+// Waiters decide for themselves: each looks whether it is first and may go, and
+// nobody hands it anything. Whoever changes what the head depends on (an answer,
+// a departure, the end of a pause) wakes the head; whoever makes turns come later
+// wakes everybody, and those who cannot wait that long leave.
 type queue struct {
 	window time.Duration // how long to pause after a 429 that names no time
 	pacer  pacer         // set before first use
+	own    line          // of token requests, and of Quota.Wait
 
 	mu      sync.Mutex
-	waiting []*waiter // by ticket
+	lines   []*line // those that have waiters
 	tickets uint64
-	resume  time.Time   // everybody is paused until then
-	timer   *time.Timer // runs dispatch when the head may go
+	resume  time.Time     // everybody is paused until then
+	changed chan struct{} // closed when turns have come to be later; nil: nobody listens
+	closing chan struct{} // changed, to be closed by unlock
 }
 
-// A waiter is one request in the queue.
-type waiter struct {
-	queue  *queue
-	ctx    context.Context // of the request; a foreign Limiter waits with the head's
-	permit *permit
-	since  time.Time
-	turn   chan error // gets nil for the permit, or why there is none
-}
+// A line is a part of a queue whose waiters have a token at the same time: the
+// callers of one Transport. While its first waits for a token, it holds up the
+// others of its line, who wait for the same, and no other line.
+type line struct{ sorted[uint64, *waiter] }
 
-// join asks for permit p. It returns nil and nil if p is granted at once, a
-// waiter if its turn has to be waited for, and ErrRateLimited if that would
-// take too long. A nil p granted at once counts as answered.
-func (q *queue) join(ctx context.Context, p *permit) (*waiter, error) {
-	if ctx.Err() != nil {
-		return nil, &waitError{ended(ctx)}
-	}
-	now := time.Now()
+func (l *line) first() *waiter { return l.at(0).value }
+
+// ready reports whether l's first waiter could go now.
+func (l *line) ready() bool { return l.first().fetch.over() }
+
+// callerTickets is where the tickets of requests that are not urgent begin.
+const callerTickets = 1 << 63
+
+// number gives a request its place in the order of arrival, unless it has one.
+func (q *queue) number(ticket *uint64, urgent bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	free := len(q.waiting) == 0 && q.delay(now) <= 0
-	if p == nil && !free {
-		p = new(permit)
-	}
-	if p != nil && p.ticket == 0 {
-		q.tickets++
-		p.ticket = q.tickets
-		if !p.urgent {
-			p.ticket += callerTickets
-		}
-	}
-	if free {
-		q.pacer.take(now, p)
-		return nil, nil
-	}
-	if err := q.refusal(ctx, now, p); err != nil {
-		return nil, err
-	}
-	w := &waiter{queue: q, ctx: ctx, permit: p, since: now, turn: make(chan error, 1)}
-	i, _ := q.find(p)
-	q.waiting = slices.Insert(q.waiting, i, w)
-	q.dispatch(now)
-	return w, nil
+	q.numbered(ticket, urgent)
 }
 
-// find returns p's place among those who wait, and whether it is there.
-func (q *queue) find(p *permit) (int, bool) {
-	return slices.BinarySearchFunc(q.waiting, p.ticket, func(w *waiter, ticket uint64) int {
-		return cmp.Compare(w.permit.ticket, ticket)
-	})
+func (q *queue) numbered(ticket *uint64, urgent bool) {
+	if *ticket != 0 {
+		return
+	}
+	q.tickets++
+	*ticket = q.tickets
+	if !urgent {
+		*ticket += callerTickets
+	}
 }
 
-// delay tells how long the head has to wait.
-func (q *queue) delay(now time.Time) time.Duration {
+// enter grants a permit to a request of l that need not wait for it. Any other
+// has its place in the order of arrival then.
+func (q *queue) enter(now time.Time, l *line, ticket *uint64, urgent bool) (permit, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.numbered(ticket, urgent)
+	if l.size > 0 || q.first() != nil || q.delay(now, nil) > 0 {
+		return permit{}, false
+	}
+	return q.pacer.take(now), true
+}
+
+// delay tells how long the head, w, has to wait from now. In a pause the pacer is
+// not asked.
+func (q *queue) delay(now time.Time, w *waiter) time.Duration {
 	if d := q.resume.Sub(now); d > 0 {
 		return d
 	}
-	return q.pacer.ready(now)
+	return q.pacer.ready(now, w)
 }
 
-// estimate tells how long p has to wait at least if nobody ahead of it leaves.
-func (q *queue) estimate(now time.Time, p *permit) time.Duration {
-	ahead, _ := q.find(p)
-	return max(q.resume.Sub(now), q.pacer.estimate(now, ahead+1))
-}
-
-// dispatch hands out the permits that can be had now and sets the timer for the
-// next. The lock is held.
-func (q *queue) dispatch(now time.Time) {
-	for len(q.waiting) > 0 {
-		if d := q.delay(now); d > 0 {
-			q.wakeAfter(d)
-			return
-		}
-		w := q.waiting[0]
-		q.pacer.take(now, w.permit)
-		q.call(w, nil)
-	}
-	q.wakeAfter(never)
-}
-
-// call lets w leave the queue, if it has not, with its permit or an error.
-func (q *queue) call(w *waiter, err error) {
-	if i, ok := q.find(w.permit); ok && q.waiting[i] == w { // and not a retry with its ticket
-		q.waiting = slices.Delete(q.waiting, i, i+1)
-		w.turn <- err
-	}
-}
-
-func (q *queue) wakeAfter(d time.Duration) {
-	switch {
-	case q.timer != nil && d == never:
-		q.timer.Stop()
-	case q.timer != nil:
-		q.timer.Reset(d)
-	case d != never:
-		q.timer = time.AfterFunc(d, func() {
-			q.mu.Lock()
-			defer q.mu.Unlock()
-			q.dispatch(time.Now())
-		})
-	}
-}
-
-// wait waits for w's turn or for the end of its context. A waiter that leaves
-// takes nothing with it.
-func (w *waiter) wait() error {
-	select {
-	case err := <-w.turn:
-		if err != nil || w.ctx.Err() == nil {
-			return err
-		}
-		w.turn <- nil // nobody is there to use it
-	case <-w.ctx.Done():
-	}
-	q := w.queue
+// settle ends permit p. The answer may ask for a pause of everybody.
+func (q *queue) settle(now time.Time, p permit, o outcome, pause time.Duration) (pace float64) {
 	q.mu.Lock()
-	defer q.mu.Unlock()
-	now := time.Now()
-	gaveUp := w.gaveUp(now)
-	q.call(w, gaveUp)
-	err := <-w.turn
-	if err == nil { // its turn had come in the same moment
-		q.pacer.giveBack(w.permit)
-		err = gaveUp
+	defer q.unlock()
+	pace = q.pacer.settle(now, p, o)
+	if resume := now.Add(pause); pause > 0 && resume.After(q.resume) {
+		q.resume = resume
+		q.worsen()
+	} else if o == throttled {
+		q.worsen()
 	}
-	q.dispatch(now)
-	return err
+	q.wakeFirst()
+	return pace
 }
 
-// gaveUp is the error of a w whose context has ended while it waited.
-func (w *waiter) gaveUp(now time.Time) error {
-	if errors.Is(w.ctx.Err(), context.DeadlineExceeded) {
-		return &rateLimitError{wait: w.queue.estimate(now, w.permit)}
+// worsen wakes everybody, since turns come later than they thought. Closing the
+// channel takes long where many listen, so that is done without the lock.
+func (q *queue) worsen() {
+	if q.changed != nil {
+		q.closing, q.changed = q.changed, nil
 	}
-	return &waitError{ended(w.ctx)}
 }
 
-// settle notes that the answer to p came at now, or that its sender gave up.
-func (q *queue) settle(now time.Time, p *permit, gaveUp bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.pacer.settle(now, p, gaveUp)
-	q.dispatch(now)
-}
-
-// giveBack returns a permit that was not used.
-func (q *queue) giveBack(p *permit) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.pacer.giveBack(p)
-	q.dispatch(time.Now())
-}
-
-// pause keeps everybody from going for d. Waiters whose deadline comes before
-// its end are told at once.
-func (q *queue) pause(d time.Duration) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	now := time.Now()
-	if now.Add(d).After(q.resume) {
-		q.resume = now.Add(d)
+func (q *queue) unlock() {
+	closing := q.closing
+	q.closing = nil
+	q.mu.Unlock()
+	if closing != nil {
+		close(closing)
 	}
-	for _, w := range slices.Clone(q.waiting) {
-		if deadline, ok := w.ctx.Deadline(); ok && q.resume.After(deadline) {
-			q.call(w, &rateLimitError{wait: q.resume.Sub(now), left: deadline.Sub(now)})
+}
+
+// first is the waiter that goes next, nil if there is none that could.
+func (q *queue) first() *waiter {
+	var first *waiter
+	for _, l := range q.lines {
+		if w := l.first(); (first == nil || w.ticket < first.ticket) && l.ready() {
+			first = w
 		}
 	}
-	q.dispatch(now)
+	return first
 }
 
-// lesson notes that p was refused with 429, and returns the pace it leaves.
-func (q *queue) lesson(p *permit) float64 {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.pacer.lesson(time.Now(), p.sent)
-}
-
-// inTime returns ErrRateLimited if p, or one that goes in its place, cannot have
-// its turn before ctx's deadline. A new permit stands for the head.
-func (q *queue) inTime(ctx context.Context, p *permit) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.refusal(ctx, time.Now(), p)
-}
-
-func (q *queue) refusal(ctx context.Context, now time.Time, p *permit) error {
-	if deadline, ok := ctx.Deadline(); ok {
-		if d := q.estimate(now, p); now.Add(d).After(deadline) {
-			return &rateLimitError{wait: d, left: deadline.Sub(now)}
+func (q *queue) wakeFirst() {
+	if w := q.first(); w != nil {
+		select {
+		case w.wake <- struct{}{}:
+		default: // it will look anyway
 		}
 	}
-	return nil
+}
+
+// wait is estimate, for one who does not wait yet.
+func (q *queue) wait(now time.Time, w *waiter) time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	wait, _ := q.estimate(now, w)
+	return wait
+}
+
+// estimate tells how long w has to wait at least if nobody ahead of it leaves. It
+// is open if that becomes later with time.
+func (q *queue) estimate(now time.Time, w *waiter) (wait time.Duration, open bool) {
+	k := 1
+	for _, l := range q.lines {
+		if l == w.line || l.ready() {
+			k += l.rank(w.ticket)
+		}
+	}
+	if w.fetch.asks(q) && (q.own.size == 0 || q.own.first().ticket > callerTickets) {
+		k++ // the token needs a permit, and is not in the queue for it yet
+	}
+	return q.pacer.estimate(now, max(0, q.resume.Sub(now)), k)
 }

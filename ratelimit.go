@@ -63,24 +63,29 @@ type Quota struct {
 }
 
 // Wait waits for leave to send one request that no Transport sends. It is in
-// order of arrival with those that a Transport sends, and counts as answered
-// when Wait returns, so the request should reach the server within a second.
+// order of arrival with those that a Transport sends. The request should reach
+// the server within a second after Wait returns, and counts as answered then.
 //
 // Its error is [ErrRateLimited], at once, if the turn would come after ctx's
 // deadline, else that of ctx, or tells which field of q is out of range.
 func (q *Quota) Wait(ctx context.Context) error {
 	line, err := q.line()
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case ctx.Err() != nil:
+		return ended(ctx)
 	}
-	w, err := line.join(ctx, nil)
-	if w == nil || err != nil {
-		return err
+	w := waiter{ctx: ctx}
+	p, ok := line.enter(time.Now(), &line.own, &w.ticket, false)
+	if !ok {
+		waiting := w
+		waiting.sender, waiting.line = &sender{queue: line}, &line.own
+		if p, err = waiting.wait(); err != nil {
+			return err
+		}
 	}
-	if err := w.wait(); err != nil {
-		return err
-	}
-	line.settle(time.Now(), w.permit, false)
+	line.settle(time.Now(), p, byHand, 0)
 	return nil
 }
 
@@ -110,112 +115,215 @@ func (q *Quota) init() {
 		q.err = fmt.Errorf("partnerauth: Quota.Burst is %d, want 1 to Requests, %d", burst, requests)
 	default:
 		q.queue.window = window
-		q.queue.pacer = newSlots(requests, window, burst)
+		q.queue.pacer = newSlidingWindow(requests, window, burst)
 	}
 }
 
-// A foreignPacer asks a Limiter that is not a Quota. The Limiter is only ever
-// asked with the context of the head, and what it grants goes to whoever is the
-// head by then.
-type foreignPacer struct {
-	limiter Limiter
-	queue   *queue
-	asking  bool // a goroutine waits for the Limiter
-	granted bool // a permit of the Limiter's that nobody has taken yet
+// A slidingWindow is the pacer of a Quota: as many places as the server counts
+// in a window. A place is taken by a permit whose answer is out, and then until
+// the server has let go of it. Times are kept as durations since the first.
+type slidingWindow struct {
+	size   int
+	window time.Duration
+	guard  time.Duration // after an answer
+	start  time.Time
+
+	out  sorted[time.Duration, struct{}] // when the permits whose answers are out were granted
+	free sorted[time.Duration, struct{}] // when the places of the others are free again
+
+	tempo tempo
 }
 
-// queueOf is the queue in front of l, which for a Quota all Transports share.
-func queueOf(l Limiter) (*queue, error) {
-	if q, ok := l.(*Quota); ok && q != nil {
-		return q.line()
-	} else if l == nil || ok {
-		return new(Quota).line()
+func newSlidingWindow(requests int, window time.Duration, burst int) *slidingWindow {
+	s := &slidingWindow{size: requests, window: window, guard: min(maxGuard, window/20), start: time.Now()}
+	s.tempo.init(requests, window, burst)
+	return s
+}
+
+func (s *slidingWindow) ready(now time.Time, _ *waiter) time.Duration {
+	s.tempo.recover(now)
+	wait, _ := s.estimate(now, 0, 1)
+	return wait
+}
+
+// estimate counts whole rounds of all places, since each serves again after a
+// window at the earliest, and then one place of the last round.
+func (s *slidingWindow) estimate(now time.Time, pause time.Duration, k int) (wait time.Duration, open bool) {
+	s.expire(now)
+	rounds, i := (k-1)/s.size, (k-1)%s.size
+	if i -= s.size - s.out.size - s.free.size; i >= 0 { // nobody has taken the places before
+		wait, open = s.place(now.Sub(s.start), i)
 	}
-	return newForeignQueue(l), nil
+	wait = max(wait, pause) + time.Duration(rounds)*(s.window+s.guard)
+	if paced := s.tempo.until(now, pause, k); paced > wait {
+		return paced, false
+	}
+	return wait, open
 }
 
-func newForeignQueue(l Limiter) *queue {
-	q := &queue{window: defaultWindow}
-	q.pacer = &foreignPacer{limiter: l, queue: q}
-	return q
+// place tells when the taken place with i sooner ones is free. The answers that
+// are still out come now at the earliest.
+func (s *slidingWindow) place(since time.Duration, i int) (wait time.Duration, open bool) {
+	soonest := s.window + s.guard
+	switch sooner := s.free.rank(since + soonest); {
+	case i < sooner:
+	case i < sooner+s.out.size:
+		return soonest, true
+	default:
+		i -= s.out.size
+	}
+	return s.free.at(i).key - since, false
 }
 
-func (f *foreignPacer) ready(now time.Time) time.Duration {
-	waiting := f.queue.waiting
-	// A permit whose head has left is not kept: later it would be one too many.
-	f.granted = f.granted && len(waiting) > 0
-	if !f.granted && !f.asking {
-		if l, ok := f.limiter.(*rate.Limiter); ok && l.AllowN(now, 1) {
-			f.granted = true
-		} else if len(waiting) > 0 {
-			f.asking = true
-			go f.ask(waiting[0])
+// expire frees the places whose time has come. An answer that is a window late
+// counts as having come then, or hung calls would eat the quota.
+func (s *slidingWindow) expire(now time.Time) {
+	since := now.Sub(s.start)
+	for s.out.size > 0 && s.out.at(0).key <= since-s.window {
+		sent := s.out.at(0).key
+		s.out.remove(sent)
+		s.free.insert(s.latest(sent), struct{}{})
+	}
+	for s.free.size > 0 && s.free.at(0).key <= since {
+		s.free.remove(s.free.at(0).key)
+	}
+}
+
+// latest is when the place of a request sent then is free, answered or not.
+func (s *slidingWindow) latest(sent time.Duration) time.Duration {
+	return sent + 2*s.window + s.guard
+}
+
+func (s *slidingWindow) take(now time.Time) permit {
+	s.tempo.spend(now)
+	s.out.insert(now.Sub(s.start), struct{}{})
+	return permit{at: now, pace: s.tempo.share}
+}
+
+func (s *slidingWindow) settle(now time.Time, p permit, o outcome) float64 {
+	if o == throttled {
+		s.tempo.lesson(now, p.at)
+	}
+	sent, since := p.at.Sub(s.start), now.Sub(s.start)
+	out := s.out.remove(sent)
+	switch {
+	case o == byHand: // it may be sent up to a second from now
+		s.free.insert(since+s.window+maxGuard, struct{}{})
+	case o == unused:
+		if !out {
+			s.free.remove(s.latest(sent))
 		}
+		s.tempo.giveBack(now)
+	case out && o == unanswered: // it may still be on its way
+		s.free.insert(min(since+s.window+maxGuard, s.latest(sent)), struct{}{})
+	case out:
+		s.free.insert(min(since+s.window+s.guard, s.latest(sent)), struct{}{})
 	}
-	if f.granted {
+	return s.tempo.share
+}
+
+func (s *slidingWindow) idle() {}
+
+const (
+	lessonShare  = 0.95  // of the full pace is left after a lesson
+	leastShare   = 0.5   // is left after many
+	recoverShare = 0.02  // of pace and burst comes back in a window
+	creepShare   = 0.001 // of pace, from lessonShare on: strict servers bear 95 %, and not much more
+)
+
+// tempo is what a Quota adds to its slots where a count per window is not
+// enough: a burst smaller than the quota, and what 429s have taught it. Where
+// neither is the case it has no limiter.
+//
+// A server that answers 429 although the quota was kept cares about bursts or
+// pace. Smaller bursts would meet a second 429, so a lesson is single file at
+// once, a little below full pace. Both come back slowly.
+type tempo struct {
+	limiter *rate.Limiter
+	full    rate.Limit    // requests a second that the quota comes to
+	all     int           // requests in a window: a burst that needs no limiter
+	size    int           // the burst where nothing was learnt
+	window  time.Duration // in which recoverShare comes back
+
+	share   float64   // of full; 1 where nothing was learnt or all has come back
+	burst   float64   // the present burst
+	learnt  time.Time // when the last lesson was
+	updated time.Time // when something last came back; zero: there is nothing to
+}
+
+func (t *tempo) init(requests int, window time.Duration, burst int) {
+	t.full = rate.Limit(float64(requests) / window.Seconds())
+	t.all, t.size, t.window = requests, burst, window
+	t.share, t.burst = 1, float64(burst)
+	t.apply(time.Time{})
+}
+
+// until tells how long it takes until k requests may have been sent, the first
+// of them after a pause.
+func (t *tempo) until(now time.Time, pause time.Duration, k int) time.Duration {
+	if t.limiter == nil {
 		return 0
 	}
-	return never
+	return pause + untilTokens(t.limiter, now.Add(pause), k)
 }
 
-// ask waits for the Limiter on behalf of the head.
-func (f *foreignPacer) ask(head *waiter) {
-	err := f.limiter.Wait(head.ctx)
-	q := f.queue
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	now := time.Now()
-	f.asking = false
-	if f.granted = err == nil; !f.granted {
-		q.call(head, f.explain(now, head, err))
+func (t *tempo) spend(now time.Time) {
+	if t.limiter != nil {
+		t.limiter.ReserveN(now, 1)
 	}
-	q.dispatch(now)
 }
 
-// explain makes ErrRateLimited of a refusal by *rate.Limiter, which has no type
-// of its own for it.
-func (f *foreignPacer) explain(now time.Time, head *waiter, err error) error {
-	if head.ctx.Err() != nil {
-		return head.gaveUp(now)
+func (t *tempo) giveBack(now time.Time) {
+	if t.limiter != nil {
+		t.limiter.ReserveN(now, -1)
 	}
-	deadline, ok := head.ctx.Deadline()
-	if d := f.estimate(now, 1); ok && now.Add(d).After(deadline) {
-		return &rateLimitError{wait: d, left: deadline.Sub(now)}
-	}
-	return fmt.Errorf("partnerauth: limiter: %w", err)
 }
 
-// estimate can tell what a *rate.Limiter will do, and nothing about others.
-func (f *foreignPacer) estimate(now time.Time, k int) time.Duration {
-	l, ok := f.limiter.(*rate.Limiter)
-	if !ok || l.Limit() == rate.Inf || l.Burst() < 1 {
-		return 0
+// lesson notes a 429 to a request sent then. One sent before the last lesson
+// has nothing to teach.
+func (t *tempo) lesson(now, sent time.Time) {
+	if !sent.After(t.learnt) {
+		return
 	}
-	// While the Limiter is asked for the head, its tokens are one short already.
-	if f.asking || f.granted {
-		k--
-	}
-	return untilTokens(l, now, k)
+	t.share = max(leastShare, t.share*lessonShare)
+	t.burst = 1
+	t.learnt, t.updated = now, now
+	t.apply(now)
 }
 
-func (f *foreignPacer) take(now time.Time, p *permit) {
-	f.granted = false
-	p.sent, p.pace = now, 1
+// recover gives back what the time since the last call is worth.
+func (t *tempo) recover(now time.Time) {
+	if t.updated.IsZero() {
+		return
+	}
+	step := now.Sub(t.updated)
+	if step < t.window/60 {
+		return
+	}
+	t.updated = now
+	windows := float64(step) / float64(t.window)
+	if t.share < lessonShare {
+		t.share = min(lessonShare, t.share+windows*recoverShare)
+	} else {
+		t.share = min(1, t.share+windows*creepShare)
+	}
+	t.burst = min(float64(t.size), t.burst+windows*recoverShare*float64(t.size))
+	if t.share == 1 && t.burst == float64(t.size) {
+		t.updated = time.Time{}
+	}
+	t.apply(now)
 }
 
-func (f *foreignPacer) settle(time.Time, *permit, bool) {}
-func (f *foreignPacer) giveBack(*permit)                { f.granted = len(f.queue.waiting) > 0 }
-func (f *foreignPacer) lesson(_, _ time.Time) float64   { return 1 }
-
-// untilTokens tells how long it takes l to have k tokens.
-func untilTokens(l *rate.Limiter, now time.Time, k int) time.Duration {
-	missing := float64(k) - l.TokensAt(now)
-	if missing <= 0 {
-		return 0
+// apply sets the limiter to share and burst.
+func (t *tempo) apply(now time.Time) {
+	limit := t.full * rate.Limit(t.share)
+	switch {
+	case t.share == 1 && int(t.burst) == t.all:
+		t.limiter = nil
+	case t.limiter == nil:
+		t.limiter = rate.NewLimiter(limit, int(t.burst))
+	default:
+		t.limiter.SetLimitAt(now, limit)
+		t.limiter.SetBurstAt(now, int(t.burst))
 	}
-	seconds := missing / float64(l.Limit())
-	if seconds > (never / 2).Seconds() {
-		return never / 2
-	}
-	return time.Duration(seconds * float64(time.Second))
 }

@@ -2,15 +2,13 @@ package partnerauth
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"go.opentelemetry.io/otel/baggage"
-	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/oauth2"
 	"golang.org/x/time/rate"
 )
@@ -35,27 +33,6 @@ const (
 	reloginEvery = 45 * time.Second
 )
 
-// A lease is a token and the time it is good for. It does not change.
-type lease struct {
-	token         *oauth2.Token
-	authorization []string  // values of the header, shared by all requests
-	renew         time.Time // from then on it should be renewed, though it is still good
-	ends          time.Time
-	spent         bool // its own answer says that it is over
-}
-
-func (l *lease) good(now time.Time) bool { return l != nil && now.Before(l.ends) }
-
-// renewAt is l with another time for its renewal, which at its end is too late.
-func (l *lease) renewAt(t time.Time) *lease {
-	later := *l
-	later.renew = t
-	if t.After(l.ends) {
-		later.renew = l.ends
-	}
-	return &later
-}
-
 // A Source is one account's token: an oauth2.TokenSource that signs in when
 // first asked, renews the token in the background from about 80 % of its
 // lifetime on, and lets one fetch serve all who wait. NowPost.TokenSource and
@@ -72,14 +49,15 @@ func (l *lease) renewAt(t time.Time) *lease {
 type Source struct {
 	provider *provider // a pointer, which fmt does not follow
 
-	current  atomic.Pointer[lease] // the one token; nil: none, or it was rejected
+	current  atomic.Pointer[lease]  // the one token; nil: none, or it was rejected
+	last     atomic.Pointer[sender] // of the Transport that last fetched
+	own      atomic.Pointer[sender] // for as long as no Transport has
 	relogins *rate.Limiter
 
-	mu      sync.Mutex
-	flight  *flight // the one fetch under way
-	setback setback // of flights that failed since the last that did not
-	trigger string  // of a fetch for want of a token
-	wire    *wire   // of the Transport that last fetched; nil: none yet
+	mu       sync.Mutex
+	fetch    *fetch                // the one under way
+	trigger  string                // of a fetch for want of a token
+	failures map[*sender]*failures // of fetches since the last that did not fail; nil: met on any way
 }
 
 func newRelogins() *rate.Limiter {
@@ -92,7 +70,7 @@ func newSource(p *provider) *Source {
 	if p.err != nil {
 		p.err = &AuthError{Provider: p.name, Op: "config", Err: p.err}
 	}
-	return &Source{provider: p, trigger: missing, relogins: newRelogins()}
+	return &Source{provider: p, trigger: missing, relogins: newRelogins(), failures: map[*sender]*failures{}}
 }
 
 // Token returns the current token, or waits until there is one: TokenContext
@@ -109,11 +87,163 @@ func (s *Source) Token() (*oauth2.Token, error) {
 // again for a second at first and up to a minute later on, and other failures
 // for half a second up to 30; meanwhile callers get the same error at once.
 func (s *Source) TokenContext(ctx context.Context) (*oauth2.Token, error) {
-	l, _, err := s.obtain(ctx, wireFrom(ctx))
-	if err != nil {
-		return nil, err
+	if s == nil || s.provider == nil {
+		return nil, errNoProvider
 	}
-	return l.token, nil
+	if l := s.fresh(); l != nil {
+		return l.token, nil
+	}
+	via := senderFrom(ctx)
+	for {
+		gaveUp := ctx.Err() != nil
+		l, f, leads, err := s.seek(ctx, via, nil, !gaveUp)
+		switch {
+		case err != nil && gaveUp:
+			return nil, s.gaveUp(ended(ctx))
+		case err != nil:
+			return nil, err
+		case l == nil:
+			l, err = s.await(ctx, via, tokenWait{fetch: f, leads: leads, start: time.Now()})
+		}
+		if l != nil || err != nil {
+			return l.oauth2(), err
+		}
+	}
+}
+
+// await waits for a fetch or for the end of ctx. Without an error and without a
+// lease, the fetch was overtaken by a rejection.
+func (s *Source) await(ctx context.Context, via *sender, wait tokenWait) (*lease, error) {
+	f := wait.fetch
+	select {
+	case <-f.done:
+		wait.err = f.err
+	case <-ctx.Done():
+		wait.err = s.gaveUp(ended(ctx))
+	}
+	wait.end = time.Now()
+	if !wait.leads {
+		s.route(via).recordShared(ctx, wait)
+	}
+	if wait.err != nil {
+		return nil, wait.err
+	}
+	return f.lease, nil
+}
+
+// fresh is the current token if it need not be renewed, else nil.
+func (s *Source) fresh() *lease {
+	if l := s.current.Load(); l != nil && time.Now().Before(l.renew) {
+		return l
+	}
+	return nil
+}
+
+// ask leaves it to seek.
+func (s *Source) ask(context.Context, *sender) (*lease, error) { return nil, nil }
+
+// seek returns the token to send, starting its renewal if that is due, or else
+// the fetch to wait for and whether this call has started it, or the error of a
+// failed one that must not be repeated yet. It does not wait. Token requests go
+// via a Transport's sender; nil is that of the last Transport, or the Source's
+// own. A caller that may not start a fetch gets errOutlived.
+func (s *Source) seek(ctx context.Context, via *sender, _ *lease, start bool) (l *lease, f *fetch, leads bool, err error) {
+	if l = s.fresh(); l != nil {
+		return l, nil, false, nil
+	}
+	if s.provider.err != nil {
+		return nil, nil, false, s.provider.err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	l = s.current.Load()
+	err = s.forbidden(now, via)
+	switch {
+	case l.good(now):
+		if s.fetch == nil && err == nil && !now.Before(l.renew) {
+			s.start(ctx, via, l)
+		}
+		return l, nil, false, nil
+	case s.fetch != nil:
+		s.fetch.awaited.Store(true)
+		return nil, s.fetch, false, nil
+	case err != nil:
+		return nil, nil, false, err
+	case !start:
+		return nil, nil, false, &AuthError{Provider: s.provider.name, Op: login, Err: errOutlived}
+	}
+	return nil, s.start(ctx, via, nil), true, nil
+}
+
+var errOutlived = errors.New("the tokens end before the turn of a request comes")
+
+// start starts the fetch of a new token, in place of l if that is still good.
+// s.mu is held, and no fetch is under way.
+func (s *Source) start(ctx context.Context, via *sender, l *lease) *fetch {
+	if via != nil {
+		s.last.Store(via)
+	}
+	f := &fetch{source: s, via: s.way(via), op: login, trigger: s.trigger, renews: l, done: make(chan struct{})}
+	if l != nil && !l.over && s.provider.refreshes {
+		f.op = refresh
+	}
+	f.pending.Store(true)
+	f.awaited.Store(l == nil)
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	s.fetch = f
+	go f.run(ctx)
+	return f
+}
+
+// way is the sender that token requests take, given that of the Transport that
+// needs a token, if there is one. It is nil for the Source's own before its use.
+func (s *Source) way(via *sender) *sender {
+	if via == nil {
+		via = s.last.Load()
+	}
+	if via == nil {
+		via = s.own.Load()
+	}
+	return via
+}
+
+// route is way, and makes the Source's own if need be. Since that runs code of
+// the user's, no lock is held.
+func (s *Source) route(via *sender) *sender {
+	if via = s.way(via); via == nil {
+		own := &sender{queue: unlimited(), telemetry: newTelemetry(s.provider.name, nil, nil, nil)}
+		s.own.CompareAndSwap(nil, own)
+		via = s.own.Load()
+	}
+	return via
+}
+
+// finish makes what fetch f brought known, unless a rejection has overtaken it.
+func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.cancel()
+	if s.fetch != f {
+		return
+	}
+	s.fetch = nil
+	if err == nil {
+		clear(s.failures)
+		s.trigger = expiring
+		s.current.Store(l)
+		f.lease, f.brought = l, f.op
+		return
+	}
+	way := f.route
+	if refused(err.StatusCode) || s.provider.base != nil {
+		way = nil
+	}
+	if s.failures[way] == nil {
+		s.failures[way] = new(failures)
+	}
+	s.failures[way].add(time.Now(), err)
+	f.err = err
 }
 
 // Invalidate forgets token if it is still the current one, so that the next
@@ -127,17 +257,6 @@ func (s *Source) Invalidate(token *oauth2.Token) {
 	defer s.mu.Unlock()
 	if l := s.current.Load(); l != nil && l.token.AccessToken == token.AccessToken {
 		s.forget()
-	}
-}
-
-// forget drops the current token. A fetch under way may have been answered
-// before whatever made the token invalid, so it starts over. s.mu is held.
-func (s *Source) forget() {
-	s.current.Store(nil)
-	s.trigger = unauthorized
-	if s.flight != nil {
-		s.flight.stale = true
-		s.flight.cancel()
 	}
 }
 
@@ -157,173 +276,44 @@ func (s *Source) reject(l *lease) bool {
 	return true
 }
 
-// renewed returns the current token if it is good, nil otherwise. It may be
-// another than that from before a wait. It never waits, but starts a renewal
-// that has come due meanwhile.
-func (s *Source) renewed(ctx context.Context, w *wire, _ *lease) *lease {
-	l := s.current.Load()
-	switch now := time.Now(); {
-	case !l.good(now):
-		return nil
-	case !now.Before(l.renew):
-		l, _, _, _ = s.board(ctx, w)
+// forget drops the current token. A fetch under way may have been answered
+// before whatever made the token invalid, so it is taken off the Source, and who
+// waited for it looks for another. s.mu is held.
+func (s *Source) forget() {
+	s.current.Store(nil)
+	s.trigger = unauthorized
+	if f := s.fetch; f != nil {
+		s.fetch = nil
+		f.cancel()
+		f.release()
 	}
-	return l
 }
 
-// obtain returns the current token and where it came from: "cache", "login",
-// "refresh", or "shared" for somebody else's fetch. Token requests go by w; nil
-// is the wire of the last Transport or the Source's own.
-func (s *Source) obtain(ctx context.Context, w *wire) (*lease, string, error) {
-	if s == nil || s.provider == nil {
-		return nil, "", errNoProvider
-	}
-	if l := s.current.Load(); l != nil && time.Now().Before(l.renew) {
-		return l, "cache", nil
-	}
-	if s.provider.err != nil {
-		return nil, "", s.provider.err
-	}
-	l, f, leads, err := s.board(ctx, w)
-	if l != nil || err != nil {
-		return l, "cache", err
-	}
-	if w != nil {
-		// whoever waits for the token needs a permit, too
-		if err := w.queue.inTime(ctx, new(permit)); err != nil {
-			return nil, "", err
+// gaveUp is the error of a caller whose context ended before there was a token.
+func (s *Source) gaveUp(why error) *AuthError {
+	return &AuthError{Provider: s.provider.name, Op: login, Err: fmt.Errorf("gave up waiting: %w", why)}
+}
+
+// forbidden is the error of a fetch that must not be repeated yet. s.mu is held.
+func (s *Source) forbidden(now time.Time, via *sender) error {
+	for _, way := range [...]*sender{nil, s.way(via)} {
+		if b := s.failures[way]; b != nil && now.Before(b.until) {
+			return b.err
 		}
 	}
-	return s.await(ctx, f, leads)
+	return nil
 }
 
-// board returns the current token if it is good, starting its renewal if that
-// is due. Otherwise it returns the flight to wait for, starting it if there is
-// none, or the error of a failed one that must not be repeated yet.
-func (s *Source) board(ctx context.Context, w *wire) (l *lease, f *flight, leads bool, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	l = s.current.Load()
-	switch good := l.good(now); {
-	case good && now.Before(l.renew):
-		return l, nil, false, nil
-	case good && s.flight == nil:
-		s.current.Store(l.renewAt(l.ends)) // others need not look into it meanwhile
-		s.launch(ctx, w, l)
-		return l, nil, false, nil
-	case good:
-		return l, nil, false, nil
-	case s.flight != nil:
-		return nil, s.flight, false, nil
-	case now.Before(s.setback.until):
-		return nil, nil, false, s.setback.err
-	case ctx.Err() != nil:
-		return nil, nil, false, s.gaveUp(ctx)
-	}
-	return nil, s.launch(ctx, w, nil), true, nil
-}
-
-// launch starts the fetch of a new token, in place of l if that is still good.
-// s.mu is held, and no flight is under way.
-func (s *Source) launch(ctx context.Context, w *wire, l *lease) *flight {
-	f := &flight{source: s, wire: s.wireFor(w), op: login, trigger: s.trigger, current: l, done: make(chan struct{})}
-	if l != nil && !l.spent && s.provider.refreshes {
-		f.op = refresh
-	}
-	f.ctx, f.cancel = context.WithCancel(detached(ctx))
-	s.flight = f
-	go f.run()
-	return f
-}
-
-// detached is a context of a flight's own, which has of its caller's only what
-// gives it its place in the trace. Other values, httptrace hooks among them, are
-// not for requests that the caller does not know of.
-func detached(ctx context.Context) context.Context {
-	own := trace.ContextWithSpan(context.Background(), trace.SpanFromContext(ctx))
-	return baggage.ContextWithBaggage(own, baggage.FromContext(ctx))
-}
-
-// wireFor is the wire for token requests, given that of the Transport that
-// needs a token, if there is one.
-func (s *Source) wireFor(w *wire) wire {
-	if w != nil {
-		s.wire = w
-	} else if s.wire == nil {
-		s.wire = &wire{base: http.DefaultTransport, telemetry: newTelemetry(s.provider.name, nil, nil, nil)}
-	}
-	own := *s.wire
-	if base := s.provider.base; base != nil {
-		own.base = base
-	}
-	return own
-}
-
-// await waits for f to land or for the end of ctx.
-func (s *Source) await(ctx context.Context, f *flight, leads bool) (*lease, string, error) {
-	start := time.Now()
-	var err error
-	select {
-	case <-f.done:
-		err = f.err
-	case <-ctx.Done():
-		err = s.gaveUp(ctx)
-	}
-	if !leads {
-		f.wire.recordShared(ctx, start, f.span.Load(), err)
-	}
-	switch {
-	case err != nil:
-		return nil, "", err
-	case leads:
-		return f.lease, f.op, nil
-	}
-	return f.lease, "shared", nil
-}
-
-// gaveUp is the error of a caller whose ctx ended before there was a token.
-func (s *Source) gaveUp(ctx context.Context) error {
-	return &AuthError{Provider: s.provider.name, Op: login, Err: fmt.Errorf("gave up waiting: %w", ended(ctx))}
-}
-
-// land makes what flight f brought known, unless a token was rejected since it
-// started: then it reports false, and f has to log in.
-func (s *Source) land(f *flight, got fetched) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f.cancel()
-	if f.stale {
-		f.stale, f.op, f.trigger, f.current, f.used = false, login, s.trigger, nil, 0
-		f.ctx, f.cancel = context.WithCancel(detached(f.ctx))
-		return false
-	}
-	s.flight = nil
-	if got.err == nil {
-		s.setback = setback{}
-		s.trigger = expiring
-		s.current.Store(got.lease)
-		f.lease = got.lease
-		return true
-	}
-	s.setback.add(time.Now(), got.err)
-	if old := s.current.Load(); old != nil {
-		s.current.Store(old.renewAt(s.setback.until))
-	}
-	f.err = got.err
-	return true
-}
-
-// A setback is what the last flights' failures have come to.
-type setback struct {
+// failures are what the last fetches' failures on one way have come to.
+type failures struct {
 	err   *AuthError
 	count int
-	until time.Time // no flight starts before
+	until time.Time // no fetch starts before
 }
 
 // add makes callers wait longer after each failure. Refused credentials are
 // asked about less often, as a partner locks accounts.
-func (b *setback) add(now time.Time, err *AuthError) {
+func (b *failures) add(now time.Time, err *AuthError) {
 	first, most := 500*time.Millisecond, 30*time.Second
 	if refused(err.StatusCode) {
 		first, most = time.Second, time.Minute
@@ -356,15 +346,15 @@ func (s *Source) Format(f fmt.State, _ rune) {
 // MarshalText implements encoding.TextMarshaler, for slog and encoding/json.
 func (s *Source) MarshalText() ([]byte, error) { return fmt.Append(nil, s), nil }
 
-type wireKey struct{}
+type senderKey struct{}
 
-// withWire lets a source of the user's own that wraps a Source send its token
+// withSender lets a source of the user's own that wraps a Source send its token
 // requests like those of a Source.
-func withWire(ctx context.Context, w *wire) context.Context {
-	return context.WithValue(ctx, wireKey{}, w)
+func withSender(ctx context.Context, s *sender) context.Context {
+	return context.WithValue(ctx, senderKey{}, s)
 }
 
-func wireFrom(ctx context.Context) *wire {
-	w, _ := ctx.Value(wireKey{}).(*wire)
-	return w
+func senderFrom(ctx context.Context) *sender {
+	s, _ := ctx.Value(senderKey{}).(*sender)
+	return s
 }

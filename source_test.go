@@ -148,24 +148,30 @@ func TestCallerLeavesHangingLogin(t *testing.T) {
 	})
 }
 
-// What hangs may be the connection: a second request is worth a try while
-// callers still wait.
-func TestHangingLoginIsTriedAgain(t *testing.T) {
+// A login that takes long is one login, whoever waits for it.
+func TestSlowLoginIsOneLogin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &shop{}
-		lost := roundTripFunc(func(req *http.Request) (*http.Response, error) {
-			if s.count(&s.logins) == 0 {
-				s.RoundTrip(req)
-				<-req.Context().Done()
-				return nil, req.Context().Err()
-			}
+		slow := roundTripFunc(func(req *http.Request) (*http.Response, error) {
+			time.Sleep(9 * time.Second)
 			return s.RoundTrip(req)
 		})
-		source := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: shopURL, Base: lost}.TokenSource()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		if _, err := source.TokenContext(ctx); err != nil {
-			t.Error(err)
+		source := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: shopURL, Base: slow}.TokenSource()
+		began := time.Now()
+		var wg sync.WaitGroup
+		for _, patience := range []time.Duration{time.Second, 10 * time.Second} {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				defer cancel()
+				_, err := source.TokenContext(ctx)
+				if took := time.Since(began); took != min(patience, 9*time.Second) || (err == nil) != (patience > 9*time.Second) {
+					t.Errorf("a caller with %v got %v after %v", patience, err, took)
+				}
+			})
+		}
+		wg.Wait()
+		if s.logins != 1 {
+			t.Errorf("got %d logins, want one", s.logins)
 		}
 	})
 }

@@ -117,31 +117,24 @@ func (t *telemetry) startCall(ctx context.Context) (context.Context, trace.Span)
 	return t.tracer.Start(ctx, t.callName)
 }
 
-// totals are what the call span tells at its end.
-type totals struct {
-	attempts    int
-	waited      time.Duration
-	tokenSource string
-	pace        float64
-}
-
-func (t *telemetry) endCall(ctx context.Context, span trace.Span, sum *totals, resp *http.Response, err error) {
+// endCall tells what the parts of a call have come to.
+func (t *telemetry) endCall(span trace.Span, c *call, resp *http.Response, err error) {
 	if !span.IsRecording() {
 		span.End()
 		return
 	}
 	kv := takeAttributes()
-	*kv = append(*kv, keyAttempts.Int(sum.attempts), keyWaitTime.Float64(sum.waited.Seconds()))
-	if sum.tokenSource != "" {
-		*kv = append(*kv, keyTokenSource.String(sum.tokenSource))
+	*kv = append(*kv, keyAttempts.Int(c.attempts), keyWaitTime.Float64(c.waited.Seconds()))
+	if c.from != "" {
+		*kv = append(*kv, keyTokenSource.String(c.from))
 	}
-	if sum.pace < 1 {
-		*kv = append(*kv, keyPace.Float64(sum.pace))
+	if c.attempts > 0 && c.permit.pace < 1 {
+		*kv = append(*kv, keyPace.Float64(c.permit.pace))
 	}
 	if resp != nil {
 		*kv = append(*kv, semconv.HTTPResponseStatusCode(resp.StatusCode))
 	}
-	endSpan(span, kv, errorType(ctx, resp, err))
+	endSpan(span, kv, errorType(c.ctx, resp, err))
 }
 
 // startAttempt opens the CLIENT span of one attempt. What a sampler may ask for
@@ -238,19 +231,19 @@ func (t *telemetry) addResend(ctx context.Context, reason string) {
 
 // startFetch opens the span of a token fetch in the trace of the caller that
 // waits for it. One that nobody waits for is a trace of its own.
-func (t *telemetry) startFetch(ctx context.Context, op, trigger string, background bool) (context.Context, trace.Span) {
+func (t *telemetry) startFetch(ctx context.Context, f *fetch) (context.Context, trace.Span) {
 	opts := []trace.SpanStartOption{
 		trace.WithAttributes(t.provider...),
-		trace.WithAttributes(keyOperation.String(op), keyTrigger.String(trigger)),
+		trace.WithAttributes(keyOperation.String(f.op), keyTrigger.String(f.trigger)),
 	}
-	if background {
+	if f.renews != nil {
 		opts = append(opts, trace.WithNewRoot(), trace.WithLinks(trace.LinkFromContext(ctx)))
 	}
 	return t.tracer.Start(ctx, "partnerauth.token.fetch", opts...)
 }
 
-func (t *telemetry) endFetch(ctx context.Context, span trace.Span, start time.Time, op, trigger string, err error) {
-	kv := []attribute.KeyValue{keyOperation.String(op), keyTrigger.String(trigger)}
+func (t *telemetry) endFetch(ctx context.Context, span trace.Span, start time.Time, f *fetch, err error) {
+	kv := []attribute.KeyValue{keyOperation.String(f.op), keyTrigger.String(f.trigger)}
 	failure := errorType(ctx, nil, err)
 	span.SetAttributes(kv...)
 	endSpan(span, takeAttributes(), failure)
@@ -261,24 +254,24 @@ func (t *telemetry) endFetch(ctx context.Context, span trace.Span, start time.Ti
 }
 
 // recordShared notes a wait for somebody else's fetch.
-func (t *telemetry) recordShared(ctx context.Context, start time.Time, fetch *trace.SpanContext, err error) {
-	opts := []trace.SpanStartOption{trace.WithTimestamp(start)}
-	if fetch != nil {
-		opts = append(opts, trace.WithLinks(trace.Link{SpanContext: *fetch}))
+func (t *telemetry) recordShared(ctx context.Context, w tokenWait) {
+	opts := []trace.SpanStartOption{trace.WithTimestamp(w.start)}
+	if link := w.fetch.span.Load(); link != nil {
+		opts = append(opts, trace.WithLinks(trace.Link{SpanContext: *link}))
 	}
 	_, span := t.tracer.Start(ctx, "partnerauth.token.wait", opts...)
-	endSpan(span, takeAttributes(), errorType(ctx, nil, err))
+	endSpan(span, takeAttributes(), errorType(ctx, nil, w.err), trace.WithTimestamp(w.end))
 }
 
 // endSpan ends span with kv, which it takes back, as an Error if there is an
 // error type.
-func endSpan(span trace.Span, kv *[]attribute.KeyValue, failure string) {
+func endSpan(span trace.Span, kv *[]attribute.KeyValue, failure string, opts ...trace.SpanEndOption) {
 	if failure != "" {
 		*kv = append(*kv, semconv.ErrorTypeKey.String(failure))
 		span.SetStatus(codes.Error, "")
 	}
 	span.SetAttributes(*kv...)
-	span.End()
+	span.End(opts...)
 	attributePool.Put(kv)
 }
 
@@ -310,52 +303,55 @@ func errorType(ctx context.Context, resp *http.Response, err error) string {
 type endpoint struct {
 	address, port attribute.KeyValue
 	starts        [len(methods)][]trace.SpanStartOption
-	outcomes      atomic.Pointer[map[outcome][]metric.RecordOption]
+
+	mu    sync.Mutex
+	known map[series][]metric.RecordOption
 }
 
 func newEndpoint(host string, port int) *endpoint {
-	e := &endpoint{address: semconv.ServerAddress(host), port: semconv.ServerPort(port)}
+	e := &endpoint{
+		address: semconv.ServerAddress(host), port: semconv.ServerPort(port),
+		known: map[series][]metric.RecordOption{},
+	}
 	for m := range methods {
 		e.starts[m] = slices.Clip([]trace.SpanStartOption{
 			trace.WithSpanKind(trace.SpanKindClient),
 			trace.WithAttributes(methods[m].attr, e.address, e.port),
 		})
 	}
-	e.outcomes.Store(&map[outcome][]metric.RecordOption{})
 	return e
 }
 
-// An outcome is what sets one request's metrics apart from another's at the
-// same endpoint.
-type outcome struct {
+// A series is what sets one request's metrics apart from another's at the same
+// endpoint.
+type series struct {
 	status, method int
 	protocol       string
 }
 
-// maxOutcomes bounds how many of them an endpoint remembers. A server that
+// maxSeries bounds how many of them an endpoint remembers. A server that
 // makes up more statuses than that only makes its own calls slower.
-const maxOutcomes = 64
+const maxSeries = 64
 
 // outcome returns the attributes of http.client.request.duration.
 func (e *endpoint) outcome(m int, resp *http.Response, failure string) []metric.RecordOption {
 	if resp == nil {
-		return e.newOutcome(m, resp, failure)
+		return e.newSeries(m, resp, failure)
 	}
-	known := e.outcomes.Load()
-	key := outcome{resp.StatusCode, m, protocolOf(resp)}
-	if opts, ok := (*known)[key]; ok {
-		return opts
-	}
-	opts := e.newOutcome(m, resp, failure)
-	if len(*known) < maxOutcomes {
-		more := maps.Clone(*known)
-		more[key] = opts
-		e.outcomes.CompareAndSwap(known, &more) // if somebody else was faster, another time
+	key := series{resp.StatusCode, m, protocolOf(resp)}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	opts, ok := e.known[key]
+	if !ok {
+		opts = e.newSeries(m, resp, failure)
+		if len(e.known) < maxSeries {
+			e.known[key] = opts
+		}
 	}
 	return opts
 }
 
-func (e *endpoint) newOutcome(m int, resp *http.Response, failure string) []metric.RecordOption {
+func (e *endpoint) newSeries(m int, resp *http.Response, failure string) []metric.RecordOption {
 	kv := appendAnswer([]attribute.KeyValue{methods[m].attr, e.address, e.port}, resp)
 	if failure != "" {
 		kv = append(kv, semconv.ErrorTypeKey.String(failure))

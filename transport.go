@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"time"
 
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
@@ -61,21 +62,10 @@ type Transport struct {
 
 // An account is a Transport's configuration, made ready for use.
 type account struct {
-	wire
-	tokens  tokens
+	sender
+	tokens  tokenCache
+	cached  string // what telemetry calls a token that need not be fetched
 	origins []*origin
-}
-
-// tokens is how a Transport uses its source.
-type tokens interface {
-	// obtain returns a token and where it came from, and may wait.
-	obtain(ctx context.Context, w *wire) (*lease, string, error)
-	// renewed returns the token to send after a wait, given that from before it,
-	// or nil if it has to be obtained.
-	renewed(ctx context.Context, w *wire, l *lease) *lease
-	// reject forgets a token that was answered 401, and reports whether it is
-	// worth obtaining another.
-	reject(l *lease) bool
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -87,12 +77,12 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if to == nil {
-		return t.account.base.RoundTrip(req)
+		return t.account.roundTripper().RoundTrip(req)
 	}
 	ctx, span := t.account.startCall(req.Context())
-	c := call{account: t.account, ctx: ctx, req: req, origin: to, body: bodyOf(req), totals: totals{pace: 1}}
+	c := call{account: t.account, ctx: ctx, req: req, origin: to, body: req.Body}
 	resp, err := c.roundTrip()
-	c.endCall(ctx, span, &c.totals, resp, err)
+	c.endCall(span, &c, resp, err)
 	return resp, err
 }
 
@@ -114,7 +104,7 @@ func (t *Transport) CloseIdleConnections() {
 	if t.err != nil {
 		return
 	}
-	if base, ok := t.account.base.(interface{ CloseIdleConnections() }); ok {
+	if base, ok := t.account.roundTripper().(interface{ CloseIdleConnections() }); ok {
 		base.CloseIdleConnections()
 	}
 }
@@ -131,6 +121,7 @@ func (t *Transport) init() {
 		t.err = errNoProvider
 		return
 	case ours:
+		a.cached = "cache"
 		provider = source.provider.name
 		if t.err = source.provider.err; t.err != nil {
 			return
@@ -140,7 +131,7 @@ func (t *Transport) init() {
 		t.err = configError("", "Transport.Origins is empty, and only a *Source knows its own")
 		return
 	default:
-		a.tokens = newForeignSource(t.Source)
+		a.tokens = newCustomSource(t.Source)
 	}
 	if len(t.Origins) > 0 {
 		a.origins = nil
@@ -156,9 +147,7 @@ func (t *Transport) init() {
 	if a.queue, t.err = queueOf(t.Limiter); t.err != nil {
 		return
 	}
-	if a.base = t.Base; a.base == nil {
-		a.base = http.DefaultTransport
-	}
+	a.base = t.Base
 	a.telemetry = newTelemetry(provider, t.TracerProvider, t.MeterProvider, t.Propagator)
 	t.account = a
 }
@@ -169,74 +158,115 @@ type call struct {
 	ctx    context.Context
 	req    *http.Request
 	origin *origin
-	body   io.ReadCloser // of the next attempt; nil: none
+	body   io.ReadCloser // of the next attempt, until it is handed to the Base
 	ticket uint64        // in the queue; the same for all attempts
-	totals totals
+	lease  *lease        // the token of the last attempt
+	permit permit        // of the last attempt
 
-	unauthorized, limited bool // has been sent again after 401, after 429
+	attempts int
+	waited   time.Duration // for permits
+	from     string        // where the last token came from
+	outlived int           // how many tokens ended before their turn came
+
+	unauthorized, limited bool           // has been sent again after 401, after 429
+	reason                string         // why the next attempt is made; "": it is the first
+	until                 time.Time      // how long a 429 is held back for it
+	kept                  *http.Response // what is returned if it cannot be made
 }
 
-// roundTrip sends the request until there is an answer for the caller. On every
-// way out a body that was not handed to the Base is closed.
+// Why a request is sent once more. The other reason is unauthorized.
+const rateLimited = "rate_limited"
+
+// roundTrip sends the request until there is an answer for the caller.
 func (c *call) roundTrip() (*http.Response, error) {
+	if c.ctx.Err() != nil {
+		return c.leave(ended(c.ctx))
+	}
 	for {
-		a, l, err := c.permit()
-		if err != nil {
-			return nil, err
+		if err := c.admit(); err != nil {
+			return c.leave(err)
 		}
+		if c.reason != "" {
+			c.addResend(c.ctx, c.reason)
+		}
+		a := &attempt{
+			permit: c.permit, origin: c.origin, authorization: c.lease.authorization,
+			body: c.body, template: templateOf(c.ctx), resend: c.attempts,
+		}
+		c.attempts++
 		resp, err := c.send(c.ctx, c.req, a)
-		if err != nil || !c.again(a, l, resp) {
+		if err != nil || !c.again(resp) {
 			return resp, err
 		}
 	}
 }
 
-// permit waits for a token and then for leave to send one request with it. It
-// never holds the one while it waits for the other, or a hundred who hold
-// permits would wait for a login that needs one. A token that has ended or was
-// rejected meanwhile is replaced first, at no loss of place.
-func (c *call) permit() (*attempt, *lease, error) {
+// admit waits for a token and for leave to send one request with it.
+func (c *call) admit() error {
 	for {
-		l, from, err := c.tokens.obtain(c.ctx, &c.wire)
-		if err != nil {
-			closeBody(c.body)
-			return nil, nil, err
+		l := c.tokens.fresh()
+		if l == nil {
+			c.queue.number(&c.ticket, false)
+			var err error
+			if l, err = c.tokens.ask(c.ctx, &c.sender); err != nil {
+				return err
+			}
 		}
-		a := &attempt{
-			permit: permit{ticket: c.ticket},
-			origin: c.origin, template: templateOf(c.ctx), resend: c.totals.attempts,
+		if l != nil && l.insisted && c.reason == unauthorized {
+			return errInsisted
 		}
-		waited, err := c.admit(c.ctx, a)
-		c.ticket = a.permit.ticket
-		c.totals.waited += waited
-		c.totals.tokenSource = from
-		if err != nil {
-			closeBody(c.body)
-			return nil, nil, err
-		}
-		c.totals.pace = a.permit.pace
-		if waited > 0 {
-			l = c.tokens.renewed(c.ctx, &c.wire, l)
-		}
+		var granted bool
 		if l != nil {
-			c.totals.attempts++
-			a.authorization = l.authorization
-			a.body.ReadCloser = c.body
-			return a, l, nil
+			c.permit, granted = c.queue.enter(time.Now(), &c.line, &c.ticket, false)
 		}
-		c.giveBack(a)
+		if granted {
+			c.lease, c.from = l, c.cached
+			c.recordGrant(c.ctx, c.permit)
+			return nil
+		}
+		if err := c.wait(l); err != errNoToken {
+			return err
+		}
 	}
+}
+
+// errInsisted tells that a source still has the token that was answered 401.
+var errInsisted = errors.New("partnerauth: the source has no other token")
+
+// wait waits in the queue, for a token first if l is nil or no longer good when
+// its turn has come. It never holds a permit while it waits for a token, or a
+// hundred who hold permits would wait for a login that needs one.
+func (c *call) wait(l *lease) error {
+	ctx := c.ctx
+	if c.reason == rateLimited {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, c.until)
+		defer cancel()
+	}
+	w := &waiter{
+		sender: &c.sender, line: &c.line, ctx: ctx, ticket: c.ticket,
+		tokens: c.tokens, lease: l, from: c.cached, outlived: c.outlived,
+	}
+	var err error
+	c.permit, err = c.await(c.ctx, w)
+	c.waited += w.waited
+	c.outlived = w.outlived
+	if w.lease != nil {
+		c.lease, c.from = w.lease, w.from
+	}
+	return err
 }
 
 // again reports whether the request is to be sent once more after resp, and if
 // so has made everything ready for it.
-func (c *call) again(a *attempt, l *lease, resp *http.Response) bool {
-	var reason string
+func (c *call) again(resp *http.Response) bool {
+	c.body = nil
+	now := time.Now()
 	switch {
-	case resp.StatusCode == http.StatusUnauthorized && !c.unauthorized && c.tokens.reject(l):
-		reason = "unauthorized"
-	case resp.StatusCode == http.StatusTooManyRequests && !c.limited && c.worthWaiting(a):
-		reason = "rate_limited"
+	case resp.StatusCode == http.StatusUnauthorized && !c.unauthorized && c.tokens.reject(c.lease):
+		c.reason = unauthorized
+	case resp.StatusCode == http.StatusTooManyRequests && !c.limited && c.worthWaiting(now):
+		c.reason, c.until = rateLimited, now.Add(2*c.queue.window+1)
 	default:
 		return false
 	}
@@ -244,39 +274,46 @@ func (c *call) again(a *attempt, l *lease, resp *http.Response) bool {
 	if !ok {
 		return false
 	}
-	discard(resp)
-	a.body.Close()
-	c.body = body
-	c.unauthorized = c.unauthorized || resp.StatusCode == http.StatusUnauthorized
-	c.limited = c.limited || resp.StatusCode == http.StatusTooManyRequests
-	c.addResend(c.ctx, reason)
+	c.body, c.kept = body, nil
+	if keep(resp) {
+		c.kept = resp
+	}
+	c.unauthorized = c.unauthorized || c.reason == unauthorized
+	c.limited = c.limited || c.reason == rateLimited
 	return true
 }
 
-// worthWaiting reports whether the pause that the answer to a asked for is one
-// to wait for.
-func (c *call) worthWaiting(a *attempt) bool {
-	return a.pause <= 2*c.queue.window && c.queue.inTime(c.ctx, &a.permit) == nil
+// worthWaiting reports whether the next turn comes before the deadline and
+// within two windows.
+func (c *call) worthWaiting(now time.Time) bool {
+	wait := c.queue.wait(now, &waiter{line: &c.line, ticket: c.ticket})
+	deadline, bounded := c.ctx.Deadline()
+	return wait <= 2*c.queue.window && (!bounded || !now.Add(wait).After(deadline))
+}
+
+// leave ends the call without another attempt: with the answer to the last one if
+// that was only to be improved on, else with err.
+func (c *call) leave(err error) (*http.Response, error) {
+	if c.body != nil {
+		c.body.Close()
+	}
+	improved := err == errInsisted || c.reason == rateLimited && errors.Is(err, ErrRateLimited)
+	if improved && c.kept != nil && c.ctx.Err() == nil {
+		return c.kept, nil
+	}
+	return nil, err
 }
 
 // rewind returns the body of req for another attempt, if it can be had.
 func rewind(req *http.Request) (io.ReadCloser, bool) {
 	switch {
-	case bodyOf(req) == nil:
-		return nil, true
+	case req.Body == nil || req.Body == http.NoBody:
+		return req.Body, true
 	case req.GetBody == nil:
 		return nil, false
 	}
 	body, err := req.GetBody()
 	return body, err == nil
-}
-
-// bodyOf is the body of req, nil if it has none.
-func bodyOf(req *http.Request) io.ReadCloser {
-	if req.Body == http.NoBody {
-		return nil
-	}
-	return req.Body
 }
 
 func closeBody(body io.Closer) {

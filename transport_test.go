@@ -597,11 +597,12 @@ func TestRoundTripperContract(t *testing.T) {
 				return s.RoundTrip(req)
 			})
 		}, 200, 2},
-		{"error, body not closed", func(s *shop) http.RoundTripper {
+		{"error", func(s *shop) http.RoundTripper {
 			return roundTripFunc(func(req *http.Request) (*http.Response, error) {
 				if strings.HasPrefix(req.URL.Path, "/api") {
 					return s.RoundTrip(req)
 				}
+				req.Body.Close()
 				return nil, errShop
 			})
 		}, 0, 1},
@@ -610,6 +611,7 @@ func TestRoundTripperContract(t *testing.T) {
 				if strings.HasPrefix(req.URL.Path, "/api") {
 					return s.RoundTrip(req)
 				}
+				req.Body.Close()
 				return answer(req, 200, ""), errShop
 			})
 		}, 0, 1},
@@ -618,6 +620,7 @@ func TestRoundTripperContract(t *testing.T) {
 				if strings.HasPrefix(req.URL.Path, "/api") {
 					return s.RoundTrip(req)
 				}
+				req.Body.Close()
 				return nil, nil
 			})
 		}, 0, 1},

@@ -1,0 +1,133 @@
+package partnerauth
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/oauth2"
+	"golang.org/x/time/rate"
+)
+
+// A tokenCache is where a Transport's calls get their tokens.
+type tokenCache interface {
+	// fresh returns the token to send where nothing else has to be looked at, or
+	// nil. It takes no lock.
+	fresh() *lease
+	// seek returns the token to send, which may be l, or the fetch to wait for
+	// and whether this call has started it. It does not wait and runs no code of
+	// the user's; errNoToken means that the caller has to ask.
+	seek(ctx context.Context, via *sender, l *lease, start bool) (*lease, *fetch, bool, error)
+	// ask gets a token, and may wait. It returns nil where seek knows better.
+	ask(ctx context.Context, via *sender) (*lease, error)
+	// reject forgets a token that was answered 401, and reports whether it is
+	// worth asking for another.
+	reject(l *lease) bool
+}
+
+// A customSource is a TokenSource of the user's own in a Transport.
+type customSource struct {
+	source oauth2.TokenSource
+	last   atomic.Pointer[lease] // of the last token, for its header
+
+	mu         sync.Mutex
+	rejected   string // the last access token that was
+	rejections int    // how many there were
+	relogins   *rate.Limiter
+}
+
+func newCustomSource(s oauth2.TokenSource) *customSource {
+	return &customSource{source: s, relogins: newRelogins()}
+}
+
+func (c *customSource) fresh() *lease { return nil }
+
+// seek returns l as long as it is good and nothing was rejected since it was
+// asked for: it might have been that.
+func (c *customSource) seek(_ context.Context, _ *sender, l *lease, start bool) (*lease, *fetch, bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case l.good(time.Now()) && l.rejections == c.rejections:
+		return l, nil, false, nil
+	case !start:
+		return nil, nil, false, &AuthError{Op: "token", Err: errOutlived}
+	}
+	return nil, nil, false, errNoToken
+}
+
+func (c *customSource) ask(ctx context.Context, via *sender) (*lease, error) {
+	c.mu.Lock()
+	rejections := c.rejections
+	c.mu.Unlock()
+	token, err := c.token(ctx, via)
+	var auth *AuthError
+	switch {
+	case errors.As(err, &auth):
+		return nil, err
+	case err == nil && (token == nil || !sendable(token.AccessToken)):
+		err = errors.New("the source returned no token that a header can carry")
+	}
+	if err != nil {
+		return nil, &AuthError{Op: "token", Err: err}
+	}
+	return c.lease(token, rejections), nil
+}
+
+func (c *customSource) token(ctx context.Context, via *sender) (*oauth2.Token, error) {
+	if s, ok := c.source.(interface {
+		TokenContext(context.Context) (*oauth2.Token, error)
+	}); ok {
+		return s.TokenContext(withSender(ctx, via))
+	}
+	return c.source.Token()
+}
+
+// lease makes a lease of token, which was asked for after so many rejections, or
+// finds the one that it made of it before.
+func (c *customSource) lease(token *oauth2.Token, rejections int) *lease {
+	now := time.Now()
+	c.mu.Lock()
+	insisted := c.rejections > 0 && c.rejected == token.AccessToken
+	c.mu.Unlock()
+	if l := c.last.Load(); l != nil && l.token == token && l.good(now) && l.insisted == insisted &&
+		l.rejections == rejections && strings.HasSuffix(l.authorization[0], token.AccessToken) {
+		return l
+	}
+	l := &lease{
+		token: token, authorization: []string{token.Type() + " " + token.AccessToken}, ends: token.Expiry,
+		rejections: rejections, insisted: insisted,
+	}
+	if !l.good(now) {
+		l.ends = time.Time{} // over: the server decides
+	}
+	c.last.Store(l)
+	return l
+}
+
+// reject tells the source, unless it has been told and has the token still. Many
+// are rejected for the same token, and only the first of them tells.
+func (c *customSource) reject(l *lease) bool {
+	s, ok := c.source.(interface{ Invalidate(*oauth2.Token) })
+	if !ok || l.insisted {
+		return false
+	}
+	c.mu.Lock()
+	first := l.rejections == c.rejections && l.token.AccessToken != c.rejected
+	if first {
+		if !c.relogins.Allow() {
+			c.mu.Unlock()
+			return false
+		}
+		c.rejected = l.token.AccessToken
+		c.rejections++
+	}
+	c.mu.Unlock()
+	if first {
+		s.Invalidate(l.token) // without the lock, since it is the user's code
+	}
+	return true
+}

@@ -1,0 +1,295 @@
+package partnerauth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/baggage"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/oauth2"
+)
+
+const (
+	wireLimit = 30 * time.Second // for all requests of one fetch together, waits not counted
+	// loginShare is what a refresh leaves of wireLimit for the login after it.
+	loginShare = 10 * time.Second
+	maxTries   = 3       // of one operation, for network errors and 5xx
+	maxPauses  = 5       // of one operation, for 429
+	maxAnswer  = 1 << 20 // bytes
+	// maxUnavailable is the longest pause after a 503 that a fetch waits for.
+	// Beyond it callers had better know.
+	maxUnavailable = 30 * time.Second
+)
+
+// A fetch gets one token, whoever waits for it: by refresh, then by login. Only
+// its own goroutine changes it. It is done with a lease or an error, or with
+// neither if a rejection has overtaken it.
+type fetch struct {
+	source  *Source
+	via     *sender // nil: the Source's own, not made yet
+	op      string
+	trigger string
+	renews  *lease      // nil: there is no token, and callers wait
+	awaited atomic.Bool // by a caller
+	pending atomic.Bool // has not got the permit that it needs next
+
+	route  *sender         // via, made
+	sender *sender         // route, with the Base of token requests
+	ctx    context.Context // ends with the fetch
+	cancel context.CancelFunc
+	used   time.Duration // on the wire
+	span   atomic.Pointer[trace.SpanContext]
+
+	once    sync.Once
+	done    chan struct{}
+	lease   *lease
+	brought string // the op that brought the lease
+	err     error
+}
+
+// over reports whether f is done; nobody waits for a nil f.
+func (f *fetch) over() bool {
+	if f == nil {
+		return true
+	}
+	select {
+	case <-f.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// asks reports whether f is going to ask q for a permit.
+func (f *fetch) asks(q *queue) bool {
+	return f != nil && f.pending.Load() && f.via != nil && f.via.queue == q
+}
+
+func (f *fetch) release() { f.once.Do(func() { close(f.done) }) }
+
+// run fetches, in a goroutine of its own. Whatever code of the user's does in
+// it, those who wait get an answer and the next fetch works.
+func (f *fetch) run(parent context.Context) {
+	start := time.Now()
+	var span trace.Span
+	got := f.failed(0, errors.New("Base, Limiter or telemetry ended the goroutine"))
+	defer f.release()
+	defer func() { recover() }() // of the span's end
+	defer func() {
+		if recover() != nil {
+			got = f.failed(0, errors.New("Base, Limiter or telemetry panicked"))
+		}
+		f.source.finish(f, got.lease, got.err)
+		if span != nil {
+			// finish has ended ctx, which must not look like a caller's cancellation
+			f.sender.endFetch(context.WithoutCancel(f.ctx), span, start, f, f.err)
+		}
+	}()
+	f.route = f.source.route(f.via)
+	f.sender = f.route
+	if base := f.source.provider.base; base != nil {
+		f.sender = &sender{base: base, queue: f.sender.queue, telemetry: f.sender.telemetry}
+	}
+	f.ctx, span = f.sender.startFetch(f.within(parent), f)
+	link := span.SpanContext()
+	f.span.Store(&link)
+	got = f.get()
+}
+
+// within is f's context at its place in the trace of its caller. Other values of
+// the caller's, httptrace hooks among them, are not for requests that the caller
+// does not know of.
+func (f *fetch) within(parent context.Context) context.Context {
+	ctx := trace.ContextWithSpan(f.ctx, trace.SpanFromContext(parent))
+	return baggage.ContextWithBaggage(ctx, baggage.FromContext(parent))
+}
+
+// fetched is what an exchange brought: a lease, or why there is none.
+type fetched struct {
+	lease *lease
+	err   *AuthError
+	again bool // another try may help
+}
+
+// get gets a token, by login where a refresh was no use.
+func (f *fetch) get() fetched {
+	if f.op == refresh {
+		if got := f.try(); got.lease != nil || f.ctx.Err() != nil {
+			return got
+		}
+		f.op = login
+	}
+	return f.try()
+}
+
+// try repeats one operation while that may help and somebody waits for it: after
+// a while for network errors and 5xx, after the pause that the partner asked for
+// after 429.
+func (f *fetch) try() fetched {
+	tries, pauses := 0, 0
+	for {
+		got := f.exchange(tries + pauses)
+		if !got.again || f.ctx.Err() != nil || f.left() <= 0 {
+			return got
+		}
+		wait := max(got.err.RetryAfter, backoff(tries+pauses, 250*time.Millisecond, time.Second))
+		if got.err.StatusCode == http.StatusTooManyRequests {
+			pauses++
+		} else {
+			tries++
+		}
+		if tries == maxTries || pauses > maxPauses || tries > 0 && !f.awaited.Load() {
+			return got
+		}
+		f.pending.Store(true)
+		select {
+		case <-time.After(wait):
+		case <-f.ctx.Done():
+			return got
+		}
+	}
+}
+
+// left is how long the next request may take.
+func (f *fetch) left() time.Duration {
+	left := wireLimit - f.used
+	if f.op == refresh {
+		left -= loginShare
+	}
+	return left
+}
+
+// exchange makes one request and reads its answer.
+func (f *fetch) exchange(resend int) fetched {
+	a := &attempt{origin: f.source.provider.origin, resend: resend}
+	if err := f.admit(a); err != nil {
+		return f.failed(0, err)
+	}
+	var current string
+	if f.op == refresh {
+		if !f.renews.good(time.Now()) {
+			f.sender.queue.settle(time.Now(), a.permit, unused, 0)
+			return f.failed(0, errors.New("the token ended before its turn came"))
+		}
+		current = f.renews.token.AccessToken
+	}
+	ctx, cancel := context.WithTimeout(f.ctx, f.left())
+	defer cancel()
+	req, err := f.source.provider.request(ctx, f.op, current)
+	if err != nil {
+		f.sender.queue.settle(time.Now(), a.permit, unused, 0)
+		return f.failed(0, err)
+	}
+
+	sent := time.Now()
+	resp, err := f.sender.send(ctx, req, a)
+	var body []byte
+	if err == nil {
+		body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+		resp.Body.Close()
+	}
+	f.used += time.Since(sent)
+	if err != nil && (resp == nil || resp.StatusCode/100 == 2) { // what refuses needs no body
+		if ctx.Err() == context.DeadlineExceeded {
+			err = fmt.Errorf("no answer in time: %w", err)
+		}
+		got := f.failed(0, withoutAnswer(err))
+		got.again = true
+		return got
+	}
+	return f.read(resp, body, sent, a.pause)
+}
+
+// admit waits for a's permit, before all callers.
+func (f *fetch) admit(a *attempt) error {
+	var ticket uint64
+	var ok bool
+	q := f.sender.queue
+	if a.permit, ok = q.enter(time.Now(), &q.own, &ticket, true); !ok {
+		var err error
+		w := &waiter{sender: f.sender, line: &q.own, ctx: f.ctx, ticket: ticket}
+		if a.permit, err = f.sender.await(f.ctx, w); err != nil {
+			return err
+		}
+	} else {
+		f.sender.recordGrant(f.ctx, a.permit)
+	}
+	f.pending.Store(false)
+	return nil
+}
+
+// read makes a lease of an answer, or an error that tells what is wrong with it.
+func (f *fetch) read(resp *http.Response, body []byte, sent time.Time, pause time.Duration) fetched {
+	received := time.Now()
+	status := resp.StatusCode
+	reason := statusText(status)
+	var token string
+	var lifetime time.Duration
+	var err error
+	switch {
+	case status >= 300 && status < 400:
+		err = errors.New("a redirect, which is not followed")
+	case status < 200 || status > 299:
+		if why := f.source.provider.hints[status]; why != "" {
+			reason += ": " + why
+		}
+		got := f.failed(status, &answerError{reason, f.answer(resp, body)})
+		got.err.RetryAfter = pause
+		got.again = status == http.StatusTooManyRequests || status >= 500 && pause <= maxUnavailable
+		return got
+	case len(body) > maxAnswer:
+		err, body = errors.New("the answer is larger than 1 MiB"), nil
+	default:
+		token, lifetime, err = f.source.provider.read(body, resp.Header)
+		body = nil // it may have a token in it that is good
+	}
+	if err == nil && !sendable(token) {
+		err = errors.New("the token has characters that a header cannot have")
+	}
+	if err != nil {
+		return f.failed(status, &answerError{reason + ": " + err.Error(), f.answer(resp, body)})
+	}
+	return fetched{lease: newLease(token, min(lifetime, maxLifetime), sent, received)}
+}
+
+func (f *fetch) failed(status int, err error) fetched {
+	return fetched{err: &AuthError{Provider: f.source.provider.name, Op: f.op, StatusCode: status, Err: err}}
+}
+
+// answer keeps of resp what helps to find out what went wrong, but no body that
+// has a secret in it.
+func (f *fetch) answer(resp *http.Response, body []byte) *oauth2.RetrieveError {
+	header, secrets := http.Header{}, f.secrets()
+	for _, name := range []string{"Content-Type", "Date", "Retry-After", "X-Request-Id"} {
+		if v := resp.Header.Get(name); v != "" {
+			header.Set(name, scrub(v, secrets...))
+		}
+	}
+	if text := string(body); len(body) > maxAnswer || scrub(text, secrets...) != text {
+		body = nil
+	}
+	return &oauth2.RetrieveError{
+		Response: &http.Response{
+			Status: statusText(resp.StatusCode), StatusCode: resp.StatusCode,
+			Proto: resp.Proto, ProtoMajor: resp.ProtoMajor, ProtoMinor: resp.ProtoMinor,
+			Header: header, Body: http.NoBody,
+		},
+		Body: body,
+	}
+}
+
+// secrets are all that may come back in an answer.
+func (f *fetch) secrets() []string {
+	secrets := f.source.provider.secrets
+	if f.renews != nil {
+		secrets = append(slices.Clip(secrets), f.renews.token.AccessToken)
+	}
+	return secrets
+}

@@ -1,0 +1,125 @@
+package partnerauth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// A limiterPacer asks a Limiter that is not a Quota. The Limiter is only ever
+// asked with the context of the head, and what it grants goes to whoever is the
+// head by then.
+type limiterPacer struct {
+	limiter Limiter
+	queue   *queue
+	asking  bool // a goroutine waits for the Limiter
+	granted bool // a permit of the Limiter's that nobody has taken yet
+}
+
+// queueOf is the queue in front of l, which for a Quota all Transports share.
+func queueOf(l Limiter) (*queue, error) {
+	if q, ok := l.(*Quota); ok && q != nil {
+		return q.line()
+	}
+	if l == nil {
+		return new(Quota).line()
+	}
+	q := &queue{window: defaultWindow}
+	q.pacer = &limiterPacer{limiter: l, queue: q}
+	return q, nil
+}
+
+// unlimited is the queue of a Source without a Transport, which has no quota.
+func unlimited() *queue {
+	q, _ := queueOf(rate.NewLimiter(rate.Inf, 0))
+	return q
+}
+
+func (l *limiterPacer) ready(now time.Time, w *waiter) time.Duration {
+	if !l.granted && !l.asking {
+		if r, ok := l.limiter.(*rate.Limiter); ok && r.AllowN(now, 1) {
+			l.granted = true
+		} else if w != nil {
+			l.asking = true
+			go l.ask(w, w.ctx)
+		}
+	}
+	if l.granted {
+		return 0
+	}
+	return never
+}
+
+// ask waits for the Limiter on behalf of w, the head. A Limiter that does not
+// return, but ends the goroutine, has given an error.
+func (l *limiterPacer) ask(w *waiter, ctx context.Context) {
+	err := errors.New("Wait ended its goroutine")
+	defer func() {
+		if recover() != nil {
+			err = errors.New("Wait panicked")
+		}
+		q := l.queue
+		q.mu.Lock()
+		defer q.unlock()
+		now := time.Now()
+		l.asking = false
+		// During a pause, or when all have left, a permit would be one too many
+		// for later.
+		l.granted = err == nil && len(q.lines) > 0 && !now.Before(q.resume)
+		if err != nil {
+			w.refused = l.explain(now, w, err)
+		}
+		select {
+		case w.wake <- struct{}{}:
+		default:
+		}
+		q.wakeFirst()
+	}()
+	err = l.limiter.Wait(ctx)
+}
+
+// explain makes ErrRateLimited of a refusal by *rate.Limiter, which has no type
+// of its own for it.
+func (l *limiterPacer) explain(now time.Time, w *waiter, err error) error {
+	if d, _ := l.estimate(now, 0, 1); !w.deadline.IsZero() && now.Add(d).After(w.deadline) {
+		return &rateLimitError{wait: d, left: w.deadline.Sub(now)}
+	}
+	return fmt.Errorf("partnerauth: limiter: %w", err)
+}
+
+// estimate can tell what a *rate.Limiter will do, and nothing about others.
+func (l *limiterPacer) estimate(now time.Time, pause time.Duration, k int) (time.Duration, bool) {
+	r, ok := l.limiter.(*rate.Limiter)
+	if !ok || r.Limit() == rate.Inf || r.Burst() < 1 {
+		return pause, false
+	}
+	// While the Limiter is asked for the head, its tokens are one short already.
+	if l.asking || l.granted {
+		k--
+	}
+	return pause + untilTokens(r, now.Add(pause), k), false
+}
+
+func (l *limiterPacer) take(now time.Time) permit {
+	l.granted = false
+	return permit{at: now, pace: 1}
+}
+
+func (l *limiterPacer) settle(time.Time, permit, outcome) float64 { return 1 }
+func (l *limiterPacer) idle()                                     { l.granted = false }
+
+// untilTokens tells how long it takes l to have k tokens.
+func untilTokens(l *rate.Limiter, now time.Time, k int) time.Duration {
+	missing := float64(k) - l.TokensAt(now)
+	if missing <= 0 {
+		return 0
+	}
+	seconds := missing / float64(l.Limit())
+	if seconds > (never / 4).Seconds() {
+		return never / 4
+	}
+	return time.Duration(seconds * float64(time.Second))
+}

@@ -1,0 +1,168 @@
+package partnerauth
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A sender is the way to the partner for all requests of an account, token
+// requests included: the queue for the quota, the RoundTripper, and telemetry.
+type sender struct {
+	base  http.RoundTripper // nil: http.DefaultTransport
+	queue *queue
+	line  line // of callers, in the queue
+	*telemetry
+}
+
+// An attempt is one request on its way: its permit and the copy that is sent.
+// It is one allocation, made anew for a retry since the Base may hold on to it.
+type attempt struct {
+	permit        permit
+	origin        *origin
+	authorization []string      // for the copy; shared, so never appended to
+	body          io.ReadCloser // for the copy; nil: that of the request
+	template      string
+	resend        int
+	pause         time.Duration // that the answer asked of everybody
+
+	copy    http.Request
+	carrier carrier
+}
+
+// await waits until w has its permit, and tells telemetry what it waited for.
+func (s *sender) await(ctx context.Context, w *waiter) (permit, error) {
+	w.since = time.Now()
+	s.addQueued(ctx, 1)
+	p, err := w.wait()
+	s.addQueued(ctx, -1)
+	for _, t := range w.waits {
+		if !t.leads {
+			s.recordShared(ctx, t)
+		}
+	}
+	w.waits = nil
+	if isAuth(err) || err == errNoToken {
+		return p, err // before it came to waiting for a permit
+	}
+	w.waited = time.Since(w.since)
+	s.recordWait(ctx, w.since, w.waited, err)
+	if err == nil {
+		s.recordPace(ctx, p.pace)
+	}
+	return p, err
+}
+
+// recordGrant records a permit that was not waited for.
+func (s *sender) recordGrant(ctx context.Context, p permit) {
+	s.recordWait(ctx, time.Time{}, 0, nil)
+	s.recordPace(ctx, p.pace)
+}
+
+// send sends a copy of req under a's permit and settles the permit when the
+// headers are in. The answer's body is the caller's; that of req the Base's.
+func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (*http.Response, error) {
+	ctx, span := s.startAttempt(ctx, req, a)
+	a.prepare(ctx, req)
+	s.propagator.Inject(ctx, &a.carrier)
+	resp, err := s.roundTripper().RoundTrip(&a.copy)
+	now := time.Now()
+	switch {
+	case err != nil && resp != nil && resp.Body != nil:
+		resp.Body.Close()
+		resp = nil
+	case err == nil && resp == nil:
+		err = errors.New("partnerauth: Base returned neither a response nor an error")
+	case err == nil && resp.Body == nil:
+		resp.Body = http.NoBody
+	}
+	s.settle(ctx, now, a, resp)
+	s.endAttempt(ctx, span, now.Sub(a.permit.at), req, a, resp, err)
+	if err != nil {
+		return nil, withoutSecrets(err, strings.TrimPrefix(a.copy.Header.Get("Authorization"), "Bearer "))
+	}
+	resp.Request = req // and not the copy, which has the token in it
+	return resp, nil
+}
+
+// roundTripper is the Base, asked for at each request as net/http does.
+func (s *sender) roundTripper() http.RoundTripper {
+	if s.base == nil {
+		return http.DefaultTransport
+	}
+	return s.base
+}
+
+// prepare makes the copy of req that is sent. It shares the values of the
+// header, in lists that nobody can append to in place.
+func (a *attempt) prepare(ctx context.Context, req *http.Request) {
+	a.copy = *req.WithContext(ctx)
+	header := maps.Clone(req.Header)
+	if header == nil {
+		header = http.Header{}
+	}
+	for key, values := range header {
+		if cap(values) > len(values) {
+			header[key] = slices.Clip(values)
+		}
+	}
+	if a.authorization != nil {
+		header["Authorization"] = a.authorization
+	}
+	if a.body != nil {
+		a.copy.Body = a.body
+	}
+	a.copy.Header, a.carrier.Header = header, header
+}
+
+// settle tells the queue what became of a's permit. A 429 or a 503 may ask to be
+// left alone: then everybody is.
+func (s *sender) settle(ctx context.Context, now time.Time, a *attempt, resp *http.Response) {
+	o := unanswered
+	if resp != nil {
+		o = answered
+		a.pause = s.pauseFor(resp)
+		if resp.StatusCode == http.StatusTooManyRequests {
+			o = throttled
+		}
+	}
+	s.recordPace(ctx, s.queue.settle(now, a.permit, o, a.pause))
+}
+
+// pauseFor reads how long resp asks to wait: 429 always does, 503 if it says so.
+func (s *sender) pauseFor(resp *http.Response) time.Duration {
+	switch resp.StatusCode {
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+	default:
+		return 0
+	}
+	pause, ok := pauseOf(resp.StatusCode, resp.Header, time.Now())
+	if ok || resp.StatusCode == http.StatusServiceUnavailable {
+		return pause
+	}
+	return min(s.queue.window, maxPause)
+}
+
+// maxDrain and drainTime bound what is read of an answer that is to be followed
+// by another, so that its connection can be used again.
+const (
+	maxDrain  = 64 << 10
+	drainTime = time.Second
+)
+
+// keep reads the body of an answer, to be returned after all if there comes no
+// other. It closes what it cannot keep, and reports false.
+func keep(resp *http.Response) bool {
+	late := time.AfterFunc(drainTime, func() { resp.Body.Close() })
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxDrain+1))
+	late.Stop()
+	resp.Body.Close()
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	return err == nil && len(body) <= maxDrain
+}

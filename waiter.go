@@ -1,0 +1,236 @@
+package partnerauth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// A waiter is one request in a queue. Its own goroutine takes it through its
+// states: waiting for a token (it has a fetch), waiting for its turn, gone.
+type waiter struct {
+	*sender
+	line   *line
+	ctx    context.Context
+	ticket uint64
+
+	deadline time.Time // of ctx; zero: none
+	gaveUp   error     // why ctx has ended; nil: it has not
+
+	tokens tokenCache // nil: it needs no token
+	lease  *lease     // the token that it goes with; nil: it has none
+	fetch  *fetch     // that it waits for; nil: none
+	from   string     // where the token came from
+	waits  []tokenWait
+	// outlived counts the tokens that ended before w's turn came. After
+	// maxOutlived no other is fetched for it, or there would be one login after
+	// the other for ever.
+	outlived int
+
+	in      bool          // the queue
+	since   time.Time     // when its wait for the permit began
+	waited  time.Duration // for it
+	wake    chan struct{} // has something in it if the waiter is to look again
+	refused error         // by a Limiter
+}
+
+// maxOutlived is how many tokens may end before the turn of one request comes.
+const maxOutlived = 2
+
+// A tokenWait is a wait for a fetch, told to telemetry when it is over.
+type tokenWait struct {
+	fetch      *fetch
+	leads      bool // it had been started by this waiter
+	start, end time.Time
+	err        error
+}
+
+// errNoToken tells a waiter to get its token by itself.
+var errNoToken = errors.New("no token")
+
+// wait waits until w has its permit, or tells why there is none: w is out of the
+// queue in either case.
+func (w *waiter) wait() (permit, error) {
+	if w.wake == nil {
+		w.wake = make(chan struct{}, 1)
+	}
+	w.deadline, _ = w.ctx.Deadline()
+	var timer *time.Timer
+	for {
+		if w.ctx.Err() != nil {
+			w.gaveUp = ended(w.ctx)
+		}
+		q := w.queue
+		q.mu.Lock()
+		p, sleep, err := w.look(time.Now())
+		if q.changed == nil {
+			q.changed = make(chan struct{})
+		}
+		changed := q.changed
+		q.unlock()
+		if err != nil || sleep == 0 {
+			if timer != nil {
+				timer.Stop()
+			}
+			return p, err
+		}
+		w.sleep(&timer, sleep, changed)
+	}
+}
+
+// sleep waits for what may have changed something for w.
+func (w *waiter) sleep(timer **time.Timer, d time.Duration, changed <-chan struct{}) {
+	var due <-chan time.Time
+	switch {
+	case d == never:
+	case *timer == nil:
+		*timer = time.NewTimer(d)
+		due = (*timer).C
+	default:
+		(*timer).Reset(d)
+		due = (*timer).C
+	}
+	var fetched <-chan struct{}
+	if w.fetch != nil {
+		fetched = w.fetch.done
+	}
+	select {
+	case <-w.wake:
+	case <-changed:
+	case <-fetched:
+	case <-due:
+	case <-w.ctx.Done():
+	}
+}
+
+// look takes w as far as it comes at once: to its permit, out of the queue with
+// an error, or to a sleep until something changes. The queue's lock is held.
+func (w *waiter) look(now time.Time) (p permit, sleep time.Duration, err error) {
+	if w.tokens != nil && w.lease == nil {
+		err = w.obtain(now)
+	}
+	if err == nil {
+		sleep, err = w.outlook(now)
+	}
+	if err != nil {
+		w.leave()
+		return p, 0, err
+	}
+	w.join()
+	if w.fetch != nil || w.queue.first() != w {
+		w.queue.wakeFirst()
+		return p, sleep, nil
+	}
+	if d := w.queue.delay(now, w); d > 0 {
+		return p, min(d, sleep), nil
+	}
+	if w.tokens != nil { // not to hold the permit while waiting for a token
+		switch err = w.obtain(now); {
+		case err != nil:
+			w.leave()
+			return p, 0, err
+		case w.fetch != nil:
+			return w.look(now)
+		}
+	}
+	p = w.queue.pacer.take(now)
+	w.leave()
+	return p, 0, nil
+}
+
+// obtain gets w the token to send, or a fetch to wait for.
+func (w *waiter) obtain(now time.Time) error {
+	if f := w.fetch; f != nil {
+		if !f.over() {
+			return nil
+		}
+		w.served(now, f.err)
+		w.lease = f.lease
+		if f.err != nil {
+			return f.err
+		}
+	}
+	if w.lease != nil && !w.lease.good(now) {
+		w.outlived++
+	}
+	l, f, leads, err := w.tokens.seek(w.ctx, w.sender, w.lease, w.outlived < maxOutlived)
+	w.lease, w.fetch = l, f
+	if f != nil {
+		w.waits = append(w.waits, tokenWait{fetch: f, leads: leads, start: now})
+	}
+	return err
+}
+
+// served notes the end of w's wait for a fetch.
+func (w *waiter) served(now time.Time, err error) {
+	last := &w.waits[len(w.waits)-1]
+	last.end, last.err = now, err
+	if w.from = "shared"; last.leads {
+		w.from = last.fetch.brought
+	}
+	w.fetch, w.since = nil, now
+}
+
+// outlook tells how long w may sleep before it has to look at its deadline again,
+// or why it does not wait any longer.
+func (w *waiter) outlook(now time.Time) (time.Duration, error) {
+	switch {
+	case w.gaveUp != nil && w.fetch != nil:
+		err := w.fetch.source.gaveUp(w.gaveUp)
+		w.served(now, err)
+		return 0, err
+	case w.refused != nil && w.gaveUp == nil:
+		return 0, w.refused
+	case w.gaveUp != nil && !errors.Is(w.gaveUp, context.DeadlineExceeded):
+		return 0, fmt.Errorf("partnerauth: waiting for the rate limit: %w", w.gaveUp)
+	case w.deadline.IsZero():
+		return never, nil
+	}
+	wait, open := w.queue.estimate(now, w)
+	left := w.deadline.Sub(now)
+	switch {
+	case w.gaveUp != nil || wait > left:
+		err := &rateLimitError{wait: wait, left: left}
+		if w.fetch != nil {
+			w.served(now, err)
+		}
+		return 0, err
+	case open:
+		return left - wait + 1, nil // then an answer still out would come too late
+	}
+	return never, nil
+}
+
+// join puts w into its queue. A token request goes before all others.
+func (w *waiter) join() {
+	if w.in {
+		return
+	}
+	w.in = true
+	if w.line.size == 0 {
+		w.queue.lines = append(w.queue.lines, w.line)
+	}
+	w.line.insert(w.ticket, w)
+	if w.ticket < callerTickets {
+		w.queue.worsen()
+	}
+}
+
+// leave takes w out of its queue.
+func (w *waiter) leave() {
+	if !w.in {
+		return
+	}
+	w.in = false
+	w.line.remove(w.ticket)
+	if w.line.size == 0 {
+		i := slices.Index(w.queue.lines, w.line)
+		w.queue.lines = slices.Delete(w.queue.lines, i, i+1)
+	}
+	if len(w.queue.lines) == 0 {
+		w.queue.pacer.idle()
+	}
+	w.queue.wakeFirst()
+}
