@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -190,6 +192,35 @@ func reword(err error, text string) error {
 		timeout:   isTimeout(err),
 		temporary: errors.As(err, &t) && t.Temporary(),
 	}
+}
+
+// neverLeft reports whether err came before there was a connection to send a
+// request on: of dialing, of a proxy's CONNECT, or of TLS.
+func neverLeft(err error) bool {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		switch op.Op {
+		case "dial", "proxyconnect", "socks connect", "remote error": // the last is TLS
+			return true
+		}
+	}
+	var cert *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	return errors.As(err, &cert) || errors.As(err, &record) || fromProxy(err) ||
+		strings.Contains(err.Error(), "TLS handshake timeout")
+}
+
+// fromProxy reports whether err is what net/http makes of a proxy that refuses a
+// CONNECT: the text of its status, and nothing else.
+func fromProxy(err error) bool {
+	if reflect.TypeOf(err) == reflect.TypeOf(ErrCredentials) {
+		for status := 400; status < 600; status++ {
+			if err.Error() == http.StatusText(status) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // withoutSecrets is err without the secrets that its text repeats: net/http

@@ -108,8 +108,11 @@ func (l *limiterPacer) take(now time.Time) permit {
 	return permit{at: now, pace: 1}
 }
 
-func (l *limiterPacer) settle(time.Time, permit, outcome) float64 { return 1 }
-func (l *limiterPacer) idle()                                     { l.granted = false }
+func (l *limiterPacer) settle(time.Time, permit, outcome) (float64, time.Duration) {
+	return 1, l.queue.window
+}
+
+func (l *limiterPacer) idle() { l.granted = false }
 
 // untilTokens tells how long it takes l to have k tokens.
 func untilTokens(l *rate.Limiter, now time.Time, k int) time.Duration {

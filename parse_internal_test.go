@@ -44,15 +44,11 @@ func FuzzPause(f *testing.F) {
 				t.Fatalf("the header was changed from %v to %v", before, all)
 			}
 		}
-		ownWait, ownOK := pauseOf(status, own, now)
-		if status != http.StatusTooManyRequests && (ownWait != wait || ownOK != ok) {
-			t.Errorf("got %v, %t for %d with more than Retry-After, want %v, %t", wait, ok, status, ownWait, ownOK)
+		if status != http.StatusTooManyRequests && status != http.StatusServiceUnavailable {
+			return
 		}
-		if ownOK && !ok {
-			t.Errorf("got nothing with more headers, %v without", ownWait)
-		}
-		if ownWait < 15*time.Minute && wait < ownWait {
-			t.Errorf("got %v with more headers, want at least the %v without", wait, ownWait)
+		if own, ok := pauseOf(status, own, now); ok && own != wait {
+			t.Errorf("got %v with more headers, want the %v of Retry-After", wait, own)
 		}
 		if n, err := strconv.ParseUint(retryAfter, 10, 32); err == nil && n <= 900 && (!ok || wait < time.Duration(n)*time.Second) {
 			t.Errorf("got %v, %t, want at least %d s", wait, ok, n)

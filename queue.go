@@ -18,6 +18,7 @@ type outcome int
 const (
 	answered   outcome = iota // the headers are in, or the connection has broken
 	throttled                 // answered 429
+	overloaded                // answered 503, with no time to come back
 	unanswered                // given up: the request may still be on its way
 	byHand                    // granted to Quota.Wait: sent within a second
 	unused                    // the request never left
@@ -37,8 +38,9 @@ type pacer interface {
 	estimate(now time.Time, pause time.Duration, k int) (wait time.Duration, open bool)
 	// take spends what ready has promised.
 	take(now time.Time) permit
-	// settle ends a permit and returns the share of the full pace that is left.
-	settle(now time.Time, p permit, o outcome) float64
+	// settle ends a permit and returns the share of the full pace that is left,
+	// and for how long everybody pauses after a 429 that names no time.
+	settle(now time.Time, p permit, o outcome) (pace float64, pause time.Duration)
 }
 
 // never is a wait whose end something other than a timer announces.
@@ -52,7 +54,7 @@ const never = time.Duration(math.MaxInt64)
 // a departure, the end of a pause) wakes the head; whoever makes turns come later
 // wakes everybody, and those who cannot wait that long leave.
 type queue struct {
-	window time.Duration // how long to pause after a 429 that names no time
+	window time.Duration // a request is sent again after 429 within two of them
 	pacer  pacer         // set before first use
 	own    line          // of token requests, and of Quota.Wait
 
@@ -116,11 +118,18 @@ func (q *queue) delay(now time.Time, w *waiter) time.Duration {
 	return q.pacer.ready(now, w)
 }
 
-// settle ends permit p. The answer may ask for a pause of everybody.
-func (q *queue) settle(now time.Time, p permit, o outcome, pause time.Duration) (pace float64) {
+// unnamed is the pause of a 429 that names none.
+const unnamed = -1
+
+// settle ends permit p. The answer may ask for a pause of everybody. It returns
+// what that has come to and the share of the full pace that is left.
+func (q *queue) settle(now time.Time, p permit, o outcome, pause time.Duration) (time.Duration, float64) {
 	q.mu.Lock()
 	defer q.unlock()
-	pace = q.pacer.settle(now, p, o)
+	pace, own := q.pacer.settle(now, p, o)
+	if pause == unnamed {
+		pause = own
+	}
 	if resume := now.Add(pause); pause > 0 && resume.After(q.resume) {
 		q.resume = resume
 		q.worsen()
@@ -128,7 +137,7 @@ func (q *queue) settle(now time.Time, p permit, o outcome, pause time.Duration) 
 		q.worsen()
 	}
 	q.wakeFirst()
-	return pace
+	return pause, pace
 }
 
 // worsen wakes everybody, since turns come later than they thought. Closing the

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 )
 
 // A Limiter decides when the next request may be sent. [*Quota] and
@@ -131,12 +129,12 @@ type slidingWindow struct {
 	out  sorted[time.Duration, struct{}] // when the permits whose answers are out were granted
 	free sorted[time.Duration, struct{}] // when the places of the others are free again
 
-	tempo tempo
+	tempo *tempo
 }
 
 func newSlidingWindow(requests int, window time.Duration, burst int) *slidingWindow {
 	s := &slidingWindow{size: requests, window: window, guard: min(maxGuard, window/20), start: time.Now()}
-	s.tempo.init(requests, window, burst)
+	s.tempo = newTempo(requests, window, burst)
 	return s
 }
 
@@ -200,10 +198,14 @@ func (s *slidingWindow) take(now time.Time) permit {
 	return permit{at: now, pace: s.tempo.share}
 }
 
-func (s *slidingWindow) settle(now time.Time, p permit, o outcome) float64 {
+func (s *slidingWindow) settle(now time.Time, p permit, o outcome) (pace float64, pause time.Duration) {
 	if o == throttled {
-		s.tempo.lesson(now, p.at)
+		s.expire(now)
+		if pause = s.window; s.out.size+s.free.size < s.size { // the server minds something else
+			pause = s.tempo.pause()
+		}
 	}
+	s.tempo.learn(now, p.at, o)
 	sent, since := p.at.Sub(s.start), now.Sub(s.start)
 	out := s.out.remove(sent)
 	switch {
@@ -219,111 +221,7 @@ func (s *slidingWindow) settle(now time.Time, p permit, o outcome) float64 {
 	case out:
 		s.free.insert(min(since+s.window+s.guard, s.latest(sent)), struct{}{})
 	}
-	return s.tempo.share
+	return s.tempo.share, pause
 }
 
 func (s *slidingWindow) idle() {}
-
-const (
-	lessonShare  = 0.95  // of the full pace is left after a lesson
-	leastShare   = 0.5   // is left after many
-	recoverShare = 0.02  // of pace and burst comes back in a window
-	creepShare   = 0.001 // of pace, from lessonShare on: strict servers bear 95 %, and not much more
-)
-
-// tempo is what a Quota adds to its slots where a count per window is not
-// enough: a burst smaller than the quota, and what 429s have taught it. Where
-// neither is the case it has no limiter.
-//
-// A server that answers 429 although the quota was kept cares about bursts or
-// pace. Smaller bursts would meet a second 429, so a lesson is single file at
-// once, a little below full pace. Both come back slowly.
-type tempo struct {
-	limiter *rate.Limiter
-	full    rate.Limit    // requests a second that the quota comes to
-	all     int           // requests in a window: a burst that needs no limiter
-	size    int           // the burst where nothing was learnt
-	window  time.Duration // in which recoverShare comes back
-
-	share   float64   // of full; 1 where nothing was learnt or all has come back
-	burst   float64   // the present burst
-	learnt  time.Time // when the last lesson was
-	updated time.Time // when something last came back; zero: there is nothing to
-}
-
-func (t *tempo) init(requests int, window time.Duration, burst int) {
-	t.full = rate.Limit(float64(requests) / window.Seconds())
-	t.all, t.size, t.window = requests, burst, window
-	t.share, t.burst = 1, float64(burst)
-	t.apply(time.Time{})
-}
-
-// until tells how long it takes until k requests may have been sent, the first
-// of them after a pause.
-func (t *tempo) until(now time.Time, pause time.Duration, k int) time.Duration {
-	if t.limiter == nil {
-		return 0
-	}
-	return pause + untilTokens(t.limiter, now.Add(pause), k)
-}
-
-func (t *tempo) spend(now time.Time) {
-	if t.limiter != nil {
-		t.limiter.ReserveN(now, 1)
-	}
-}
-
-func (t *tempo) giveBack(now time.Time) {
-	if t.limiter != nil {
-		t.limiter.ReserveN(now, -1)
-	}
-}
-
-// lesson notes a 429 to a request sent then. One sent before the last lesson
-// has nothing to teach.
-func (t *tempo) lesson(now, sent time.Time) {
-	if !sent.After(t.learnt) {
-		return
-	}
-	t.share = max(leastShare, t.share*lessonShare)
-	t.burst = 1
-	t.learnt, t.updated = now, now
-	t.apply(now)
-}
-
-// recover gives back what the time since the last call is worth.
-func (t *tempo) recover(now time.Time) {
-	if t.updated.IsZero() {
-		return
-	}
-	step := now.Sub(t.updated)
-	if step < t.window/60 {
-		return
-	}
-	t.updated = now
-	windows := float64(step) / float64(t.window)
-	if t.share < lessonShare {
-		t.share = min(lessonShare, t.share+windows*recoverShare)
-	} else {
-		t.share = min(1, t.share+windows*creepShare)
-	}
-	t.burst = min(float64(t.size), t.burst+windows*recoverShare*float64(t.size))
-	if t.share == 1 && t.burst == float64(t.size) {
-		t.updated = time.Time{}
-	}
-	t.apply(now)
-}
-
-// apply sets the limiter to share and burst.
-func (t *tempo) apply(now time.Time) {
-	limit := t.full * rate.Limit(t.share)
-	switch {
-	case t.share == 1 && int(t.burst) == t.all:
-		t.limiter = nil
-	case t.limiter == nil:
-		t.limiter = rate.NewLimiter(limit, int(t.burst))
-	default:
-		t.limiter.SetLimitAt(now, limit)
-		t.limiter.SetBurstAt(now, int(t.burst))
-	}
-}

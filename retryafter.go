@@ -11,137 +11,129 @@ import (
 const (
 	// maxPause caps what a header can ask for.
 	maxPause = 15 * time.Minute
-	// credible is how far away a time can be that is not a mistake, such as
-	// milliseconds where seconds belong.
-	credible = 24 * time.Hour
+	// maxField is how much of a header field is read.
+	maxField = 4 << 10
 	// epochFrom is the first number that is taken for seconds since 1970 and not
 	// for a delta, and epochMilliFrom the first for milliseconds.
 	epochFrom      = 1_000_000_000
 	epochMilliFrom = 1_000_000_000_000
 )
 
-// pauseOf reads from an answer of status 429 or 503 that came now how long to
-// leave the server alone, at most 15 minutes. The longest credible time wins if
-// headers disagree. It reports false if no header names one.
+// pauseOf reads from an answer that came now how long to leave the server alone,
+// at most 15 minutes. It reports false if no header names a time.
 //
-// For 429 these are Retry-After (RFC 9110), RateLimit and RateLimit-Reset (IETF
-// drafts 6 to 8) and X-RateLimit-Reset; for 503 Retry-After alone counts.
+// The first field that makes sense counts: for 429 and 503 Retry-After (RFC
+// 9110), then, but for 503, RateLimit and RateLimit-Reset (IETF drafts 6 to 10)
+// and X-RateLimit-Reset. A reset counts where nothing remains, and an answer of
+// another status has to say so.
 func pauseOf(status int, h http.Header, now time.Time) (time.Duration, bool) {
-	if date, err := http.ParseTime(h.Get("Date")); err == nil {
-		now = date // the server's times are by its own clock
+	limited := status == http.StatusTooManyRequests
+	var pause time.Duration
+	found := false
+	clock := now
+	if len(h) > 0 && (limited || status == http.StatusServiceUnavailable) {
+		clock = serverTime(h, now)
+		pause, found = waitOf(h.Values("Retry-After"), clock)
 	}
-	p := longest{now: now}
-	for _, v := range h.Values("Retry-After") {
-		p.number(v)
-		p.date(v)
+	if found || status == http.StatusServiceUnavailable {
+		return pause, found
 	}
-	if status == http.StatusTooManyRequests {
-		p.policies(strings.Join(h.Values("RateLimit"), ","))
-		// draft-6 sends a delta, others an epoch under the same name
-		for _, name := range []string{"Ratelimit-Reset", "X-Ratelimit-Reset"} {
-			for _, v := range h.Values(name) {
-				p.number(v)
-				p.date(v)
-			}
+	if v := h["Ratelimit"]; v != nil {
+		if pause, found = policies(strings.Join(v, ",")); found {
+			return pause, true
 		}
 	}
-	return p.result()
-}
-
-// longest collects the waits that an answer names.
-type longest struct {
-	now    time.Time
-	found  bool
-	wait   time.Duration // the longest credible one
-	absurd bool          // one was named that is not
-}
-
-func (l *longest) result() (time.Duration, bool) {
-	switch {
-	case l.found:
-		return min(l.wait, maxPause), true
-	case l.absurd:
-		return maxPause, true
+	for _, prefix := range []string{"Ratelimit-", "X-Ratelimit-"} {
+		left, reset := h[prefix+"Remaining"], h[prefix+"Reset"]
+		if reset == nil || left == nil && !limited || left != nil && strings.Trim(left[0], "0") != "" {
+			continue
+		}
+		if pause, found = waitOf(reset, serverTime(h, now)); found {
+			return pause, true
+		}
 	}
 	return 0, false
 }
 
-func (l *longest) add(seconds float64) {
-	switch {
-	case seconds < 0:
-	case seconds > credible.Seconds():
-		l.absurd = true
-	default:
-		l.found = true
-		l.wait = max(l.wait, time.Duration(math.Ceil(seconds*1000))*time.Millisecond)
+// serverTime is the time by the server's own clock, by which its times are.
+func serverTime(h http.Header, now time.Time) time.Time {
+	if date, err := http.ParseTime(h.Get("Date")); err == nil {
+		return date
 	}
+	return now
 }
 
-// number reads seconds or a time since 1970, with or without a fraction.
-func (l *longest) number(v string) {
-	v = strings.TrimSpace(v)
-	if v == "" || strings.Trim(v, "0123456789.") != "" {
-		return
-	}
-	n, err := strconv.ParseFloat(v, 64)
-	switch {
-	case err != nil:
-		l.absurd = l.absurd || math.IsInf(n, 1)
-	case n >= epochMilliFrom:
-		l.until(n / 1000)
-	case n >= epochFrom:
-		l.until(n)
-	default:
-		l.add(n)
-	}
-}
-
-func (l *longest) date(v string) {
-	if at, err := http.ParseTime(strings.TrimSpace(v)); err == nil {
-		l.until(float64(at.Unix()))
-	}
-}
-
-// until adds the wait until a time in whole seconds. What both it and the Date
-// have lost to rounding is less than a second.
-func (l *longest) until(epoch float64) {
-	l.add(epoch - float64(l.now.Unix()) + 1)
-}
-
-// policies reads a RateLimit field: draft-7 has limit=2, remaining=0, reset=60;
-// draft-8 a list of policies such as "2-in-1min"; r=0; t=60. Where some of them
-// have no requests left, the others do not matter.
-func (l *longest) policies(v string) {
-	spent, open := longest{now: l.now}, longest{now: l.now}
-	var left, reset string
-	flush := func() {
-		if strings.Trim(left, "0") == "" {
-			spent.number(reset)
-		} else {
-			open.number(reset)
+// waitOf reads the first value that makes sense: seconds, a time since 1970, or a
+// date, and neither of these has passed.
+func waitOf(values []string, now time.Time) (time.Duration, bool) {
+	for _, v := range values {
+		if v = strings.TrimSpace(v); len(v) > maxField {
+			continue
 		}
-		left, reset = "", ""
-	}
-	for _, param := range strings.FieldsFunc(withoutQuoted(v), func(r rune) bool { return r == ',' || r == ';' }) {
-		key, value, found := strings.Cut(strings.TrimSpace(param), "=")
-		switch strings.ToLower(key) {
-		case "r", "remaining":
-			left = value
-		case "t", "reset":
-			reset = value
-		default:
-			if !found { // the name of the next policy
-				flush()
+		seconds := math.NaN()
+		if at, err := http.ParseTime(v); err == nil {
+			seconds = until(float64(at.Unix()), now)
+		} else if n, err := strconv.ParseFloat(v, 64); strings.Trim(v, "0123456789.") == "" && (err == nil || n > 0) {
+			switch seconds = n; {
+			case n >= epochMilliFrom:
+				seconds = until(n/1000, now)
+			case n >= epochFrom:
+				seconds = until(n, now)
 			}
 		}
+		if seconds >= 0 {
+			return time.Duration(math.Ceil(min(seconds, maxPause.Seconds())*1000)) * time.Millisecond, true
+		}
 	}
-	flush()
-	if _, ok := spent.result(); !ok {
-		spent = open
+	return 0, false
+}
+
+// until is the wait for a time in whole seconds, negative if that has passed. What
+// both it and the Date have lost to rounding is less than a second.
+func until(epoch float64, now time.Time) float64 {
+	if epoch < float64(now.Unix()) {
+		return -1
 	}
-	l.found = l.found || spent.found
-	l.absurd = l.absurd || spent.absurd
-	l.wait = max(l.wait, spent.wait)
+	return epoch - float64(now.Unix()) + 1
+}
+
+// policies reads a RateLimit field: draft 7 has limit=2, remaining=0, reset=60;
+// later ones a list such as "2-in-1min"; r=0; t=60. The longest reset of those
+// that have nothing left counts. A field that is malformed says nothing.
+func policies(field string) (wait time.Duration, found bool) {
+	type policy struct{ left, reset int64 }
+	if len(field) > maxField {
+		return 0, false
+	}
+	seventh := policy{-1, -1} // the members of draft 7 are one policy
+	for member := range strings.SplitSeq(withoutQuoted(field), ",") {
+		p := policy{-1, -1}
+		into := &p
+		for i, param := range strings.Split(member, ";") {
+			key, value, pair := strings.Cut(strings.TrimSpace(param), "=")
+			if i == 0 && pair {
+				into = &seventh
+			}
+			n, err := strconv.ParseUint(value, 10, 62)
+			switch key {
+			case "r", "remaining":
+				into.left = int64(n)
+			case "t", "reset":
+				into.reset = int64(n)
+			case "":
+				return 0, false
+			default:
+				continue
+			}
+			if err != nil {
+				return 0, false
+			}
+		}
+		if into.left == 0 && into.reset >= 0 {
+			wait, found = max(wait, time.Duration(min(into.reset, 1000))*time.Second), true
+		}
+	}
+	return min(wait, maxPause), found
 }
 
 // withoutQuoted cuts what stands between quotes.

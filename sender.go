@@ -82,7 +82,7 @@ func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (*http
 	case err == nil && resp.Body == nil:
 		resp.Body = http.NoBody
 	}
-	s.settle(ctx, now, a, resp)
+	s.settle(ctx, now, a, resp, err)
 	s.endAttempt(ctx, span, now.Sub(a.permit.at), req, a, resp, err)
 	if err != nil {
 		return nil, withoutSecrets(err, strings.TrimPrefix(a.copy.Header.Get("Authorization"), "Bearer "))
@@ -121,32 +121,34 @@ func (a *attempt) prepare(ctx context.Context, req *http.Request) {
 	a.copy.Header, a.carrier.Header = header, header
 }
 
-// settle tells the queue what became of a's permit. A 429 or a 503 may ask to be
-// left alone: then everybody is.
-func (s *sender) settle(ctx context.Context, now time.Time, a *attempt, resp *http.Response) {
-	o := unanswered
-	if resp != nil {
-		o = answered
-		a.pause = s.pauseFor(resp)
-		if resp.StatusCode == http.StatusTooManyRequests {
-			o = throttled
+// settle tells the queue what became of a's permit. An answer may ask to be left
+// alone: then everybody leaves it alone.
+func (s *sender) settle(ctx context.Context, now time.Time, a *attempt, resp *http.Response, err error) {
+	o, pause := answered, time.Duration(0)
+	switch {
+	case err != nil && neverLeft(err):
+		o = unused
+	case err != nil:
+		o = unanswered
+	default:
+		var named bool
+		pause, named = pauseOf(resp.StatusCode, resp.Header, now)
+		switch {
+		case resp.StatusCode == http.StatusTooManyRequests:
+			if o = throttled; !named {
+				pause = unnamed
+			}
+		case resp.StatusCode == http.StatusServiceUnavailable:
+			if !named {
+				o = overloaded
+			}
+		default: // nothing remains; the server counts what other programs send, too
+			pause = min(pause, s.queue.window)
 		}
 	}
-	s.recordPace(ctx, s.queue.settle(now, a.permit, o, a.pause))
-}
-
-// pauseFor reads how long resp asks to wait: 429 always does, 503 if it says so.
-func (s *sender) pauseFor(resp *http.Response) time.Duration {
-	switch resp.StatusCode {
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-	default:
-		return 0
-	}
-	pause, ok := pauseOf(resp.StatusCode, resp.Header, time.Now())
-	if ok || resp.StatusCode == http.StatusServiceUnavailable {
-		return pause
-	}
-	return min(s.queue.window, maxPause)
+	var pace float64
+	a.pause, pace = s.queue.settle(now, a.permit, o, pause)
+	s.recordPace(ctx, pace)
 }
 
 // maxDrain and drainTime bound what is read of an answer that is to be followed

@@ -318,7 +318,7 @@ func TestRateLimitedAnswers(t *testing.T) {
 		took       time.Duration
 	}{
 		{"pause and once more", "7", 1, 0, 200, 2, 7 * time.Second},
-		{"no header is a window", "", 1, 0, 200, 2, time.Minute},
+		{"no header is an interval", "", 1, 0, 200, 2, 600 * time.Millisecond},
 		{"a second 429 is returned", "7", 2, 0, 429, 2, 7 * time.Second},
 		{"past the deadline", "7", 1, 5 * time.Second, 429, 1, 0},
 		{"within the deadline", "7", 1, 8 * time.Second, 200, 2, 7 * time.Second},
