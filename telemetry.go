@@ -119,22 +119,18 @@ func (t *telemetry) startCall(ctx context.Context) (context.Context, trace.Span)
 
 // endCall tells what the parts of a call have come to.
 func (t *telemetry) endCall(span trace.Span, c *call, resp *http.Response, err error) {
-	if !span.IsRecording() {
-		span.End()
-		return
-	}
-	kv := takeAttributes()
-	*kv = append(*kv, keyAttempts.Int(c.attempts), keyWaitTime.Float64(c.waited.Seconds()))
+	var kv [5]attribute.KeyValue
+	list := append(kv[:0], keyAttempts.Int(c.attempts), keyWaitTime.Float64(c.waited.Seconds()))
 	if c.from != "" {
-		*kv = append(*kv, keyTokenSource.String(c.from))
+		list = append(list, keyTokenSource.String(c.from))
 	}
 	if c.attempts > 0 && c.permit.pace < 1 {
-		*kv = append(*kv, keyPace.Float64(c.permit.pace))
+		list = append(list, keyPace.Float64(c.permit.pace))
 	}
 	if resp != nil {
-		*kv = append(*kv, semconv.HTTPResponseStatusCode(resp.StatusCode))
+		list = append(list, semconv.HTTPResponseStatusCode(resp.StatusCode))
 	}
-	endSpan(span, kv, errorType(c.ctx, resp, err))
+	endSpan(span, errorType(c.ctx, resp, err), list...)
 }
 
 // startAttempt opens the CLIENT span of one attempt. What a sampler may ask for
@@ -144,7 +140,7 @@ func (t *telemetry) startAttempt(ctx context.Context, req *http.Request, a *atte
 		return ctx, noSpan // whoever made none above makes none here
 	}
 	m := methodOf(req.Method)
-	name, opts := methods[m].name, a.origin.starts[m]
+	name, opts := methods[m], a.origin.starts[m]
 	if a.template != "" {
 		name += " " + a.template
 		opts = append(opts, trace.WithAttributes(semconv.URLTemplate(a.template)))
@@ -168,13 +164,12 @@ func (t *telemetry) endAttempt(ctx context.Context, span trace.Span, took time.D
 		span.End()
 		return
 	}
-	kv := takeAttributes()
-	*kv = append(*kv, semconv.URLFull(redactURL(req.URL)))
+	var kv [4]attribute.KeyValue
+	list := append(kv[:0], semconv.URLFull(redactURL(req.URL)))
 	if m == otherMethod {
-		*kv = append(*kv, semconv.HTTPRequestMethodOriginal(req.Method))
+		list = append(list, semconv.HTTPRequestMethodOriginal(req.Method))
 	}
-	*kv = appendAnswer(*kv, resp)
-	endSpan(span, kv, failure)
+	endSpan(span, failure, appendAnswer(list, resp)...)
 }
 
 // appendAnswer appends what spans and metrics both tell of an answer.
@@ -208,7 +203,7 @@ func (t *telemetry) recordWait(ctx context.Context, start time.Time, waited time
 	}
 	if waited >= time.Millisecond {
 		_, span := t.tracer.Start(ctx, "partnerauth.rate_limit.wait", trace.WithTimestamp(start))
-		endSpan(span, takeAttributes(keyWaitResult.String(result)), errorType(ctx, nil, err))
+		endSpan(span, errorType(ctx, nil, err), keyWaitResult.String(result))
 	}
 }
 
@@ -245,8 +240,7 @@ func (t *telemetry) startFetch(ctx context.Context, f *fetch) (context.Context, 
 func (t *telemetry) endFetch(ctx context.Context, span trace.Span, start time.Time, f *fetch, err error) {
 	kv := []attribute.KeyValue{keyOperation.String(f.op), keyTrigger.String(f.trigger)}
 	failure := errorType(ctx, nil, err)
-	span.SetAttributes(kv...)
-	endSpan(span, takeAttributes(), failure)
+	endSpan(span, failure, kv...)
 	if failure != "" {
 		kv = append(kv, semconv.ErrorTypeKey.String(failure))
 	}
@@ -260,29 +254,30 @@ func (t *telemetry) recordShared(ctx context.Context, w tokenWait) {
 		opts = append(opts, trace.WithLinks(trace.Link{SpanContext: *link}))
 	}
 	_, span := t.tracer.Start(ctx, "partnerauth.token.wait", opts...)
-	endSpan(span, takeAttributes(), errorType(ctx, nil, w.err), trace.WithTimestamp(w.end))
-}
-
-// endSpan ends span with kv, which it takes back, as an Error if there is an
-// error type.
-func endSpan(span trace.Span, kv *[]attribute.KeyValue, failure string, opts ...trace.SpanEndOption) {
-	if failure != "" {
-		*kv = append(*kv, semconv.ErrorTypeKey.String(failure))
+	if failure := errorType(ctx, nil, w.err); failure != "" {
+		span.SetAttributes(semconv.ErrorTypeKey.String(failure))
 		span.SetStatus(codes.Error, "")
 	}
-	span.SetAttributes(*kv...)
-	span.End(opts...)
-	attributePool.Put(kv)
+	span.End(trace.WithTimestamp(w.end))
 }
 
-// attributePool keeps the lists of attributes that spans have copied.
+// endSpan ends span with kv, as an Error if there is a failure. Its copy of kv
+// goes into a pool, so that the list itself can stay on the caller's stack.
+func endSpan(span trace.Span, failure string, kv ...attribute.KeyValue) {
+	if span.IsRecording() {
+		list := attributePool.Get().(*[]attribute.KeyValue)
+		*list = append((*list)[:0], kv...)
+		if failure != "" {
+			*list = append(*list, semconv.ErrorTypeKey.String(failure))
+			span.SetStatus(codes.Error, "")
+		}
+		span.SetAttributes(*list...) // which tracers copy
+		attributePool.Put(list)
+	}
+	span.End()
+}
+
 var attributePool = sync.Pool{New: func() any { return new([]attribute.KeyValue) }}
-
-func takeAttributes(kv ...attribute.KeyValue) *[]attribute.KeyValue {
-	list := attributePool.Get().(*[]attribute.KeyValue)
-	*list = append((*list)[:0], kv...)
-	return list
-}
 
 // errorType is the value of error.type, "" where there was no error. A caller
 // that cancels makes none.
@@ -316,7 +311,7 @@ func newEndpoint(host string, port int) *endpoint {
 	for m := range methods {
 		e.starts[m] = slices.Clip([]trace.SpanStartOption{
 			trace.WithSpanKind(trace.SpanKindClient),
-			trace.WithAttributes(methods[m].attr, e.address, e.port),
+			trace.WithAttributes(methodAttribute(m), e.address, e.port),
 		})
 	}
 	return e
@@ -352,7 +347,7 @@ func (e *endpoint) outcome(m int, resp *http.Response, failure string) []metric.
 }
 
 func (e *endpoint) newSeries(m int, resp *http.Response, failure string) []metric.RecordOption {
-	kv := appendAnswer([]attribute.KeyValue{methods[m].attr, e.address, e.port}, resp)
+	kv := appendAnswer([]attribute.KeyValue{methodAttribute(m), e.address, e.port}, resp)
 	if failure != "" {
 		kv = append(kv, semconv.ErrorTypeKey.String(failure))
 	}
@@ -361,21 +356,9 @@ func (e *endpoint) newSeries(m int, resp *http.Response, failure string) []metri
 
 // methods are those that OpenTelemetry knows. All others are one, last, so that
 // a method of odd bytes makes neither a span name nor a series.
-var methods = [...]struct {
-	name string
-	attr attribute.KeyValue
-}{
-	{http.MethodGet, semconv.HTTPRequestMethodGet},
-	{http.MethodPost, semconv.HTTPRequestMethodPost},
-	{http.MethodPut, semconv.HTTPRequestMethodPut},
-	{http.MethodPatch, semconv.HTTPRequestMethodPatch},
-	{http.MethodDelete, semconv.HTTPRequestMethodDelete},
-	{http.MethodHead, semconv.HTTPRequestMethodHead},
-	{http.MethodOptions, semconv.HTTPRequestMethodOptions},
-	{http.MethodConnect, semconv.HTTPRequestMethodConnect},
-	{http.MethodTrace, semconv.HTTPRequestMethodTrace},
-	{"QUERY", semconv.HTTPRequestMethodQuery},
-	{"HTTP", semconv.HTTPRequestMethodOther},
+var methods = [...]string{
+	http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodHead,
+	http.MethodOptions, http.MethodConnect, http.MethodTrace, "QUERY", "HTTP",
 }
 
 const otherMethod = len(methods) - 1
@@ -385,24 +368,30 @@ func methodOf(method string) int {
 	if method == "" {
 		return 0
 	}
-	for m := range otherMethod {
-		if methods[m].name == method {
-			return m
-		}
+	if m := slices.Index(methods[:otherMethod], method); m >= 0 {
+		return m
 	}
 	return otherMethod
 }
 
+// methodAttribute is that of methods[m].
+func methodAttribute(m int) attribute.KeyValue {
+	if m == otherMethod {
+		return semconv.HTTPRequestMethodOther
+	}
+	return semconv.HTTPRequestMethodKey.String(methods[m])
+}
+
 // protocolOf is the network.protocol.version of an answer, "" if unknown.
 func protocolOf(resp *http.Response) string {
-	switch [2]int{resp.ProtoMajor, resp.ProtoMinor} {
-	case [2]int{1, 0}:
+	switch 10*resp.ProtoMajor + resp.ProtoMinor {
+	case 10:
 		return "1.0"
-	case [2]int{1, 1}:
+	case 11:
 		return "1.1"
-	case [2]int{2, 0}:
+	case 20:
 		return "2"
-	case [2]int{3, 0}:
+	case 30:
 		return "3"
 	}
 	return ""
