@@ -68,7 +68,7 @@ func (c *customSource) ask(ctx context.Context, via *sender) (*lease, error) {
 	switch {
 	case errors.As(err, &auth):
 		return nil, err
-	case err == nil && (token == nil || !sendable(token.AccessToken)):
+	case err == nil && (token == nil || !sendable(token.AccessToken) || !sendable(token.Type())):
 		err = errors.New("the source returned no token that a header can carry")
 	}
 	if err != nil {

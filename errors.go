@@ -6,11 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"html"
 	"io"
+	"mime"
 	"net"
 	"net/http"
 	"net/url"
 	"reflect"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -22,7 +25,7 @@ import (
 // in a *url.Error.
 var (
 	// ErrCredentials is matched by an [AuthError] whose credentials the partner
-	// refused, with status 400, 401 or 403. Only other credentials will help.
+	// refused: with status 401, or 400 or 403 in JSON. Only others will help.
 	ErrCredentials = errors.New("credentials refused")
 
 	// ErrRateLimited tells that the request was not sent, or not once more after
@@ -81,7 +84,26 @@ func (e *AuthError) Unwrap() error { return e.Err }
 
 // Is reports whether target is ErrCredentials and the credentials were refused.
 func (e *AuthError) Is(target error) bool {
-	return target == ErrCredentials && refused(e.StatusCode)
+	return target == ErrCredentials && e.refused()
+}
+
+// refused reports whether the partner said that the credentials are wrong.
+func (e *AuthError) refused() bool {
+	var answer *oauth2.RetrieveError
+	return e.StatusCode == http.StatusUnauthorized || errors.As(e.Err, &answer) && refusal(answer)
+}
+
+// refusal reports whether an answer is a partner's to wrong credentials. Proxies
+// and firewalls answer 400 and 403 as well, in HTML.
+func refusal(answer *oauth2.RetrieveError) bool {
+	switch answer.Response.StatusCode {
+	case http.StatusUnauthorized:
+		return true
+	case http.StatusBadRequest, http.StatusForbidden:
+		kind, _, _ := mime.ParseMediaType(answer.Response.Header.Get("Content-Type"))
+		return kind == "application/json" || strings.HasSuffix(kind, "+json")
+	}
+	return false
 }
 
 // Timeout reports whether a deadline was the cause, as net.Error has it.
@@ -92,16 +114,6 @@ func (e AuthError) Format(f fmt.State, _ rune) { io.WriteString(f, e.Error()) }
 
 // MarshalText implements encoding.TextMarshaler, for encoding/json and slog.
 func (e AuthError) MarshalText() ([]byte, error) { return []byte(e.Error()), nil }
-
-// refused reports whether status is a partner's way to say that the
-// credentials are wrong.
-func refused(status int) bool {
-	switch status {
-	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
-		return true
-	}
-	return false
-}
 
 func statusText(code int) string {
 	if code == 0 {
@@ -206,7 +218,8 @@ func neverLeft(err error) bool {
 	}
 	var cert *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
-	return errors.As(err, &cert) || errors.As(err, &record) || fromProxy(err) ||
+	var proxy *proxyError
+	return errors.As(err, &cert) || errors.As(err, &record) || errors.As(err, &proxy) ||
 		strings.Contains(err.Error(), "TLS handshake timeout")
 }
 
@@ -222,6 +235,12 @@ func fromProxy(err error) bool {
 	}
 	return false
 }
+
+// A proxyError is the refusal of a CONNECT.
+type proxyError struct{ err error }
+
+func (e *proxyError) Error() string { return "the proxy refused to connect: " + e.err.Error() }
+func (e *proxyError) Unwrap() error { return e.err }
 
 // withoutSecrets is err without the secrets that its text repeats: net/http
 // quotes the headers that it cannot parse, and a server can put there what it
@@ -241,18 +260,42 @@ func withoutAnswer(err error) error {
 }
 
 // scrub cuts secrets out of foreign text, as they are and as Go, JSON and URLs
-// write them.
+// write them. Text that has them in yet another form is cut as a whole.
 func scrub(text string, secrets ...string) string {
-	var forms []string
+	if len(text) > maxText {
+		return redacted // searching it would take long, and nobody reads it
+	}
+	plain := escapes.ReplaceAllStringFunc(html.UnescapeString(text), unescape)
 	for _, secret := range secrets {
 		if len(secret) < 4 {
 			continue // it would be found in every other word
 		}
-		quoted := strconv.Quote(secret)
+		before := text
+		inGo := strconv.Quote(secret)
 		inJSON, _ := json.Marshal(secret)
-		for _, form := range []string{secret, quoted[1 : len(quoted)-1], string(inJSON[1 : len(inJSON)-1]), url.QueryEscape(secret), url.PathEscape(secret)} {
-			forms = append(forms, form, redacted)
+		for _, form := range []string{secret, inGo[1 : len(inGo)-1], string(inJSON[1 : len(inJSON)-1]), url.QueryEscape(secret), url.PathEscape(secret)} {
+			text = strings.ReplaceAll(text, form, redacted)
+		}
+		if text == before && strings.Contains(plain, secret) {
+			return redacted
 		}
 	}
-	return strings.NewReplacer(forms...).Replace(text)
+	return text
+}
+
+// maxText is how long a foreign text is kept.
+const maxText = 16 << 10
+
+// escapes are the ways to write a byte or character that unescape undoes.
+var escapes = regexp.MustCompile(`%[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\.`)
+
+func unescape(s string) string {
+	n, err := strconv.ParseUint(strings.TrimLeft(s, `%\ux`), 16, 32)
+	switch {
+	case len(s) == 2 || err != nil:
+		return s[1:]
+	case s[0] == '%' || s[1] == 'x':
+		return string([]byte{byte(n)})
+	}
+	return string(rune(n))
 }

@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.opentelemetry.io/otel/baggage"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/oauth2"
 )
@@ -103,12 +102,12 @@ func (f *fetch) run(parent context.Context) {
 	got = f.get()
 }
 
-// within is f's context at its place in the trace of its caller. Other values of
-// the caller's, httptrace hooks among them, are not for requests that the caller
-// does not know of.
+// within is f's context at its place in the trace of its caller: trace id, span
+// id and flags. Nothing else of the caller's is for a request that others wait
+// for as well, and that somebody outside could make the partner refuse.
 func (f *fetch) within(parent context.Context) context.Context {
-	ctx := trace.ContextWithSpan(f.ctx, trace.SpanFromContext(parent))
-	return baggage.ContextWithBaggage(ctx, baggage.FromContext(parent))
+	place := trace.SpanContextFromContext(parent).WithTraceState(trace.TraceState{})
+	return trace.ContextWithSpanContext(f.ctx, place)
 }
 
 // fetched is what an exchange brought: a lease, or why there is none.
@@ -200,7 +199,7 @@ func (f *fetch) exchange(resend int) fetched {
 		if ctx.Err() == context.DeadlineExceeded {
 			err = fmt.Errorf("no answer in time: %w", err)
 		}
-		got := f.failed(0, withoutAnswer(err))
+		got := f.failed(0, withoutSecrets(withoutAnswer(err), f.secrets()...))
 		got.again = true
 		return got
 	}
@@ -208,27 +207,24 @@ func (f *fetch) exchange(resend int) fetched {
 }
 
 // admit waits for a's permit, before all callers.
-func (f *fetch) admit(a *attempt) error {
+func (f *fetch) admit(a *attempt) (err error) {
 	var ticket uint64
-	var ok bool
+	var granted bool
 	q := f.sender.queue
-	if a.permit, ok = q.enter(time.Now(), &q.own, &ticket, true); !ok {
-		var err error
-		w := &waiter{sender: f.sender, line: &q.own, ctx: f.ctx, ticket: ticket}
-		if a.permit, err = f.sender.await(f.ctx, w); err != nil {
-			return err
-		}
-	} else {
+	if a.permit, granted = q.enter(time.Now(), &q.own, &ticket, true); granted {
 		f.sender.recordGrant(f.ctx, a.permit)
+	} else {
+		w := &waiter{sender: f.sender, line: &q.own, ctx: f.ctx, ticket: ticket}
+		a.permit, err = f.sender.await(f.ctx, w)
 	}
 	f.pending.Store(false)
-	return nil
+	return err
 }
 
 // read makes a lease of an answer, or an error that tells what is wrong with it.
 func (f *fetch) read(resp *http.Response, body []byte, sent time.Time, pause time.Duration) fetched {
 	received := time.Now()
-	status := resp.StatusCode
+	status, answer := resp.StatusCode, f.answer(resp)
 	reason := statusText(status)
 	var token string
 	var lifetime time.Duration
@@ -237,24 +233,23 @@ func (f *fetch) read(resp *http.Response, body []byte, sent time.Time, pause tim
 	case status >= 300 && status < 400:
 		err = errors.New("a redirect, which is not followed")
 	case status < 200 || status > 299:
-		if why := f.source.provider.hints[status]; why != "" {
+		if why := f.source.provider.hints[status]; why != "" && refusal(answer) {
 			reason += ": " + why
 		}
-		got := f.failed(status, &answerError{reason, f.answer(resp, body)})
+		got := f.failed(status, &answerError{reason, answer})
 		got.err.RetryAfter = pause
 		got.again = status == http.StatusTooManyRequests || status >= 500 && pause <= maxUnavailable
 		return got
 	case len(body) > maxAnswer:
-		err, body = errors.New("the answer is larger than 1 MiB"), nil
+		err = errors.New("the answer is larger than 1 MiB")
 	default:
 		token, lifetime, err = f.source.provider.read(body, resp.Header)
-		body = nil // it may have a token in it that is good
 	}
 	if err == nil && !sendable(token) {
-		err = errors.New("the token has characters that a header cannot have")
+		err = errors.New("the token is longer than 16 KiB or has characters that a header cannot have")
 	}
 	if err != nil {
-		return f.failed(status, &answerError{reason + ": " + err.Error(), f.answer(resp, body)})
+		return f.failed(status, &answerError{reason + ": " + err.Error(), answer})
 	}
 	return fetched{lease: newLease(token, min(lifetime, maxLifetime), sent, received)}
 }
@@ -263,33 +258,25 @@ func (f *fetch) failed(status int, err error) fetched {
 	return fetched{err: &AuthError{Provider: f.source.provider.name, Op: f.op, StatusCode: status, Err: err}}
 }
 
-// answer keeps of resp what helps to find out what went wrong, but no body that
-// has a secret in it.
-func (f *fetch) answer(resp *http.Response, body []byte) *oauth2.RetrieveError {
-	header, secrets := http.Header{}, f.secrets()
+// answer keeps of resp the little that helps to find out what went wrong.
+func (f *fetch) answer(resp *http.Response) *oauth2.RetrieveError {
+	header := http.Header{}
 	for _, name := range []string{"Content-Type", "Date", "Retry-After", "X-Request-Id"} {
-		if v := resp.Header.Get(name); v != "" {
-			header.Set(name, scrub(v, secrets...))
+		if v := resp.Header.Get(name); v != "" && len(v) <= maxField {
+			header.Set(name, scrub(v, f.secrets()...))
 		}
 	}
-	if text := string(body); len(body) > maxAnswer || scrub(text, secrets...) != text {
-		body = nil
-	}
-	return &oauth2.RetrieveError{
-		Response: &http.Response{
-			Status: statusText(resp.StatusCode), StatusCode: resp.StatusCode,
-			Proto: resp.Proto, ProtoMajor: resp.ProtoMajor, ProtoMinor: resp.ProtoMinor,
-			Header: header, Body: http.NoBody,
-		},
-		Body: body,
-	}
+	return &oauth2.RetrieveError{Response: &http.Response{
+		Status: statusText(resp.StatusCode), StatusCode: resp.StatusCode,
+		Proto: resp.Proto, ProtoMajor: resp.ProtoMajor, ProtoMinor: resp.ProtoMinor,
+		Header: header, Body: http.NoBody,
+	}}
 }
 
 // secrets are all that may come back in an answer.
 func (f *fetch) secrets() []string {
-	secrets := f.source.provider.secrets
-	if f.renews != nil {
-		secrets = append(slices.Clip(secrets), f.renews.token.AccessToken)
+	if f.renews == nil {
+		return f.source.provider.secrets
 	}
-	return secrets
+	return append(slices.Clip(f.source.provider.secrets), f.renews.token.AccessToken)
 }

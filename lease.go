@@ -17,6 +17,8 @@ const (
 	// leastLeft is how much of a lifetime an answer must leave not to count as
 	// over. Less would be a token request for each call.
 	leastLeft = 50 * time.Millisecond
+	// maxToken is the longest token, and token type, that is sent.
+	maxToken = 16 << 10
 	// maxLifetime is longer than any token lives.
 	maxLifetime = 10 * 365 * 24 * time.Hour
 )
@@ -57,14 +59,10 @@ func newLease(token string, lifetime time.Duration, sent, received time.Time) *l
 	return l
 }
 
-// sendable reports whether s can stand in a header: visible ASCII.
+// sendable reports whether s can stand in a header: visible ASCII, 16 KiB of it
+// at most, which is also how much foreign text is searched for.
 func sendable(s string) bool {
-	for i := range len(s) {
-		if s[i] <= ' ' || s[i] > '~' {
-			return false
-		}
-	}
-	return s != ""
+	return s != "" && len(s) <= maxToken && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 // jwtLifetime reads exp minus iat from a token, if it is a JWT that has both

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // NdovuDevBaseURL is Ndovu's development host, the only one its pages name. Ask
@@ -102,6 +103,11 @@ func (c Ndovu) check() (*origin, error) {
 	}
 	if strings.Contains(c.ClientID, ":") {
 		return nil, errors.New("the ClientID has a ':' in it, which HTTP Basic cannot carry")
+	}
+	for _, field := range []struct{ name, value string }{{"ClientID", c.ClientID}, {"ClientSecret", c.ClientSecret}} {
+		if strings.ContainsFunc(field.value, unicode.IsControl) {
+			return nil, fmt.Errorf("%s has a control character in it, such as a newline, which HTTP Basic cannot carry", field.name)
+		}
 	}
 	return parseOrigin("BaseURL", c.BaseURL)
 }

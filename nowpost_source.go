@@ -75,7 +75,6 @@ func (c NowPost) provider() *provider {
 		refreshes: true,
 		secrets:   []string{c.Password},
 		hints: map[int]string{
-			http.StatusBadRequest:   "check the e-mail and password",
 			http.StatusUnauthorized: "check the e-mail and password",
 			http.StatusForbidden:    "the account may not use this endpoint",
 		},

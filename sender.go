@@ -67,28 +67,45 @@ func (s *sender) recordGrant(ctx context.Context, p permit) {
 
 // send sends a copy of req under a's permit and settles the permit when the
 // headers are in. The answer's body is the caller's; that of req the Base's.
-func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (*http.Response, error) {
+func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp *http.Response, err error) {
 	ctx, span := s.startAttempt(ctx, req, a)
+	err = errAborted
+	defer func() {
+		now := time.Now()
+		s.settle(ctx, now, a, resp, err)
+		s.endAttempt(ctx, span, now.Sub(a.permit.at), req, a, resp, err)
+		if err != nil {
+			err = withoutSecrets(err, secretsOf(a.copy.Header.Get("Authorization"))...)
+		}
+	}()
 	a.prepare(ctx, req)
-	s.propagator.Inject(ctx, &a.carrier)
-	resp, err := s.roundTripper().RoundTrip(&a.copy)
-	now := time.Now()
+	s.inject(ctx, &a.carrier)
+	resp, err = s.roundTripper().RoundTrip(&a.copy)
 	switch {
-	case err != nil && resp != nil && resp.Body != nil:
-		resp.Body.Close()
-		resp = nil
-	case err == nil && resp == nil:
+	case err != nil:
+		if resp != nil && resp.Body != nil {
+			resp.Body.Close()
+		}
+		if resp = nil; fromProxy(err) {
+			err = &proxyError{err}
+		}
+	case resp == nil:
 		err = errors.New("partnerauth: Base returned neither a response nor an error")
-	case err == nil && resp.Body == nil:
+	case resp.Body == nil:
 		resp.Body = http.NoBody
 	}
-	s.settle(ctx, now, a, resp, err)
-	s.endAttempt(ctx, span, now.Sub(a.permit.at), req, a, resp, err)
-	if err != nil {
-		return nil, withoutSecrets(err, strings.TrimPrefix(a.copy.Header.Get("Authorization"), "Bearer "))
+	if err == nil {
+		resp.Request = req // and not the copy, which has the token in it
 	}
-	resp.Request = req // and not the copy, which has the token in it
-	return resp, nil
+	return resp, err
+}
+
+var errAborted = errors.New("partnerauth: Base has panicked or ended the goroutine")
+
+// secretsOf are what must not be repeated of the value of an Authorization.
+func secretsOf(authorization string) []string {
+	_, token, _ := strings.Cut(authorization, " ")
+	return []string{token}
 }
 
 // roundTripper is the Base, asked for at each request as net/http does.

@@ -44,8 +44,8 @@ const (
 //
 // Used in a Transport, its token requests go through that Transport's queue and
 // telemetry and, unless the provider has a Base of its own, through its Base;
-// so do those that Token starts later. They carry the trace and the baggage of
-// the caller's context, and no other value of it.
+// so do those that Token starts later. Of the caller's context they carry the
+// place in its trace, and no other value.
 type Source struct {
 	provider *provider // a pointer, which fmt does not follow
 
@@ -84,8 +84,8 @@ func (s *Source) Token() (*oauth2.Token, error) {
 // most 30 seconds on the wire. The token must not be changed.
 //
 // Every error is an *[AuthError]. Credentials that were refused are not tried
-// again for a second at first and up to a minute later on, and other failures
-// for half a second up to 30; meanwhile callers get the same error at once.
+// again for a second at first and for a quarter of an hour later on, and other
+// failures for half a second up to 30; meanwhile callers get the same error.
 func (s *Source) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 	if s == nil || s.provider == nil {
 		return nil, errNoProvider
@@ -236,7 +236,7 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 		return
 	}
 	way := f.route
-	if refused(err.StatusCode) || s.provider.base != nil {
+	if err.refused() || s.provider.base != nil {
 		way = nil
 	}
 	if s.failures[way] == nil {
@@ -311,14 +311,21 @@ type failures struct {
 	until time.Time // no fetch starts before
 }
 
-// add makes callers wait longer after each failure. Refused credentials are
-// asked about less often, as a partner locks accounts.
+// refusals is how long refused credentials are not sent again, the last for all
+// that follow: a partner locks accounts, for the process with the new password as
+// well as for the one with the old.
+var refusals = [...]time.Duration{
+	time.Second, 5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 15 * time.Minute,
+}
+
+// add makes callers wait longer after each failure.
 func (b *failures) add(now time.Time, err *AuthError) {
-	first, most := 500*time.Millisecond, 30*time.Second
-	if refused(err.StatusCode) {
-		first, most = time.Second, time.Minute
+	wait := backoff(b.count, 500*time.Millisecond, 30*time.Second)
+	if err.refused() {
+		wait = refusals[min(b.count, len(refusals)-1)]
+		wait += rand.N(wait / 2)
 	}
-	err.RetryAfter = max(err.RetryAfter, backoff(b.count, first, most))
+	err.RetryAfter = max(err.RetryAfter, wait)
 	b.count++
 	b.err, b.until = err, now.Add(err.RetryAfter)
 }

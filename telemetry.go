@@ -16,6 +16,7 @@ import (
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/baggage"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
@@ -50,6 +51,7 @@ const (
 type telemetry struct {
 	tracer     trace.Tracer
 	propagator propagation.TextMapPropagator
+	foreign    bool // the propagator is otel's global, and not one for partners
 
 	callName string
 	provider []attribute.KeyValue // none for a source of the user's own
@@ -73,12 +75,14 @@ func newTelemetry(provider string, tp trace.TracerProvider, mp metric.MeterProvi
 	if mp == nil {
 		mp = otel.GetMeterProvider()
 	}
-	if p == nil {
+	global := p == nil
+	if global {
 		p = otel.GetTextMapPropagator()
 	}
 	t := &telemetry{
 		tracer:     tp.Tracer(scopeName, trace.WithSchemaURL(semconv.SchemaURL)),
 		propagator: p,
+		foreign:    global,
 		callName:   "partnerauth call",
 		waited:     map[string][]metric.RecordOption{},
 	}
@@ -131,6 +135,15 @@ func (t *telemetry) endCall(span trace.Span, c *call, resp *http.Response, err e
 		list = append(list, semconv.HTTPResponseStatusCode(resp.StatusCode))
 	}
 	endSpan(span, errorType(c.ctx, resp, err), list...)
+}
+
+// inject writes the place in the trace to a request. A partner is a third party,
+// whom baggage is not for.
+func (t *telemetry) inject(ctx context.Context, c propagation.TextMapCarrier) {
+	if t.foreign && baggage.FromContext(ctx).Len() > 0 {
+		ctx = baggage.ContextWithoutBaggage(ctx)
+	}
+	t.propagator.Inject(ctx, c)
 }
 
 // startAttempt opens the CLIENT span of one attempt. What a sampler may ask for

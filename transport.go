@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,7 +55,7 @@ type Transport struct {
 
 	TracerProvider trace.TracerProvider          // nil is OpenTelemetry's global
 	MeterProvider  metric.MeterProvider          // nil is OpenTelemetry's global
-	Propagator     propagation.TextMapPropagator // nil is OpenTelemetry's global
+	Propagator     propagation.TextMapPropagator // nil is OpenTelemetry's global, which then sends no baggage
 
 	once    sync.Once
 	account *account
@@ -69,7 +71,7 @@ type account struct {
 }
 
 // RoundTrip implements http.RoundTripper.
-func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+func (t *Transport) RoundTrip(req *http.Request) (resp *http.Response, err error) {
 	t.once.Do(t.init)
 	to, err := t.destination(req)
 	if err != nil {
@@ -81,12 +83,12 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	ctx, span := t.account.startCall(req.Context())
 	c := call{account: t.account, ctx: ctx, req: req, origin: to, body: req.Body}
-	resp, err := c.roundTrip()
-	c.endCall(span, &c, resp, err)
-	return resp, err
+	defer func() { c.endCall(span, &c, resp, err) }()
+	return c.roundTrip()
 }
 
-// destination is the pinned origin that req goes to, nil if it goes elsewhere.
+// destination is the pinned origin that req goes to, nil if it goes elsewhere or
+// somebody elsewhere has sent it here.
 func (t *Transport) destination(req *http.Request) (*origin, error) {
 	if t.err != nil {
 		return nil, t.err
@@ -94,42 +96,63 @@ func (t *Transport) destination(req *http.Request) (*origin, error) {
 	if req.URL == nil {
 		return nil, errors.New("partnerauth: the request has no URL")
 	}
-	return pinned(t.account.origins, req.URL)
+	to, err := pinned(t.account.origins, req.URL)
+	if to == nil || err != nil {
+		return nil, err
+	}
+	if req.URL.Opaque != "" || req.Host != "" && !to.matches(&url.URL{Scheme: to.scheme, Host: req.Host}) {
+		return nil, fmt.Errorf("partnerauth: the request's Host or URL.Opaque names another host than its URL, %s", to.host)
+	}
+	for r := req.Response; r != nil && r.Request != nil && r.Request.URL != nil; r = r.Request.Response {
+		if from, err := pinned(t.account.origins, r.Request.URL); from == nil || err != nil {
+			return nil, nil // signing it would be a stranger's wish
+		}
+	}
+	return to, nil
 }
 
-// CloseIdleConnections does that for the Base, if it can. http.Client has a
-// method of the same name that calls it.
+// CloseIdleConnections does that for the Base, and for that of the provider's
+// token requests, if they can. http.Client has a method of the same name that
+// calls it.
 func (t *Transport) CloseIdleConnections() {
 	t.once.Do(t.init)
 	if t.err != nil {
 		return
 	}
-	if base, ok := t.account.roundTripper().(interface{ CloseIdleConnections() }); ok {
-		base.CloseIdleConnections()
+	bases := []http.RoundTripper{t.account.roundTripper()}
+	if s, ok := t.Source.(*Source); ok {
+		bases = append(bases, s.provider.base)
+	}
+	for _, base := range bases {
+		if base, ok := base.(interface{ CloseIdleConnections() }); ok {
+			base.CloseIdleConnections()
+		}
 	}
 }
 
 func (t *Transport) init() {
+	t.err = errors.New("partnerauth: a provider of telemetry panicked at first use")
+	t.err = t.prepare()
+}
+
+// prepare makes the account.
+func (t *Transport) prepare() error {
 	source, ours := t.Source.(*Source)
 	provider := ""
 	a := &account{tokens: source}
 	switch {
 	case t.Source == nil:
-		t.err = configError("", "Transport.Source is nil")
-		return
+		return configError("", "Transport.Source is nil")
 	case ours && (source == nil || source.provider == nil):
-		t.err = errNoProvider
-		return
+		return errNoProvider
+	case ours && source.provider.err != nil:
+		return source.provider.err
 	case ours:
-		a.cached = "cache"
 		provider = source.provider.name
-		if t.err = source.provider.err; t.err != nil {
-			return
-		}
+		a.cached = "cache"
 		a.origins = []*origin{source.provider.origin}
 	case len(t.Origins) == 0:
-		t.err = configError("", "Transport.Origins is empty, and only a *Source knows its own")
-		return
+		return configError("", "Transport.Origins is empty, and only a *Source knows its own")
 	default:
 		a.tokens = newCustomSource(t.Source)
 	}
@@ -139,17 +162,18 @@ func (t *Transport) init() {
 	for i, url := range t.Origins {
 		o, err := parseOrigin(fmt.Sprintf("Transport.Origins[%d]", i), url)
 		if err != nil {
-			t.err = configError("", "%w", err)
-			return
+			return configError("", "%w", err)
 		}
 		a.origins = append(a.origins, o)
 	}
-	if a.queue, t.err = queueOf(t.Limiter); t.err != nil {
-		return
+	var err error
+	if a.queue, err = queueOf(t.Limiter); err != nil {
+		return err
 	}
 	a.base = t.Base
 	a.telemetry = newTelemetry(provider, t.TracerProvider, t.MeterProvider, t.Propagator)
 	t.account = a
+	return nil
 }
 
 // A call is one RoundTrip to a pinned origin.
@@ -263,7 +287,7 @@ func (c *call) again(resp *http.Response) bool {
 	c.body = nil
 	now := time.Now()
 	switch {
-	case resp.StatusCode == http.StatusUnauthorized && !c.unauthorized && c.tokens.reject(c.lease):
+	case resp.StatusCode == http.StatusUnauthorized && !c.unauthorized && !outOfScope(resp) && c.tokens.reject(c.lease):
 		c.reason = unauthorized
 	case resp.StatusCode == http.StatusTooManyRequests && !c.limited && c.worthWaiting(now):
 		c.reason, c.until = rateLimited, now.Add(2*c.queue.window+1)
@@ -281,6 +305,17 @@ func (c *call) again(resp *http.Response) bool {
 	c.unauthorized = c.unauthorized || c.reason == unauthorized
 	c.limited = c.limited || c.reason == rateLimited
 	return true
+}
+
+// outOfScope reports whether a 401 says that the token is good, but not for this
+// (RFC 6750): no login helps.
+func outOfScope(resp *http.Response) bool {
+	for _, v := range resp.Header["Www-Authenticate"] {
+		if len(v) <= maxField && strings.Contains(strings.ToLower(v), `error="insufficient_scope"`) {
+			return true
+		}
+	}
+	return false
 }
 
 // worthWaiting reports whether the next turn comes before the deadline and

@@ -56,6 +56,7 @@ func (w *waiter) wait() (permit, error) {
 	if w.wake == nil {
 		w.wake = make(chan struct{}, 1)
 	}
+	defer w.abandon()
 	w.deadline, _ = w.ctx.Deadline()
 	var timer *time.Timer
 	for {
@@ -77,6 +78,15 @@ func (w *waiter) wait() (permit, error) {
 			return p, err
 		}
 		w.sleep(&timer, sleep, changed)
+	}
+}
+
+// abandon takes w out of its queue if code of the user's has panicked in wait.
+func (w *waiter) abandon() {
+	if w.in {
+		w.queue.mu.Lock()
+		defer w.queue.unlock()
+		w.leave()
 	}
 }
 
