@@ -14,14 +14,11 @@ import (
 
 // A tokenCache is where a Transport's calls get their tokens.
 type tokenCache interface {
-	// fresh returns the token to send where nothing else has to be looked at, or
-	// nil. It takes no lock.
-	fresh() *lease
 	// seek returns the token to send, which may be l, or the fetch to wait for
 	// and whether this call has started it. It does not wait and runs no code of
 	// the user's; errNoToken means that the caller has to ask.
 	seek(ctx context.Context, via *sender, l *lease, start bool) (*lease, *fetch, bool, error)
-	// ask gets a token, and may wait. It returns nil where seek knows better.
+	// ask gets a token, or nil where it has to be sought.
 	ask(ctx context.Context, via *sender) (*lease, error)
 	// reject forgets a token that was answered 401, and reports whether it is
 	// worth asking for another.
@@ -42,8 +39,6 @@ type customSource struct {
 func newCustomSource(s oauth2.TokenSource) *customSource {
 	return &customSource{source: s, relogins: newRelogins()}
 }
-
-func (c *customSource) fresh() *lease { return nil }
 
 // seek returns l as long as it is good and nothing was rejected since it was
 // asked for: it might have been that.

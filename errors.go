@@ -89,19 +89,19 @@ func (e *AuthError) Is(target error) bool {
 
 // refused reports whether the partner said that the credentials are wrong.
 func (e *AuthError) refused() bool {
-	var answer *oauth2.RetrieveError
-	return e.StatusCode == http.StatusUnauthorized || errors.As(e.Err, &answer) && refusal(answer)
+	var answer *answerError
+	return e.StatusCode == http.StatusUnauthorized || errors.As(e.Err, &answer) && answer.refused
 }
 
 // refusal reports whether an answer is a partner's to wrong credentials. Proxies
 // and firewalls answer 400 and 403 as well, in HTML.
-func refusal(answer *oauth2.RetrieveError) bool {
-	switch answer.Response.StatusCode {
+func refusal(resp *http.Response, body []byte) bool {
+	switch resp.StatusCode {
 	case http.StatusUnauthorized:
 		return true
 	case http.StatusBadRequest, http.StatusForbidden:
-		kind, _, _ := mime.ParseMediaType(answer.Response.Header.Get("Content-Type"))
-		return kind == "application/json" || strings.HasSuffix(kind, "+json")
+		kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+		return kind == "application/json" || json.Valid(body)
 	}
 	return false
 }
@@ -129,11 +129,12 @@ func configError(provider, format string, args ...any) *AuthError {
 	return &AuthError{Provider: provider, Op: "config", Err: fmt.Errorf(format, args...)}
 }
 
-// An answerError is an answer that is no token. It keeps what the partner sent
-// for those who unwrap to *oauth2.RetrieveError, and out of its own text.
+// An answerError is an answer that is no token. It keeps what is kept of it for
+// those who unwrap to *oauth2.RetrieveError.
 type answerError struct {
-	reason string
-	answer *oauth2.RetrieveError
+	reason  string
+	refused bool
+	answer  *oauth2.RetrieveError
 }
 
 func (e *answerError) Error() string { return e.reason }

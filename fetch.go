@@ -168,13 +168,17 @@ func (f *fetch) left() time.Duration {
 // exchange makes one request and reads its answer.
 func (f *fetch) exchange(resend int) fetched {
 	a := &attempt{origin: f.source.provider.origin, resend: resend}
-	if err := f.admit(a); err != nil {
+	q := f.sender.queue
+	var err error
+	a.permit, _, err = f.sender.admit(f.ctx, &waiter{queue: q, line: &q.own, ctx: f.ctx}, true, true)
+	f.pending.Store(false)
+	if err != nil {
 		return f.failed(0, err)
 	}
 	var current string
 	if f.op == refresh {
 		if !f.renews.good(time.Now()) {
-			f.sender.queue.settle(time.Now(), a.permit, unused, 0)
+			q.settle(time.Now(), a.permit, unused, 0)
 			return f.failed(0, errors.New("the token ended before its turn came"))
 		}
 		current = f.renews.token.AccessToken
@@ -183,7 +187,7 @@ func (f *fetch) exchange(resend int) fetched {
 	defer cancel()
 	req, err := f.source.provider.request(ctx, f.op, current)
 	if err != nil {
-		f.sender.queue.settle(time.Now(), a.permit, unused, 0)
+		q.settle(time.Now(), a.permit, unused, 0)
 		return f.failed(0, err)
 	}
 
@@ -206,21 +210,6 @@ func (f *fetch) exchange(resend int) fetched {
 	return f.read(resp, body, sent, a.pause)
 }
 
-// admit waits for a's permit, before all callers.
-func (f *fetch) admit(a *attempt) (err error) {
-	var ticket uint64
-	var granted bool
-	q := f.sender.queue
-	if a.permit, granted = q.enter(time.Now(), &q.own, &ticket, true); granted {
-		f.sender.recordGrant(f.ctx, a.permit)
-	} else {
-		w := &waiter{sender: f.sender, line: &q.own, ctx: f.ctx, ticket: ticket}
-		a.permit, err = f.sender.await(f.ctx, w)
-	}
-	f.pending.Store(false)
-	return err
-}
-
 // read makes a lease of an answer, or an error that tells what is wrong with it.
 func (f *fetch) read(resp *http.Response, body []byte, sent time.Time, pause time.Duration) fetched {
 	received := time.Now()
@@ -233,10 +222,11 @@ func (f *fetch) read(resp *http.Response, body []byte, sent time.Time, pause tim
 	case status >= 300 && status < 400:
 		err = errors.New("a redirect, which is not followed")
 	case status < 200 || status > 299:
-		if why := f.source.provider.hints[status]; why != "" && refusal(answer) {
+		refused := refusal(resp, body)
+		if why := f.source.provider.hints[status]; why != "" && refused {
 			reason += ": " + why
 		}
-		got := f.failed(status, &answerError{reason, answer})
+		got := f.failed(status, &answerError{reason, refused, answer})
 		got.err.RetryAfter = pause
 		got.again = status == http.StatusTooManyRequests || status >= 500 && pause <= maxUnavailable
 		return got
@@ -245,11 +235,15 @@ func (f *fetch) read(resp *http.Response, body []byte, sent time.Time, pause tim
 	default:
 		token, lifetime, err = f.source.provider.read(body, resp.Header)
 	}
-	if err == nil && !sendable(token) {
-		err = errors.New("the token is longer than 16 KiB or has characters that a header cannot have")
+	switch {
+	case err != nil:
+	case len(token) > maxToken:
+		err = errors.New("the token is longer than 16 KiB")
+	case !sendable(token):
+		err = errors.New("the token has characters that a header cannot have")
 	}
 	if err != nil {
-		return f.failed(status, &answerError{reason + ": " + err.Error(), answer})
+		return f.failed(status, &answerError{reason + ": " + err.Error(), false, answer})
 	}
 	return fetched{lease: newLease(token, min(lifetime, maxLifetime), sent, received)}
 }

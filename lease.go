@@ -38,13 +38,6 @@ func (l *lease) good(now time.Time) bool {
 	return l != nil && (l.ends.IsZero() || now.Before(l.ends))
 }
 
-func (l *lease) oauth2() *oauth2.Token {
-	if l == nil {
-		return nil
-	}
-	return l.token
-}
-
 // newLease makes a lease that counts from when its request was sent, since the
 // partner began to count no earlier.
 func newLease(token string, lifetime time.Duration, sent, received time.Time) *lease {

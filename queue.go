@@ -79,31 +79,18 @@ func (l *line) ready() bool { return l.first().fetch.over() }
 // callerTickets is where the tickets of requests that are not urgent begin.
 const callerTickets = 1 << 63
 
-// number gives a request its place in the order of arrival, unless it has one.
-func (q *queue) number(ticket *uint64, urgent bool) {
+// enter gives w its place in the order of arrival, unless it has one, and its
+// permit if it has its token and need not wait.
+func (q *queue) enter(now time.Time, w *waiter, urgent, ready bool) (permit, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.numbered(ticket, urgent)
-}
-
-func (q *queue) numbered(ticket *uint64, urgent bool) {
-	if *ticket != 0 {
-		return
+	if w.ticket == 0 {
+		q.tickets++
+		if w.ticket = q.tickets; !urgent {
+			w.ticket += callerTickets
+		}
 	}
-	q.tickets++
-	*ticket = q.tickets
-	if !urgent {
-		*ticket += callerTickets
-	}
-}
-
-// enter grants a permit to a request of l that need not wait for it. Any other
-// has its place in the order of arrival then.
-func (q *queue) enter(now time.Time, l *line, ticket *uint64, urgent bool) (permit, bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.numbered(ticket, urgent)
-	if l.size > 0 || q.first() != nil || q.delay(now, nil) > 0 {
+	if !ready || w.line.size > 0 || q.first() != nil || q.delay(now, nil) > 0 {
 		return permit{}, false
 	}
 	return q.pacer.take(now), true

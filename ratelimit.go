@@ -74,11 +74,10 @@ func (q *Quota) Wait(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ended(ctx)
 	}
-	w := waiter{ctx: ctx}
-	p, ok := line.enter(time.Now(), &line.own, &w.ticket, false)
-	if !ok {
+	w := waiter{queue: line, line: &line.own, ctx: ctx}
+	p, granted := line.enter(time.Now(), &w, false, true)
+	if !granted {
 		waiting := w
-		waiting.sender, waiting.line = &sender{queue: line}, &line.own
 		if p, err = waiting.wait(); err != nil {
 			return err
 		}

@@ -36,33 +36,32 @@ type attempt struct {
 	carrier carrier
 }
 
-// await waits until w has its permit, and tells telemetry what it waited for.
-func (s *sender) await(ctx context.Context, w *waiter) (permit, error) {
-	w.since = time.Now()
+// admit waits until w has its permit, and tells telemetry what it waited for and
+// for how long.
+func (s *sender) admit(ctx context.Context, w *waiter, urgent, ready bool) (p permit, waited time.Duration, err error) {
+	p, granted := s.queue.enter(time.Now(), w, urgent, ready)
+	if granted {
+		s.recordWait(ctx, time.Time{}, 0, nil)
+		s.recordPace(ctx, p.pace)
+		return p, 0, nil
+	}
+	waiting := *w // which is on the heap
 	s.addQueued(ctx, 1)
-	p, err := w.wait()
+	p, err = waiting.wait()
 	s.addQueued(ctx, -1)
-	for _, t := range w.waits {
-		if !t.leads {
-			s.recordShared(ctx, t)
-		}
+	*w = waiting
+	if w.joined.fetch != nil && !w.joined.leads {
+		s.recordShared(ctx, w.joined)
 	}
-	w.waits = nil
 	if isAuth(err) || err == errNoToken {
-		return p, err // before it came to waiting for a permit
+		return p, 0, err // before it came to waiting for a permit
 	}
-	w.waited = time.Since(w.since)
-	s.recordWait(ctx, w.since, w.waited, err)
+	waited = time.Since(w.since)
+	s.recordWait(ctx, w.since, waited, err)
 	if err == nil {
 		s.recordPace(ctx, p.pace)
 	}
-	return p, err
-}
-
-// recordGrant records a permit that was not waited for.
-func (s *sender) recordGrant(ctx context.Context, p permit) {
-	s.recordWait(ctx, time.Time{}, 0, nil)
-	s.recordPace(ctx, p.pace)
+	return p, waited, err
 }
 
 // send sends a copy of req under a's permit and settles the permit when the

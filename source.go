@@ -93,42 +93,19 @@ func (s *Source) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 	if l := s.fresh(); l != nil {
 		return l.token, nil
 	}
-	via := senderFrom(ctx)
-	for {
-		gaveUp := ctx.Err() != nil
-		l, f, leads, err := s.seek(ctx, via, nil, !gaveUp)
-		switch {
-		case err != nil && gaveUp:
-			return nil, s.gaveUp(ended(ctx))
-		case err != nil:
-			return nil, err
-		case l == nil:
-			l, err = s.await(ctx, via, tokenWait{fetch: f, leads: leads, start: time.Now()})
-		}
-		if l != nil || err != nil {
-			return l.oauth2(), err
-		}
+	if ctx.Err() != nil {
+		return nil, s.gaveUp(ended(ctx))
 	}
-}
-
-// await waits for a fetch or for the end of ctx. Without an error and without a
-// lease, the fetch was overtaken by a rejection.
-func (s *Source) await(ctx context.Context, via *sender, wait tokenWait) (*lease, error) {
-	f := wait.fetch
-	select {
-	case <-f.done:
-		wait.err = f.err
-	case <-ctx.Done():
-		wait.err = s.gaveUp(ended(ctx))
+	q := unlimited()
+	w := &waiter{queue: q, line: &q.own, ctx: ctx, tokens: s, via: senderFrom(ctx)}
+	_, err := w.wait()
+	if w.joined.fetch != nil && !w.joined.leads {
+		s.route(w.via).recordShared(ctx, w.joined)
 	}
-	wait.end = time.Now()
-	if !wait.leads {
-		s.route(via).recordShared(ctx, wait)
+	if err != nil {
+		return nil, err
 	}
-	if wait.err != nil {
-		return nil, wait.err
-	}
-	return f.lease, nil
+	return w.lease.token, nil
 }
 
 // fresh is the current token if it need not be renewed, else nil.
@@ -139,8 +116,7 @@ func (s *Source) fresh() *lease {
 	return nil
 }
 
-// ask leaves it to seek.
-func (s *Source) ask(context.Context, *sender) (*lease, error) { return nil, nil }
+func (s *Source) ask(context.Context, *sender) (*lease, error) { return s.fresh(), nil }
 
 // seek returns the token to send, starting its renewal if that is due, or else
 // the fetch to wait for and whether this call has started it, or the error of a

@@ -66,7 +66,7 @@ type Transport struct {
 type account struct {
 	sender
 	tokens  tokenCache
-	cached  string // what telemetry calls a token that need not be fetched
+	custom  bool // tokens is a customSource
 	origins []*origin
 }
 
@@ -81,8 +81,10 @@ func (t *Transport) RoundTrip(req *http.Request) (resp *http.Response, err error
 	if to == nil {
 		return t.account.roundTripper().RoundTrip(req)
 	}
-	ctx, span := t.account.startCall(req.Context())
-	c := call{account: t.account, ctx: ctx, req: req, origin: to, body: req.Body}
+	a := t.account
+	ctx, span := a.startCall(req.Context())
+	c := call{account: a, req: req, origin: to, body: req.Body}
+	c.waiter = waiter{queue: a.queue, line: &a.line, ctx: ctx, tokens: a.tokens, via: &a.sender}
 	defer func() { c.endCall(span, &c, resp, err) }()
 	return c.roundTrip()
 }
@@ -149,12 +151,11 @@ func (t *Transport) prepare() error {
 		return source.provider.err
 	case ours:
 		provider = source.provider.name
-		a.cached = "cache"
 		a.origins = []*origin{source.provider.origin}
 	case len(t.Origins) == 0:
 		return configError("", "Transport.Origins is empty, and only a *Source knows its own")
 	default:
-		a.tokens = newCustomSource(t.Source)
+		a.tokens, a.custom = newCustomSource(t.Source), true
 	}
 	if len(t.Origins) > 0 {
 		a.origins = nil
@@ -179,18 +180,14 @@ func (t *Transport) prepare() error {
 // A call is one RoundTrip to a pinned origin.
 type call struct {
 	*account
-	ctx    context.Context
+	waiter // for the next attempt; its place in the queue is the same for all
 	req    *http.Request
 	origin *origin
 	body   io.ReadCloser // of the next attempt, until it is handed to the Base
-	ticket uint64        // in the queue; the same for all attempts
-	lease  *lease        // the token of the last attempt
-	permit permit        // of the last attempt
 
+	permit   permit // of the last attempt
 	attempts int
 	waited   time.Duration // for permits
-	from     string        // where the last token came from
-	outlived int           // how many tokens ended before their turn came
 
 	unauthorized, limited bool           // has been sent again after 401, after 429
 	reason                string         // why the next attempt is made; "": it is the first
@@ -204,11 +201,15 @@ const rateLimited = "rate_limited"
 // roundTrip sends the request until there is an answer for the caller.
 func (c *call) roundTrip() (*http.Response, error) {
 	if c.ctx.Err() != nil {
-		return c.leave(ended(c.ctx))
+		return c.giveUp(ended(c.ctx))
 	}
 	for {
-		if err := c.admit(); err != nil {
-			return c.leave(err)
+		err := errNoToken
+		for err == errNoToken {
+			err = c.admit()
+		}
+		if err != nil {
+			return c.giveUp(err)
 		}
 		if c.reason != "" {
 			c.addResend(c.ctx, c.reason)
@@ -225,61 +226,37 @@ func (c *call) roundTrip() (*http.Response, error) {
 	}
 }
 
-// admit waits for a token and for leave to send one request with it.
-func (c *call) admit() error {
-	for {
-		l := c.tokens.fresh()
-		if l == nil {
-			c.queue.number(&c.ticket, false)
-			var err error
-			if l, err = c.tokens.ask(c.ctx, &c.sender); err != nil {
-				return err
-			}
-		}
-		if l != nil && l.insisted && c.reason == unauthorized {
-			return errInsisted
-		}
-		var granted bool
-		if l != nil {
-			c.permit, granted = c.queue.enter(time.Now(), &c.line, &c.ticket, false)
-		}
-		if granted {
-			c.lease, c.from = l, c.cached
-			c.recordGrant(c.ctx, c.permit)
-			return nil
-		}
-		if err := c.wait(l); err != errNoToken {
-			return err
-		}
+// admit waits for a token and for leave to send one request with it. It never
+// holds a permit while it waits for a token, or a hundred who hold permits would
+// wait for a login that needs one.
+func (c *call) admit() (err error) {
+	if c.custom { // which may take its time
+		c.queue.enter(time.Now(), &c.waiter, false, false)
 	}
+	if c.lease, err = c.waiter.tokens.ask(c.ctx, c.via); err != nil {
+		return err
+	}
+	if c.reason == unauthorized && c.lease != nil && c.lease.insisted {
+		return errInsisted
+	}
+	if !c.custom {
+		c.from = "cache"
+	}
+	ctx := c.ctx
+	if c.reason == rateLimited {
+		bounded, cancel := context.WithDeadline(ctx, c.until)
+		defer cancel()
+		c.ctx = bounded
+	}
+	var waited time.Duration
+	c.permit, waited, err = c.sender.admit(ctx, &c.waiter, false, c.lease != nil)
+	c.ctx = ctx
+	c.waited += waited
+	return err
 }
 
 // errInsisted tells that a source still has the token that was answered 401.
 var errInsisted = errors.New("partnerauth: the source has no other token")
-
-// wait waits in the queue, for a token first if l is nil or no longer good when
-// its turn has come. It never holds a permit while it waits for a token, or a
-// hundred who hold permits would wait for a login that needs one.
-func (c *call) wait(l *lease) error {
-	ctx := c.ctx
-	if c.reason == rateLimited {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, c.until)
-		defer cancel()
-	}
-	w := &waiter{
-		sender: &c.sender, line: &c.line, ctx: ctx, ticket: c.ticket,
-		tokens: c.tokens, lease: l, from: c.cached, outlived: c.outlived,
-	}
-	var err error
-	c.permit, err = c.await(c.ctx, w)
-	c.waited += w.waited
-	c.outlived = w.outlived
-	if w.lease != nil {
-		c.lease, c.from = w.lease, w.from
-	}
-	return err
-}
 
 // again reports whether the request is to be sent once more after resp, and if
 // so has made everything ready for it.
@@ -287,7 +264,7 @@ func (c *call) again(resp *http.Response) bool {
 	c.body = nil
 	now := time.Now()
 	switch {
-	case resp.StatusCode == http.StatusUnauthorized && !c.unauthorized && !outOfScope(resp) && c.tokens.reject(c.lease):
+	case resp.StatusCode == http.StatusUnauthorized && !c.unauthorized && !outOfScope(resp) && c.waiter.tokens.reject(c.lease):
 		c.reason = unauthorized
 	case resp.StatusCode == http.StatusTooManyRequests && !c.limited && c.worthWaiting(now):
 		c.reason, c.until = rateLimited, now.Add(2*c.queue.window+1)
@@ -321,14 +298,14 @@ func outOfScope(resp *http.Response) bool {
 // worthWaiting reports whether the next turn comes before the deadline and
 // within two windows.
 func (c *call) worthWaiting(now time.Time) bool {
-	wait := c.queue.wait(now, &waiter{line: &c.line, ticket: c.ticket})
+	wait := c.queue.wait(now, &waiter{line: c.line, ticket: c.ticket})
 	deadline, bounded := c.ctx.Deadline()
 	return wait <= 2*c.queue.window && (!bounded || !now.Add(wait).After(deadline))
 }
 
-// leave ends the call without another attempt: with the answer to the last one if
+// giveUp ends the call without another attempt: with the answer to the last one if
 // that was only to be improved on, else with err.
-func (c *call) leave(err error) (*http.Response, error) {
+func (c *call) giveUp(err error) (*http.Response, error) {
 	if c.body != nil {
 		c.body.Close()
 	}

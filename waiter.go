@@ -11,19 +11,19 @@ import (
 // A waiter is one request in a queue. Its own goroutine takes it through its
 // states: waiting for a token (it has a fetch), waiting for its turn, gone.
 type waiter struct {
-	*sender
-	line   *line
-	ctx    context.Context
-	ticket uint64
-
+	queue    *queue
+	line     *line
+	ctx      context.Context
 	deadline time.Time // of ctx; zero: none
 	gaveUp   error     // why ctx has ended; nil: it has not
+	ticket   uint64    // 0 until its arrival
 
 	tokens tokenCache // nil: it needs no token
+	via    *sender    // of token requests
 	lease  *lease     // the token that it goes with; nil: it has none
 	fetch  *fetch     // that it waits for; nil: none
+	joined tokenWait  // the last wait for a fetch
 	from   string     // where the token came from
-	waits  []tokenWait
 	// outlived counts the tokens that ended before w's turn came. After
 	// maxOutlived no other is fetched for it, or there would be one login after
 	// the other for ever.
@@ -31,7 +31,6 @@ type waiter struct {
 
 	in      bool          // the queue
 	since   time.Time     // when its wait for the permit began
-	waited  time.Duration // for it
 	wake    chan struct{} // has something in it if the waiter is to look again
 	refused error         // by a Limiter
 }
@@ -39,10 +38,10 @@ type waiter struct {
 // maxOutlived is how many tokens may end before the turn of one request comes.
 const maxOutlived = 2
 
-// A tokenWait is a wait for a fetch, told to telemetry when it is over.
+// A tokenWait is a wait for a fetch, or for several where rejections overtook it.
 type tokenWait struct {
 	fetch      *fetch
-	leads      bool // it had been started by this waiter
+	leads      bool // the waiter had started it
 	start, end time.Time
 	err        error
 }
@@ -53,10 +52,8 @@ var errNoToken = errors.New("no token")
 // wait waits until w has its permit, or tells why there is none: w is out of the
 // queue in either case.
 func (w *waiter) wait() (permit, error) {
-	if w.wake == nil {
-		w.wake = make(chan struct{}, 1)
-	}
 	defer w.abandon()
+	w.since, w.wake, w.refused, w.joined = time.Now(), make(chan struct{}, 1), nil, tokenWait{}
 	w.deadline, _ = w.ctx.Deadline()
 	var timer *time.Timer
 	for {
@@ -165,20 +162,22 @@ func (w *waiter) obtain(now time.Time) error {
 	if w.lease != nil && !w.lease.good(now) {
 		w.outlived++
 	}
-	l, f, leads, err := w.tokens.seek(w.ctx, w.sender, w.lease, w.outlived < maxOutlived)
+	l, f, leads, err := w.tokens.seek(w.ctx, w.via, w.lease, w.outlived < maxOutlived)
 	w.lease, w.fetch = l, f
 	if f != nil {
-		w.waits = append(w.waits, tokenWait{fetch: f, leads: leads, start: now})
+		if w.joined.fetch == nil {
+			w.joined.start = now
+		}
+		w.joined.fetch, w.joined.leads = f, leads
 	}
 	return err
 }
 
 // served notes the end of w's wait for a fetch.
 func (w *waiter) served(now time.Time, err error) {
-	last := &w.waits[len(w.waits)-1]
-	last.end, last.err = now, err
-	if w.from = "shared"; last.leads {
-		w.from = last.fetch.brought
+	w.joined.end, w.joined.err = now, err
+	if w.from = "shared"; w.joined.leads {
+		w.from = w.fetch.brought
 	}
 	w.fetch, w.since = nil, now
 }
