@@ -32,7 +32,7 @@ const (
 // neither if a rejection has overtaken it.
 type fetch struct {
 	source  *Source
-	via     *sender // nil: the Source's own, not made yet
+	via     *sender
 	op      string
 	trigger string
 	renews  *lease      // nil: there is no token, and callers wait
@@ -68,7 +68,7 @@ func (f *fetch) over() bool {
 
 // asks reports whether f is going to ask q for a permit.
 func (f *fetch) asks(q *queue) bool {
-	return f != nil && f.pending.Load() && f.via != nil && f.via.queue == q
+	return f != nil && f.pending.Load() && f.via.queue == q
 }
 
 func (f *fetch) release() { f.once.Do(func() { close(f.done) }) }
@@ -91,10 +91,8 @@ func (f *fetch) run(parent context.Context) {
 			f.sender.endFetch(context.WithoutCancel(f.ctx), span, start, f, f.err)
 		}
 	}()
-	f.route = f.source.route(f.via)
-	f.sender = f.route
 	if base := f.source.provider.base; base != nil {
-		f.sender = &sender{base: base, queue: f.sender.queue, telemetry: f.sender.telemetry}
+		f.sender = &sender{base: base, queue: f.via.queue, telemetry: f.via.telemetry}
 	}
 	f.ctx, span = f.sender.startFetch(f.within(parent), f)
 	link := span.SpanContext()

@@ -172,16 +172,17 @@ func (s *slidingWindow) place(since time.Duration, i int) (wait time.Duration, o
 	return s.free.at(i).key - since, false
 }
 
-// expire frees the places whose time has come. An answer that is a window late
-// counts as having come then, or hung calls would eat the quota.
+// expire frees the places whose time has come, so many at a time that the lock is
+// not held for long; the others count as free already. An answer that is a window
+// late counts as having come then, or hung calls would eat the quota.
 func (s *slidingWindow) expire(now time.Time) {
 	since := now.Sub(s.start)
-	for s.out.size > 0 && s.out.at(0).key <= since-s.window {
+	for n := 0; n < blockSize && s.out.size > 0 && s.out.at(0).key <= since-s.window; n++ {
 		sent := s.out.at(0).key
 		s.out.remove(sent)
 		s.free.insert(s.latest(sent), struct{}{})
 	}
-	for s.free.size > 0 && s.free.at(0).key <= since {
+	for n := 0; n < blockSize && s.free.size > 0 && s.free.at(0).key <= since; n++ {
 		s.free.remove(s.free.at(0).key)
 	}
 }

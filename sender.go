@@ -1,7 +1,6 @@
 package partnerauth
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -165,22 +164,4 @@ func (s *sender) settle(ctx context.Context, now time.Time, a *attempt, resp *ht
 	var pace float64
 	a.pause, pace = s.queue.settle(now, a.permit, o, pause)
 	s.recordPace(ctx, pace)
-}
-
-// maxDrain and drainTime bound what is read of an answer that is to be followed
-// by another, so that its connection can be used again.
-const (
-	maxDrain  = 64 << 10
-	drainTime = time.Second
-)
-
-// keep reads the body of an answer, to be returned after all if there comes no
-// other. It closes what it cannot keep, and reports false.
-func keep(resp *http.Response) bool {
-	late := time.AfterFunc(drainTime, func() { resp.Body.Close() })
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxDrain+1))
-	late.Stop()
-	resp.Body.Close()
-	resp.Body = io.NopCloser(bytes.NewReader(body))
-	return err == nil && len(body) <= maxDrain
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,7 +50,7 @@ type Source struct {
 
 	current  atomic.Pointer[lease]  // the one token; nil: none, or it was rejected
 	last     atomic.Pointer[sender] // of the Transport that last fetched
-	own      atomic.Pointer[sender] // for as long as no Transport has
+	own      *sender                // for as long as no Transport has
 	relogins *rate.Limiter
 
 	mu       sync.Mutex
@@ -70,7 +69,10 @@ func newSource(p *provider) *Source {
 	if p.err != nil {
 		p.err = &AuthError{Provider: p.name, Op: "config", Err: p.err}
 	}
-	return &Source{provider: p, trigger: missing, relogins: newRelogins(), failures: map[*sender]*failures{}}
+	return &Source{
+		provider: p, trigger: missing, relogins: newRelogins(), failures: map[*sender]*failures{},
+		own: &sender{queue: unlimited(), telemetry: newTelemetry(p.name, nil, nil, nil)},
+	}
 }
 
 // Token returns the current token, or waits until there is one: TokenContext
@@ -100,7 +102,7 @@ func (s *Source) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 	w := &waiter{queue: q, line: &q.own, ctx: ctx, tokens: s, via: senderFrom(ctx)}
 	_, err := w.wait()
 	if w.joined.fetch != nil && !w.joined.leads {
-		s.route(w.via).recordShared(ctx, w.joined)
+		s.way(w.via).recordShared(ctx, w.joined)
 	}
 	if err != nil {
 		return nil, err
@@ -160,7 +162,8 @@ func (s *Source) start(ctx context.Context, via *sender, l *lease) *fetch {
 	if via != nil {
 		s.last.Store(via)
 	}
-	f := &fetch{source: s, via: s.way(via), op: login, trigger: s.trigger, renews: l, done: make(chan struct{})}
+	via = s.way(via)
+	f := &fetch{source: s, via: via, sender: via, op: login, trigger: s.trigger, renews: l, done: make(chan struct{})}
 	if l != nil && !l.over && s.provider.refreshes {
 		f.op = refresh
 	}
@@ -173,24 +176,13 @@ func (s *Source) start(ctx context.Context, via *sender, l *lease) *fetch {
 }
 
 // way is the sender that token requests take, given that of the Transport that
-// needs a token, if there is one. It is nil for the Source's own before its use.
+// needs a token, if there is one.
 func (s *Source) way(via *sender) *sender {
 	if via == nil {
 		via = s.last.Load()
 	}
 	if via == nil {
-		via = s.own.Load()
-	}
-	return via
-}
-
-// route is way, and makes the Source's own if need be. Since that runs code of
-// the user's, no lock is held.
-func (s *Source) route(via *sender) *sender {
-	if via = s.way(via); via == nil {
-		own := &sender{queue: unlimited(), telemetry: newTelemetry(s.provider.name, nil, nil, nil)}
-		s.own.CompareAndSwap(nil, own)
-		via = s.own.Load()
+		via = s.own
 	}
 	return via
 }
@@ -211,7 +203,7 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 		f.lease, f.brought = l, f.op
 		return
 	}
-	way := f.route
+	way := f.via
 	if err.refused() || s.provider.base != nil {
 		way = nil
 	}
@@ -268,52 +260,6 @@ func (s *Source) forget() {
 // gaveUp is the error of a caller whose context ended before there was a token.
 func (s *Source) gaveUp(why error) *AuthError {
 	return &AuthError{Provider: s.provider.name, Op: login, Err: fmt.Errorf("gave up waiting: %w", why)}
-}
-
-// forbidden is the error of a fetch that must not be repeated yet. s.mu is held.
-func (s *Source) forbidden(now time.Time, via *sender) error {
-	for _, way := range [...]*sender{nil, s.way(via)} {
-		if b := s.failures[way]; b != nil && now.Before(b.until) {
-			return b.err
-		}
-	}
-	return nil
-}
-
-// failures are what the last fetches' failures on one way have come to.
-type failures struct {
-	err   *AuthError
-	count int
-	until time.Time // no fetch starts before
-}
-
-// refusals is how long refused credentials are not sent again, the last for all
-// that follow: a partner locks accounts, for the process with the new password as
-// well as for the one with the old.
-var refusals = [...]time.Duration{
-	time.Second, 5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 15 * time.Minute,
-}
-
-// add makes callers wait longer after each failure.
-func (b *failures) add(now time.Time, err *AuthError) {
-	wait := backoff(b.count, 500*time.Millisecond, 30*time.Second)
-	if err.refused() {
-		wait = refusals[min(b.count, len(refusals)-1)]
-		wait += rand.N(wait / 2)
-	}
-	err.RetryAfter = max(err.RetryAfter, wait)
-	b.count++
-	b.err, b.until = err, now.Add(err.RetryAfter)
-}
-
-// backoff is the wait after n failures: at least first, doubling, at most most,
-// spread over half of itself so that many processes do not come at once.
-func backoff(n int, first, most time.Duration) time.Duration {
-	d := most * 2 / 3
-	if n < 16 {
-		d = min(d, first<<n)
-	}
-	return d + rand.N(d/2)
 }
 
 // Format implements fmt.Formatter, for all verbs that go vet accepts: it tells

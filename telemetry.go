@@ -6,10 +6,8 @@ import (
 	"maps"
 	"math"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -408,36 +406,6 @@ func protocolOf(resp *http.Response) string {
 		return "3"
 	}
 	return ""
-}
-
-const redacted = "REDACTED"
-
-// redactURL is u without anything that could be a secret: no user, no query
-// values, no fragment.
-func redactURL(u *url.URL) string {
-	var b strings.Builder
-	path := u.EscapedPath()
-	b.Grow(len(u.Scheme) + len(u.Host) + len(path) + 2*len(u.RawQuery) + 4*len(redacted))
-	b.WriteString(u.Scheme)
-	b.WriteString("://")
-	if u.User != nil {
-		b.WriteString(redacted + ":" + redacted + "@")
-	}
-	b.WriteString(u.Host)
-	b.WriteString(path)
-	separator := byte('?')
-	for query := u.RawQuery; query != ""; separator = '&' {
-		var pair string
-		pair, query, _ = strings.Cut(query, "&")
-		b.WriteByte(separator)
-		// a pair without a name is all value
-		if name, _, ok := strings.Cut(pair, "="); ok {
-			b.WriteString(name)
-			b.WriteByte('=')
-		}
-		b.WriteString(redacted)
-	}
-	return b.String()
 }
 
 // A carrier is the header of an attempt for propagators to write to. They name

@@ -1,0 +1,52 @@
+package partnerauth
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// failures are what the last fetches' failures on one way have come to.
+type failures struct {
+	err   *AuthError
+	count int
+	until time.Time // no fetch starts before
+}
+
+// refusals is how long refused credentials are not sent again, the last for all
+// that follow: a partner locks accounts, for the process with the new password as
+// well as for the one with the old.
+var refusals = [...]time.Duration{
+	time.Second, 5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 15 * time.Minute,
+}
+
+// add makes callers wait longer after each failure.
+func (b *failures) add(now time.Time, err *AuthError) {
+	wait := backoff(b.count, 500*time.Millisecond, 30*time.Second)
+	if err.refused() {
+		wait = refusals[min(b.count, len(refusals)-1)]
+		wait += rand.N(wait / 2)
+	}
+	err.RetryAfter = max(err.RetryAfter, wait)
+	b.count++
+	b.err, b.until = err, now.Add(err.RetryAfter)
+}
+
+// backoff is the wait after n failures: at least first, doubling, at most most,
+// spread over half of itself so that many processes do not come at once.
+func backoff(n int, first, most time.Duration) time.Duration {
+	d := most * 2 / 3
+	if n < 16 {
+		d = min(d, first<<n)
+	}
+	return d + rand.N(d/2)
+}
+
+// forbidden is the error of a fetch that must not be repeated yet. s.mu is held.
+func (s *Source) forbidden(now time.Time, via *sender) error {
+	for _, way := range [...]*sender{nil, s.way(via)} {
+		if b := s.failures[way]; b != nil && now.Before(b.until) {
+			return b.err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,127 @@
+package partnerauth
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"html"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+const redacted = "REDACTED"
+
+// redactURL is u without anything that could be a secret: no user, no query
+// values, no fragment.
+func redactURL(u *url.URL) string {
+	var b strings.Builder
+	path := u.EscapedPath()
+	b.Grow(len(u.Scheme) + len(u.Host) + len(path) + 2*len(u.RawQuery) + 4*len(redacted))
+	b.WriteString(u.Scheme)
+	b.WriteString("://")
+	if u.User != nil {
+		b.WriteString(redacted + ":" + redacted + "@")
+	}
+	b.WriteString(u.Host)
+	b.WriteString(path)
+	separator := byte('?')
+	for query := u.RawQuery; query != ""; separator = '&' {
+		var pair string
+		pair, query, _ = strings.Cut(query, "&")
+		b.WriteByte(separator)
+		// a pair without a name is all value
+		if name, _, ok := strings.Cut(pair, "="); ok {
+			b.WriteString(name)
+			b.WriteByte('=')
+		}
+		b.WriteString(redacted)
+	}
+	return b.String()
+}
+
+// A reworded error is another one in all but its text, which had something in
+// it that must not be shown. It keeps the other out of reach for errors.As.
+type reworded struct {
+	text               string
+	is                 func(target error) bool
+	timeout, temporary bool
+}
+
+func (e *reworded) Error() string        { return e.text }
+func (e *reworded) Is(target error) bool { return e.is(target) }
+func (e *reworded) Timeout() bool        { return e.timeout }
+func (e *reworded) Temporary() bool      { return e.temporary }
+
+// reword is err if text is what it says, else one that says text.
+func reword(err error, text string) error {
+	if text == err.Error() {
+		return err
+	}
+	var t interface{ Temporary() bool }
+	return &reworded{
+		text:      text,
+		is:        func(target error) bool { return errors.Is(err, target) },
+		timeout:   isTimeout(err),
+		temporary: errors.As(err, &t) && t.Temporary(),
+	}
+}
+
+// withoutSecrets is err without the secrets that its text repeats: net/http
+// quotes the headers that it cannot parse, and a server can put there what it
+// was sent.
+func withoutSecrets(err error, secrets ...string) error {
+	return reword(err, scrub(err.Error(), secrets...))
+}
+
+// withoutAnswer is err without what net/http quotes of an answer that it cannot
+// parse.
+func withoutAnswer(err error) error {
+	var cert *tls.CertificateVerificationError
+	if errors.As(err, &cert) {
+		return err
+	}
+	return reword(err, withoutQuoted(err.Error()))
+}
+
+// scrub cuts secrets out of foreign text, as they are and as Go, JSON and URLs
+// write them. Text that has them in yet another form is cut as a whole.
+func scrub(text string, secrets ...string) string {
+	if len(text) > maxText {
+		return redacted // searching it would take long, and nobody reads it
+	}
+	plain := escapes.ReplaceAllStringFunc(html.UnescapeString(text), unescape)
+	for _, secret := range secrets {
+		if len(secret) < 4 {
+			continue // it would be found in every other word
+		}
+		before := text
+		inGo := strconv.Quote(secret)
+		inJSON, _ := json.Marshal(secret)
+		for _, form := range []string{secret, inGo[1 : len(inGo)-1], string(inJSON[1 : len(inJSON)-1]), url.QueryEscape(secret), url.PathEscape(secret)} {
+			text = strings.ReplaceAll(text, form, redacted)
+		}
+		if text == before && strings.Contains(plain, secret) {
+			return redacted
+		}
+	}
+	return text
+}
+
+// maxText is how long a foreign text is kept.
+const maxText = 16 << 10
+
+// escapes are the ways to write a byte or character that unescape undoes.
+var escapes = regexp.MustCompile(`%[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\.`)
+
+func unescape(s string) string {
+	n, err := strconv.ParseUint(strings.TrimLeft(s, `%\ux`), 16, 32)
+	switch {
+	case len(s) == 2 || err != nil:
+		return s[1:]
+	case s[0] == '%' || s[1] == 'x':
+		return string([]byte{byte(n)})
+	}
+	return string(rune(n))
+}
