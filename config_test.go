@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -292,7 +293,7 @@ func TestProvidersFromEnv(t *testing.T) {
 				t.Setenv(name, c.env[name])
 			}
 			got, err := c.read()
-			if got != c.want {
+			if !reflect.DeepEqual(got, c.want) {
 				t.Errorf("got another provider than %v", c.want)
 			}
 			if c.missing == "" {

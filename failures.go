@@ -7,9 +7,10 @@ import (
 
 // failures are what the last fetches' failures on one way have come to.
 type failures struct {
-	err   *AuthError
-	count int
-	until time.Time // no fetch starts before
+	err    *AuthError
+	count  int
+	until  time.Time // no fetch starts before
+	secret string    // of the last login
 }
 
 // refusals is how long refused credentials are not sent again, the last for all
@@ -41,11 +42,11 @@ func backoff(n int, first, most time.Duration) time.Duration {
 	return d + rand.N(d/2)
 }
 
-// forbidden is the error of a fetch that must not be repeated yet. s.mu is held.
-func (s *Source) forbidden(now time.Time, via *sender) error {
+// forbidding are the failures for which no fetch may start yet. s.mu is held.
+func (s *Source) forbidding(now time.Time, via *sender) *failures {
 	for _, way := range [...]*sender{nil, s.way(via)} {
 		if b := s.failures[way]; b != nil && now.Before(b.until) {
-			return b.err
+			return b
 		}
 	}
 	return nil

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +35,8 @@ type fetch struct {
 	op      string
 	trigger string
 	renews  *lease      // nil: there is no token, and callers wait
+	refused failures    // of the last login, if only another secret may be tried
+	secret  string      // of the last login
 	awaited atomic.Bool // by a caller
 	pending atomic.Bool // has not got the permit that it needs next
 
@@ -163,32 +164,55 @@ func (f *fetch) left() time.Duration {
 	return left
 }
 
-// exchange makes one request and reads its answer.
+// exchange is one try of an operation.
 func (f *fetch) exchange(resend int) fetched {
+	with, err := f.credential()
+	if err != nil {
+		return fetched{err: err}
+	}
+	return f.request(with, resend)
+}
+
+// credential is what the request is made with: the current token, or the secret,
+// unless that is the one that was refused.
+func (f *fetch) credential() (string, *AuthError) {
+	if f.op == refresh {
+		return f.renews.token.AccessToken, nil
+	}
+	secret, err := f.source.provider.secret(f.ctx)
+	switch {
+	case err != nil:
+		return "", configError(f.source.provider.name, "%w", err)
+	case f.refused.err != nil && secret == f.refused.secret:
+		return "", f.refused.err
+	}
+	f.secret = secret
+	return secret, nil
+}
+
+// request makes one request with a token or secret, and reads its answer.
+func (f *fetch) request(with string, resend int) fetched {
 	a := &attempt{origin: f.source.provider.origin, resend: resend}
 	q := f.sender.queue
 	var err error
-	a.permit, _, err = f.sender.admit(f.ctx, &waiter{queue: q, line: &q.own, ctx: f.ctx}, true, true)
+	a.permit, _, err = f.sender.admit(f.ctx, &waiter{queue: q, line: &q.own, ctx: f.ctx}, urgent, true)
 	f.pending.Store(false)
 	if err != nil {
 		return f.failed(0, err)
 	}
-	var current string
-	if f.op == refresh {
-		if !f.renews.good(time.Now()) {
-			q.settle(time.Now(), a.permit, unused, 0)
-			return f.failed(0, errors.New("the token ended before its turn came"))
-		}
-		current = f.renews.token.AccessToken
+	if f.op == refresh && !f.renews.good(time.Now()) {
+		q.settle(time.Now(), a.permit, unused, 0)
+		return f.failed(0, errors.New("the token ended before its turn came"))
 	}
 	ctx, cancel := context.WithTimeout(f.ctx, f.left())
 	defer cancel()
-	req, err := f.source.provider.request(ctx, f.op, current)
+	req, err := f.source.provider.request(ctx, f.op, with)
 	if err != nil {
 		q.settle(time.Now(), a.permit, unused, 0)
 		return f.failed(0, err)
 	}
 
+	a.tokenPath = req.URL.Path
 	sent := time.Now()
 	resp, err := f.sender.send(ctx, req, a)
 	var body []byte
@@ -267,8 +291,9 @@ func (f *fetch) answer(resp *http.Response) *oauth2.RetrieveError {
 
 // secrets are all that may come back in an answer.
 func (f *fetch) secrets() []string {
-	if f.renews == nil {
-		return f.source.provider.secrets
+	secrets := f.source.provider.secrets(f.secret)
+	if f.renews != nil {
+		secrets = append(secrets, f.renews.token.AccessToken)
 	}
-	return append(slices.Clip(f.source.provider.secrets), f.renews.token.AccessToken)
+	return secrets
 }

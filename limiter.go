@@ -38,7 +38,7 @@ func unlimited() *queue {
 	return q
 }
 
-func (l *limiterPacer) ready(now time.Time, w *waiter) time.Duration {
+func (l *limiterPacer) ready(now time.Time, _ uint64, w *waiter) time.Duration {
 	if !l.granted && !l.asking {
 		if r, ok := l.limiter.(*rate.Limiter); ok && r.AllowN(now, 1) {
 			l.granted = true
@@ -103,7 +103,7 @@ func (l *limiterPacer) estimate(now time.Time, pause time.Duration, k int) (time
 	return pause + untilTokens(r, now.Add(pause), k), false
 }
 
-func (l *limiterPacer) take(now time.Time) permit {
+func (l *limiterPacer) take(now time.Time, _ uint64) permit {
 	l.granted = false
 	return permit{at: now, pace: 1}
 }

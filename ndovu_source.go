@@ -34,7 +34,13 @@ const ndovuLifetime = time.Hour
 // in an unexported field of your own struct, where fmt calls no methods.
 type Ndovu struct {
 	ClientID     string // required; without ':', which Basic cannot carry
-	ClientSecret string // the raw secret of the onboarding e-mail; required
+	ClientSecret string // the raw secret of the onboarding e-mail; required, or ClientSecretFunc
+
+	// ClientSecretFunc is asked for the secret before each login, in place of
+	// ClientSecret, with a context that ends with the login. A secret other than
+	// one that was refused is tried at once. An error of it is an AuthError of Op
+	// "config".
+	ClientSecretFunc func(context.Context) (string, error)
 
 	// BaseURL is where the API is, with or without a path prefix and a slash at
 	// its end; required. It must be https, or http to loopback.
@@ -75,7 +81,7 @@ func (c Ndovu) provider() *provider {
 	p := &provider{
 		name:    "ndovu",
 		base:    c.Base,
-		secrets: []string{c.basic(), c.ClientSecret},
+		secrets: func(secret string) []string { return []string{c.basic(secret), secret} },
 		hints: map[int]string{
 			http.StatusBadRequest:   "the Authorization header was not accepted",
 			http.StatusUnauthorized: "no such client id, or not the raw client secret of the onboarding e-mail",
@@ -83,39 +89,42 @@ func (c Ndovu) provider() *provider {
 		request: c.request,
 		read:    c.read,
 	}
-	p.origin, p.err = c.check()
+	if p.err = checkBasic("ClientID", c.ClientID); p.err == nil && strings.Contains(c.ClientID, ":") {
+		p.err = errors.New("the ClientID has a ':' in it, which HTTP Basic cannot carry")
+	}
+	if p.err == nil {
+		p.err = p.setSecret("ClientSecret", c.ClientSecret, c.ClientSecretFunc, checkBasic)
+	}
+	if p.err == nil && c.BaseURL == "" {
+		p.err = errors.New("BaseURL is empty")
+	}
+	if p.err == nil {
+		p.origin, p.err = parseOrigin("BaseURL", c.BaseURL)
+	}
 	return p
 }
 
 // basic is the pair as it is: RFC 6749 would have it form-encoded first, which
 // the partner does not decode.
-func (c Ndovu) basic() string {
-	return base64.StdEncoding.EncodeToString([]byte(c.ClientID + ":" + c.ClientSecret))
+func (c Ndovu) basic(secret string) string {
+	return base64.StdEncoding.EncodeToString([]byte(c.ClientID + ":" + secret))
 }
 
-func (c Ndovu) check() (*origin, error) {
-	for _, field := range []struct{ name, value string }{
-		{"ClientID", c.ClientID}, {"ClientSecret", c.ClientSecret}, {"BaseURL", c.BaseURL},
-	} {
-		if field.value == "" {
-			return nil, fmt.Errorf("%s is empty", field.name)
-		}
+// checkBasic checks a part of the pair of HTTP Basic.
+func checkBasic(field, value string) error {
+	switch {
+	case value == "":
+		return fmt.Errorf("%s is empty", field)
+	case strings.ContainsFunc(value, unicode.IsControl):
+		return fmt.Errorf("%s has a control character in it, such as a newline, which HTTP Basic cannot carry", field)
 	}
-	if strings.Contains(c.ClientID, ":") {
-		return nil, errors.New("the ClientID has a ':' in it, which HTTP Basic cannot carry")
-	}
-	for _, field := range []struct{ name, value string }{{"ClientID", c.ClientID}, {"ClientSecret", c.ClientSecret}} {
-		if strings.ContainsFunc(field.value, unicode.IsControl) {
-			return nil, fmt.Errorf("%s has a control character in it, such as a newline, which HTTP Basic cannot carry", field.name)
-		}
-	}
-	return parseOrigin("BaseURL", c.BaseURL)
+	return nil
 }
 
-func (c Ndovu) request(ctx context.Context, _, _ string) (*http.Request, error) {
+func (c Ndovu) request(ctx context.Context, _, secret string) (*http.Request, error) {
 	req, err := newTokenRequest(ctx, c.BaseURL, "/api/v3/partners/auth", nil)
 	if err == nil {
-		req.Header.Set("Authorization", "Basic "+c.basic())
+		req.Header.Set("Authorization", "Basic "+c.basic(secret))
 	}
 	return req, err
 }

@@ -30,7 +30,13 @@ const nowPostLifetime = 24 * time.Hour
 // in an unexported field of your own struct, where fmt calls no methods.
 type NowPost struct {
 	Email    string // of the account; required
-	Password string // of the account; required
+	Password string // of the account; required, or PasswordFunc
+
+	// PasswordFunc is asked for the password before each login, in place of
+	// Password, with a context that ends with the login. A password other than
+	// one that was refused is tried at once. An error of it is an AuthError of Op
+	// "config".
+	PasswordFunc func(context.Context) (string, error)
 
 	// BaseURL is where the API is, with or without a path prefix and a slash at
 	// its end; "" is NowPostBaseURL. It must be https, or http to loopback.
@@ -73,7 +79,7 @@ func (c NowPost) provider() *provider {
 		name:      "nowpost",
 		base:      c.Base,
 		refreshes: true,
-		secrets:   []string{c.Password},
+		secrets:   func(password string) []string { return []string{password} },
 		hints: map[int]string{
 			http.StatusUnauthorized: "check the e-mail and password",
 			http.StatusForbidden:    "the account may not use this endpoint",
@@ -81,7 +87,12 @@ func (c NowPost) provider() *provider {
 		request: c.request,
 		read:    c.read,
 	}
-	p.origin, p.err = c.check()
+	if p.err = checkText("Email", c.Email); p.err == nil {
+		p.err = p.setSecret("Password", c.Password, c.PasswordFunc, checkText)
+	}
+	if p.err == nil {
+		p.origin, p.err = parseOrigin("BaseURL", c.baseURL())
+	}
 	return p
 }
 
@@ -92,30 +103,29 @@ func (c NowPost) baseURL() string {
 	return c.BaseURL
 }
 
-func (c NowPost) check() (*origin, error) {
-	for _, field := range []struct{ name, value string }{{"Email", c.Email}, {"Password", c.Password}} {
-		switch {
-		case field.value == "":
-			return nil, fmt.Errorf("%s is empty", field.name)
-		case !utf8.ValidString(field.value):
-			return nil, fmt.Errorf("%s is not valid UTF-8, which JSON has to be", field.name)
-		}
+// checkText checks a field that has to stand in JSON.
+func checkText(field, value string) error {
+	switch {
+	case value == "":
+		return fmt.Errorf("%s is empty", field)
+	case !utf8.ValidString(value):
+		return fmt.Errorf("%s is not valid UTF-8, which JSON has to be", field)
 	}
-	return parseOrigin("BaseURL", c.baseURL())
+	return nil
 }
 
-func (c NowPost) request(ctx context.Context, op, current string) (*http.Request, error) {
+func (c NowPost) request(ctx context.Context, op, with string) (*http.Request, error) {
 	if op == refresh {
 		req, err := newTokenRequest(ctx, c.baseURL(), "/api/v1/auth/refresh", nil)
 		if err == nil {
-			req.Header.Set("Authorization", "Bearer "+current)
+			req.Header.Set("Authorization", "Bearer "+with)
 		}
 		return req, err
 	}
 	body, err := json.Marshal(struct {
 		Email    string `json:"email"`
 		Password string `json:"password"`
-	}{c.Email, c.Password})
+	}{c.Email, with})
 	if err != nil {
 		return nil, err
 	}

@@ -20,13 +20,37 @@ type provider struct {
 	err       error             // what is wrong with the fields
 	base      http.RoundTripper // of token requests; nil: that of the Transport
 	refreshes bool              // can renew a token without the credentials
-	secrets   []string          // what must not show in what is kept of an answer
+	asks      bool              // secret is code of the user's, and may return another by and by
 	hints     map[int]string    // what a status means, where the partner's page says it
 
-	// request makes a token request. A refresh carries the current token.
-	request func(ctx context.Context, op, current string) (*http.Request, error)
+	// secret is asked before each login.
+	secret func(context.Context) (string, error)
+	// secrets are what must not show in what is kept of an answer to a login.
+	secrets func(secret string) []string
+	// request makes a token request: a login with the secret, a refresh with the
+	// current token.
+	request func(ctx context.Context, op, with string) (*http.Request, error)
 	// read takes a token and its lifetime out of an answer of status 2xx.
 	read func(body []byte, header http.Header) (token string, lifetime time.Duration, err error)
+}
+
+// setSecret makes p take its secret from a field or from that field's Func.
+func (p *provider) setSecret(field, value string, ask func(context.Context) (string, error), check func(field, value string) error) error {
+	if p.asks = ask != nil; !p.asks {
+		p.secret = func(context.Context) (string, error) { return value, nil }
+		return check(field, value)
+	}
+	p.secret = func(ctx context.Context) (string, error) {
+		value, err := ask(ctx)
+		if err == nil {
+			err = check("what "+field+"Func returned", value)
+		}
+		return value, err
+	}
+	if value != "" {
+		return fmt.Errorf("%s and %sFunc are both set", field, field)
+	}
+	return nil
 }
 
 func newTokenRequest(ctx context.Context, baseURL, path string, body io.Reader) (*http.Request, error) {

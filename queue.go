@@ -10,6 +10,7 @@ import (
 type permit struct {
 	at   time.Time // when it was granted
 	pace float64   // the share of the full pace that was left then
+	low  bool      // to a request of low priority
 }
 
 // An outcome is what became of a permit.
@@ -27,9 +28,9 @@ const (
 // A pacer decides when the head of a queue may go. Its methods are called with
 // the queue's lock held.
 type pacer interface {
-	// ready tells how long w, the head, has to wait from now; 0 is not at all. A
-	// nil w does not wait.
-	ready(now time.Time, w *waiter) time.Duration
+	// ready tells how long the head has to wait from now; 0 is not at all. It is
+	// w, or nil where nobody waits yet.
+	ready(now time.Time, ticket uint64, w *waiter) time.Duration
 	// idle notes that nobody waits any more.
 	idle()
 	// estimate tells how long the k-th from the front, 1 being the head, has to
@@ -37,7 +38,7 @@ type pacer interface {
 	// depends on an answer that is still out, and so becomes later with time.
 	estimate(now time.Time, pause time.Duration, k int) (wait time.Duration, open bool)
 	// take spends what ready has promised.
-	take(now time.Time) permit
+	take(now time.Time, ticket uint64) permit
 	// settle ends a permit and returns the share of the full pace that is left,
 	// and for how long everybody pauses after a 429 that names no time.
 	settle(now time.Time, p permit, o outcome) (pace float64, pause time.Duration)
@@ -76,33 +77,40 @@ func (l *line) first() *waiter { return l.at(0).value }
 // ready reports whether l's first waiter could go now.
 func (l *line) ready() bool { return l.first().fetch.over() }
 
-// callerTickets is where the tickets of requests that are not urgent begin.
-const callerTickets = 1 << 63
+// A class is what comes before order of arrival. It is where its tickets begin.
+type class uint64
+
+const (
+	urgent      class = 0       // token requests: everybody may be waiting for them
+	normal      class = 1 << 62 // callers
+	lowPriority class = 2 << 62 // those under WithLowPriority
+)
+
+// low reports whether a ticket is one of low priority.
+func low(ticket uint64) bool { return class(ticket) >= lowPriority }
 
 // enter gives w its place in the order of arrival, unless it has one, and its
 // permit if it has its token and need not wait.
-func (q *queue) enter(now time.Time, w *waiter, urgent, ready bool) (permit, bool) {
+func (q *queue) enter(now time.Time, w *waiter, c class, ready bool) (permit, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if w.ticket == 0 {
 		q.tickets++
-		if w.ticket = q.tickets; !urgent {
-			w.ticket += callerTickets
-		}
+		w.ticket = q.tickets + uint64(c)
 	}
-	if !ready || w.line.size > 0 || q.first() != nil || q.delay(now, nil) > 0 {
+	if !ready || w.line.size > 0 || q.first() != nil || q.delay(now, w.ticket, nil) > 0 {
 		return permit{}, false
 	}
-	return q.pacer.take(now), true
+	return q.pacer.take(now, w.ticket), true
 }
 
-// delay tells how long the head, w, has to wait from now. In a pause the pacer is
-// not asked.
-func (q *queue) delay(now time.Time, w *waiter) time.Duration {
+// delay tells how long the head has to wait from now. In a pause the pacer is not
+// asked.
+func (q *queue) delay(now time.Time, ticket uint64, w *waiter) time.Duration {
 	if d := q.resume.Sub(now); d > 0 {
 		return d
 	}
-	return q.pacer.ready(now, w)
+	return q.pacer.ready(now, ticket, w)
 }
 
 // unnamed is the pause of a 429 that names none.
@@ -181,7 +189,7 @@ func (q *queue) estimate(now time.Time, w *waiter) (wait time.Duration, open boo
 			k += l.rank(w.ticket)
 		}
 	}
-	if w.fetch.asks(q) && (q.own.size == 0 || q.own.first().ticket > callerTickets) {
+	if w.fetch.asks(q) && (q.own.size == 0 || class(q.own.first().ticket) >= normal) {
 		k++ // the token needs a permit, and is not in the queue for it yet
 	}
 	return q.pacer.estimate(now, max(0, q.resume.Sub(now)), k)

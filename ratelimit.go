@@ -19,6 +19,23 @@ type Limiter interface {
 	Wait(ctx context.Context) error
 }
 
+type classKey struct{}
+
+// WithLowPriority returns a context whose calls go only when nobody else waits,
+// as of a nightly batch beside interactive calls on one client. With a [Quota]
+// they go one by one and leave a tenth of it, and what the calls of others seem
+// to need, to those.
+func WithLowPriority(ctx context.Context) context.Context {
+	return context.WithValue(ctx, classKey{}, lowPriority)
+}
+
+func classOf(ctx context.Context) class {
+	if c, ok := ctx.Value(classKey{}).(class); ok {
+		return c
+	}
+	return normal
+}
+
 const (
 	defaultRequests = 100
 	defaultWindow   = time.Minute
@@ -75,7 +92,7 @@ func (q *Quota) Wait(ctx context.Context) error {
 		return ended(ctx)
 	}
 	w := waiter{queue: line, line: &line.own, ctx: ctx}
-	p, granted := line.enter(time.Now(), &w, false, true)
+	p, granted := line.enter(time.Now(), &w, classOf(ctx), true)
 	if !granted {
 		waiting := w
 		if p, err = waiting.wait(); err != nil {
@@ -128,6 +145,10 @@ type slidingWindow struct {
 	out  sorted[time.Duration, struct{}] // when the permits whose answers are out were granted
 	free sorted[time.Duration, struct{}] // when the places of the others are free again
 
+	lows        int           // places that are taken by low priority
+	lowNext     time.Duration // when the next of low priority may go
+	othersSince time.Duration // since when others have taken any
+
 	tempo *tempo
 }
 
@@ -137,10 +158,29 @@ func newSlidingWindow(requests int, window time.Duration, burst int) *slidingWin
 	return s
 }
 
-func (s *slidingWindow) ready(now time.Time, _ *waiter) time.Duration {
+func (s *slidingWindow) ready(now time.Time, ticket uint64, _ *waiter) time.Duration {
 	s.tempo.recover(now)
-	wait, _ := s.estimate(now, 0, 1)
+	ahead := 0
+	if low(ticket) {
+		ahead = s.reserve(now.Sub(s.start))
+	}
+	wait, _ := s.estimate(now, 0, min(ahead+1, s.size))
+	if low(ticket) {
+		wait = max(wait, s.lowNext-now.Sub(s.start))
+	}
 	return wait
+}
+
+// reserve is how many places a call of low priority leaves to others: a tenth,
+// and what others are likely to need before the places that they have taken are
+// free again. Their need is what it was since they began, but for what they hold.
+func (s *slidingWindow) reserve(since time.Duration) int {
+	tenth := min(max(1, s.size/10), s.size-1)
+	others := s.out.size + s.free.size - s.lows
+	if age := since - s.othersSince; others > 0 && age < s.window {
+		tenth += int(float64(others) * (float64(s.window)/float64(max(age, s.window/1000)) - 1))
+	}
+	return min(tenth, s.size)
 }
 
 // estimate counts whole rounds of all places, since each serves again after a
@@ -183,19 +223,44 @@ func (s *slidingWindow) expire(now time.Time) {
 		s.free.insert(s.latest(sent), struct{}{})
 	}
 	for n := 0; n < blockSize && s.free.size > 0 && s.free.at(0).key <= since; n++ {
-		s.free.remove(s.free.at(0).key)
+		s.vacate(s.free.at(0).key)
 	}
+}
+
+// vacate frees a place that is not out.
+func (s *slidingWindow) vacate(place time.Duration) {
+	if s.free.remove(place) && isLow(place) {
+		s.lows--
+	}
+}
+
+// The place of a request of low priority is an odd number of nanoseconds.
+func isLow(place time.Duration) bool { return place&1 == 1 }
+
+func (p *permit) place(at time.Duration) time.Duration {
+	if at &^= 1; p.low {
+		at++
+	}
+	return at
 }
 
 // latest is when the place of a request sent then is free, answered or not.
 func (s *slidingWindow) latest(sent time.Duration) time.Duration {
-	return sent + 2*s.window + s.guard
+	return sent + (2*s.window+s.guard)&^1
 }
 
-func (s *slidingWindow) take(now time.Time) permit {
+func (s *slidingWindow) take(now time.Time, ticket uint64) permit {
+	p, since := permit{at: now, pace: s.tempo.share, low: low(ticket)}, now.Sub(s.start)
+	switch {
+	case p.low:
+		s.lows++
+		s.lowNext = since + s.window/time.Duration(s.size)
+	case s.out.size+s.free.size == s.lows:
+		s.othersSince = since
+	}
 	s.tempo.spend(now)
-	s.out.insert(now.Sub(s.start), struct{}{})
-	return permit{at: now, pace: s.tempo.share}
+	s.out.insert(p.place(since), struct{}{})
+	return p
 }
 
 func (s *slidingWindow) settle(now time.Time, p permit, o outcome) (pace float64, pause time.Duration) {
@@ -206,20 +271,26 @@ func (s *slidingWindow) settle(now time.Time, p permit, o outcome) (pace float64
 		}
 	}
 	s.tempo.learn(now, p.at, o)
-	sent, since := p.at.Sub(s.start), now.Sub(s.start)
+	sent, since := p.place(p.at.Sub(s.start)), now.Sub(s.start)
 	out := s.out.remove(sent)
+	free := s.latest(sent)
 	switch {
-	case o == byHand: // it may be sent up to a second from now
-		s.free.insert(since+s.window+maxGuard, struct{}{})
 	case o == unused:
-		if !out {
-			s.free.remove(s.latest(sent))
-		}
 		s.tempo.giveBack(now)
-	case out && o == unanswered: // it may still be on its way
-		s.free.insert(min(since+s.window+maxGuard, s.latest(sent)), struct{}{})
-	case out:
-		s.free.insert(min(since+s.window+s.guard, s.latest(sent)), struct{}{})
+		if out {
+			s.free.insert(free, struct{}{})
+		}
+		s.vacate(free)
+		return s.tempo.share, pause
+	case o == byHand: // it may be sent up to a second from now
+		free = p.place(since + s.window + maxGuard)
+	case o == unanswered: // it may still be on its way
+		free = min(free, p.place(since+s.window+maxGuard))
+	default:
+		free = min(free, p.place(since+s.window+s.guard))
+	}
+	if out {
+		s.free.insert(free, struct{}{})
 	}
 	return s.tempo.share, pause
 }

@@ -28,6 +28,7 @@ type attempt struct {
 	authorization []string      // for the copy; shared, so never appended to
 	body          io.ReadCloser // for the copy; nil: that of the request
 	template      string
+	tokenPath     string // of a token request, which metrics tell from other calls
 	resend        int
 	pause         time.Duration // that the answer asked of everybody
 
@@ -37,8 +38,8 @@ type attempt struct {
 
 // admit waits until w has its permit, and tells telemetry what it waited for and
 // for how long.
-func (s *sender) admit(ctx context.Context, w *waiter, urgent, ready bool) (p permit, waited time.Duration, err error) {
-	p, granted := s.queue.enter(time.Now(), w, urgent, ready)
+func (s *sender) admit(ctx context.Context, w *waiter, c class, ready bool) (p permit, waited time.Duration, err error) {
+	p, granted := s.queue.enter(time.Now(), w, c, ready)
 	if granted {
 		s.recordWait(ctx, time.Time{}, 0, nil)
 		s.recordPace(ctx, p.pace)
@@ -56,7 +57,7 @@ func (s *sender) admit(ctx context.Context, w *waiter, urgent, ready bool) (p pe
 		return p, 0, err // before it came to waiting for a permit
 	}
 	waited = time.Since(w.since)
-	s.recordWait(ctx, w.since, waited, err)
+	s.recordWait(ctx, w.since, waited, err, priorityOf(c)...)
 	if err == nil {
 		s.recordPace(ctx, p.pace)
 	}

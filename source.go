@@ -95,19 +95,25 @@ func (s *Source) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 	if l := s.fresh(); l != nil {
 		return l.token, nil
 	}
+	l, err := s.wait(ctx, senderFrom(ctx))
+	if err != nil {
+		return nil, err
+	}
+	return l.token, nil
+}
+
+// wait waits for a token, but not for leave to send a request with it.
+func (s *Source) wait(ctx context.Context, via *sender) (*lease, error) {
 	if ctx.Err() != nil {
 		return nil, s.gaveUp(ended(ctx))
 	}
 	q := unlimited()
-	w := &waiter{queue: q, line: &q.own, ctx: ctx, tokens: s, via: senderFrom(ctx)}
+	w := &waiter{queue: q, line: &q.own, ctx: ctx, tokens: s, via: via}
 	_, err := w.wait()
 	if w.joined.fetch != nil && !w.joined.leads {
-		s.way(w.via).recordShared(ctx, w.joined)
+		s.way(via).recordShared(ctx, w.joined)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return w.lease.token, nil
+	return w.lease, err
 }
 
 // fresh is the current token if it need not be renewed, else nil.
@@ -136,36 +142,42 @@ func (s *Source) seek(ctx context.Context, via *sender, _ *lease, start bool) (l
 	defer s.mu.Unlock()
 	now := time.Now()
 	l = s.current.Load()
-	err = s.forbidden(now, via)
+	failed := s.forbidding(now, via)
 	switch {
 	case l.good(now):
-		if s.fetch == nil && err == nil && !now.Before(l.renew) {
-			s.start(ctx, via, l)
+		if s.fetch == nil && failed == nil && !now.Before(l.renew) {
+			s.start(ctx, via, l, nil)
 		}
 		return l, nil, false, nil
 	case s.fetch != nil:
 		s.fetch.awaited.Store(true)
 		return nil, s.fetch, false, nil
-	case err != nil:
-		return nil, nil, false, err
+	case failed != nil && !(failed.err.refused() && s.provider.asks):
+		return nil, nil, false, failed.err
 	case !start:
 		return nil, nil, false, &AuthError{Provider: s.provider.name, Op: login, Err: errOutlived}
 	}
-	return nil, s.start(ctx, via, nil), true, nil
+	return nil, s.start(ctx, via, nil, failed), true, nil
 }
 
 var errOutlived = errors.New("the tokens end before the turn of a request comes")
 
-// start starts the fetch of a new token, in place of l if that is still good.
-// s.mu is held, and no fetch is under way.
-func (s *Source) start(ctx context.Context, via *sender, l *lease) *fetch {
+// start starts the fetch of a new token, in place of l if that is still good, or
+// with another secret than was refused. s.mu is held, and no fetch is under way.
+func (s *Source) start(ctx context.Context, via *sender, l *lease, refused *failures) *fetch {
 	if via != nil {
 		s.last.Store(via)
 	}
 	via = s.way(via)
-	f := &fetch{source: s, via: via, sender: via, op: login, trigger: s.trigger, renews: l, done: make(chan struct{})}
+	f := &fetch{
+		source: s, via: via, sender: via, op: login, trigger: s.trigger, renews: l,
+		done: make(chan struct{}),
+	}
 	if l != nil && !l.over && s.provider.refreshes {
 		f.op = refresh
+	}
+	if refused != nil {
+		f.refused = *refused
 	}
 	f.pending.Store(true)
 	f.awaited.Store(l == nil)
@@ -203,6 +215,10 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 		f.lease, f.brought = l, f.op
 		return
 	}
+	f.err = err
+	if err == f.refused.err {
+		return // nobody was asked
+	}
 	way := f.via
 	if err.refused() || s.provider.base != nil {
 		way = nil
@@ -211,7 +227,7 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 		s.failures[way] = new(failures)
 	}
 	s.failures[way].add(time.Now(), err)
-	f.err = err
+	s.failures[way].secret = f.secret
 }
 
 // Invalidate forgets token if it is still the current one, so that the next

@@ -23,7 +23,10 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-const scopeName = "github.com/partnerauth/partnerauth"
+const (
+	scopeName = "github.com/partnerauth/partnerauth"
+	version   = "0.1.0" // of the module, as CHANGELOG.md has it
+)
 
 // Attributes of our own; all others are OpenTelemetry's.
 const (
@@ -31,8 +34,11 @@ const (
 	keyAttempts     = attribute.Key("partnerauth.attempts")
 	keyWaitTime     = attribute.Key("partnerauth.rate_limit.wait_time")
 	keyWaitResult   = attribute.Key("partnerauth.rate_limit.result")
+	keyPriority     = attribute.Key("partnerauth.rate_limit.priority")
 	keyPace         = attribute.Key("partnerauth.rate_limit.pace")
 	keyTokenSource  = attribute.Key("partnerauth.token.source")
+	keyRetryAfter   = attribute.Key("partnerauth.rate_limit.retry_after")
+	keyTokenStatus  = attribute.Key("partnerauth.token.status_code")
 	keyOperation    = attribute.Key("partnerauth.token.operation")
 	keyTrigger      = attribute.Key("partnerauth.token.trigger")
 	keyResendReason = attribute.Key("partnerauth.resend.reason")
@@ -78,7 +84,7 @@ func newTelemetry(provider string, tp trace.TracerProvider, mp metric.MeterProvi
 		p = otel.GetTextMapPropagator()
 	}
 	t := &telemetry{
-		tracer:     tp.Tracer(scopeName, trace.WithSchemaURL(semconv.SchemaURL)),
+		tracer:     tp.Tracer(scopeName, trace.WithInstrumentationVersion(version), trace.WithSchemaURL(semconv.SchemaURL)),
 		propagator: p,
 		foreign:    global,
 		callName:   "partnerauth call",
@@ -92,11 +98,11 @@ func newTelemetry(provider string, tp trace.TracerProvider, mp metric.MeterProvi
 		t.waited[result] = []metric.RecordOption{metric.WithAttributeSet(t.set(keyWaitResult.String(result)))}
 	}
 
-	m := mp.Meter(scopeName, metric.WithSchemaURL(semconv.SchemaURL))
+	m := mp.Meter(scopeName, metric.WithInstrumentationVersion(version), metric.WithSchemaURL(semconv.SchemaURL))
 	t.duration, _ = httpconv.NewClientRequestDuration(m)
 	t.waits, _ = m.Float64Histogram("partnerauth.rate_limit.wait_time", metric.WithUnit("s"),
 		metric.WithDescription("Time that a request waited for leave to be sent."),
-		metric.WithExplicitBucketBoundaries(0, .01, .1, .5, 1, 2.5, 5, 10, 30, 60, 120, 300))
+		metric.WithExplicitBucketBoundaries(0, .01, .1, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900))
 	t.queued, _ = m.Int64UpDownCounter("partnerauth.rate_limit.queued_requests", metric.WithUnit("{request}"),
 		metric.WithDescription("Requests that wait for leave to be sent."))
 	t.lastPace.Store(math.Float64bits(1))
@@ -104,7 +110,7 @@ func newTelemetry(provider string, tp trace.TracerProvider, mp metric.MeterProvi
 		metric.WithDescription("Share of the full pace that is left after answers of status 429."))
 	t.fetches, _ = m.Float64Histogram("partnerauth.token.fetch.duration", metric.WithUnit("s"),
 		metric.WithDescription("Duration of getting a token, waits and tries included."),
-		metric.WithExplicitBucketBoundaries(.005, .01, .025, .05, .075, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10))
+		metric.WithExplicitBucketBoundaries(.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900))
 	t.resends, _ = m.Int64Counter("partnerauth.resends", metric.WithUnit("{request}"),
 		metric.WithDescription("Requests that were sent once more."))
 	return t
@@ -121,7 +127,7 @@ func (t *telemetry) startCall(ctx context.Context) (context.Context, trace.Span)
 
 // endCall tells what the parts of a call have come to.
 func (t *telemetry) endCall(span trace.Span, c *call, resp *http.Response, err error) {
-	var kv [5]attribute.KeyValue
+	var kv [6]attribute.KeyValue
 	list := append(kv[:0], keyAttempts.Int(c.attempts), keyWaitTime.Float64(c.waited.Seconds()))
 	if c.from != "" && c.lease != nil {
 		list = append(list, keyTokenSource.String(c.from))
@@ -132,7 +138,24 @@ func (t *telemetry) endCall(span trace.Span, c *call, resp *http.Response, err e
 	if resp != nil {
 		list = append(list, semconv.HTTPResponseStatusCode(resp.StatusCode))
 	}
+	if err != nil {
+		list = appendFailure(list, err)
+	}
 	endSpan(span, errorType(c.ctx, resp, err), list...)
+}
+
+// appendFailure appends what a failed call tells: the partner's status, or how
+// long the wait would have been.
+func appendFailure(kv []attribute.KeyValue, err error) []attribute.KeyValue {
+	var auth *AuthError
+	var limited interface{ RetryAfter() time.Duration }
+	switch {
+	case errors.As(err, &auth) && auth.StatusCode > 0:
+		kv = append(kv, keyTokenStatus.Int(auth.StatusCode))
+	case errors.Is(err, ErrRateLimited) && errors.As(err, &limited):
+		kv = append(kv, keyRetryAfter.Float64(limited.RetryAfter().Seconds()))
+	}
+	return kv
 }
 
 // inject writes the place in the trace to a request. A partner is a third party,
@@ -169,7 +192,7 @@ var noSpan = trace.SpanFromContext(context.Background())
 func (t *telemetry) endAttempt(ctx context.Context, span trace.Span, took time.Duration, req *http.Request, a *attempt, resp *http.Response, err error) {
 	m, failure := methodOf(req.Method), errorType(ctx, resp, err)
 	if t.duration.Enabled(ctx) {
-		t.duration.Float64Histogram.Record(ctx, took.Seconds(), a.origin.outcome(m, resp, failure)...)
+		t.duration.Float64Histogram.Record(ctx, took.Seconds(), a.origin.outcome(m, a.tokenPath, resp, failure)...)
 	}
 	if !span.IsRecording() {
 		span.End()
@@ -197,7 +220,7 @@ func appendAnswer(kv []attribute.KeyValue, resp *http.Response) []attribute.KeyV
 
 // recordWait records how long a permit was waited for. A wait that nobody would
 // notice has no span.
-func (t *telemetry) recordWait(ctx context.Context, start time.Time, waited time.Duration, err error) {
+func (t *telemetry) recordWait(ctx context.Context, start time.Time, waited time.Duration, err error, kv ...attribute.KeyValue) {
 	result := acquired
 	switch {
 	case errors.Is(err, ErrRateLimited):
@@ -214,8 +237,16 @@ func (t *telemetry) recordWait(ctx context.Context, start time.Time, waited time
 	}
 	if waited >= time.Millisecond {
 		_, span := t.tracer.Start(ctx, "partnerauth.rate_limit.wait", trace.WithTimestamp(start))
-		endSpan(span, errorType(ctx, nil, err), keyWaitResult.String(result))
+		endSpan(span, errorType(ctx, nil, err), append(kv, keyWaitResult.String(result))...)
 	}
+}
+
+// priorityOf are the attributes of a wait of that class.
+func priorityOf(c class) []attribute.KeyValue {
+	if c == lowPriority {
+		return []attribute.KeyValue{keyPriority.String("low")}
+	}
+	return nil
 }
 
 // recordPace records the share of the full pace when it has changed.
@@ -294,14 +325,32 @@ var attributePool = sync.Pool{New: func() any { return new([]attribute.KeyValue)
 // that cancels makes none.
 func errorType(ctx context.Context, resp *http.Response, err error) string {
 	switch {
-	case err != nil && errors.Is(ctx.Err(), context.Canceled):
-		return ""
-	case err != nil:
-		return semconv.ErrorType(err).Value.AsString()
-	case resp != nil && resp.StatusCode >= 400:
+	case err != nil && !errors.Is(ctx.Err(), context.Canceled):
+		return typeOf(err)
+	case err == nil && resp != nil && resp.StatusCode >= 400:
 		return strconv.Itoa(resp.StatusCode)
 	}
 	return ""
+}
+
+// typeOf is the error.type of an error: of a failed login the partner's status, or
+// the type of what was wrong with it.
+func typeOf(err error) string {
+	var auth *AuthError
+	switch {
+	case errors.Is(err, ErrCredentials):
+		return "credentials_refused"
+	case errors.Is(err, ErrRateLimited):
+		return "rate_limited"
+	case !errors.As(err, &auth) || auth.Op == "config":
+	case auth.StatusCode >= 300:
+		return strconv.Itoa(auth.StatusCode)
+	default:
+		for inner := error(auth); inner != nil; inner = errors.Unwrap(inner) {
+			err = inner
+		}
+	}
+	return semconv.ErrorType(err).Value.AsString()
 }
 
 // An endpoint is what telemetry knows of an origin. The attributes of spans and
@@ -332,7 +381,7 @@ func newEndpoint(host string, port int) *endpoint {
 // endpoint.
 type series struct {
 	status, method int
-	protocol       string
+	path, protocol string
 }
 
 // maxSeries bounds how many of them an endpoint remembers. A server that
@@ -340,16 +389,16 @@ type series struct {
 const maxSeries = 64
 
 // outcome returns the attributes of http.client.request.duration.
-func (e *endpoint) outcome(m int, resp *http.Response, failure string) []metric.RecordOption {
+func (e *endpoint) outcome(m int, path string, resp *http.Response, failure string) []metric.RecordOption {
 	if resp == nil {
-		return e.newSeries(m, resp, failure)
+		return e.newSeries(m, path, resp, failure)
 	}
-	key := series{resp.StatusCode, m, protocolOf(resp)}
+	key := series{resp.StatusCode, m, path, protocolOf(resp)}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	opts, ok := e.known[key]
 	if !ok {
-		opts = e.newSeries(m, resp, failure)
+		opts = e.newSeries(m, path, resp, failure)
 		if len(e.known) < maxSeries {
 			e.known[key] = opts
 		}
@@ -357,8 +406,11 @@ func (e *endpoint) outcome(m int, resp *http.Response, failure string) []metric.
 	return opts
 }
 
-func (e *endpoint) newSeries(m int, resp *http.Response, failure string) []metric.RecordOption {
+func (e *endpoint) newSeries(m int, path string, resp *http.Response, failure string) []metric.RecordOption {
 	kv := appendAnswer([]attribute.KeyValue{methodAttribute(m), e.address, e.port}, resp)
+	if path != "" {
+		kv = append(kv, semconv.URLTemplate(path))
+	}
 	if failure != "" {
 		kv = append(kv, semconv.ErrorTypeKey.String(failure))
 	}

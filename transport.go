@@ -112,6 +112,22 @@ func (t *Transport) destination(req *http.Request) (*origin, error) {
 	return to, nil
 }
 
+// SignIn returns nil as soon as there is a good token, for which it signs in by
+// t's own Base, queue and telemetry if there is none, or else the error that a
+// call would meet. It waits for no permit of its own. Asked every second, as by a
+// readiness probe, it costs no more token requests than calls do.
+func (t *Transport) SignIn(ctx context.Context) error {
+	t.once.Do(t.init)
+	if t.err != nil {
+		return t.err
+	}
+	l, err := t.account.tokens.ask(ctx, &t.account.sender)
+	if l == nil && err == nil {
+		_, err = t.Source.(*Source).wait(ctx, &t.account.sender)
+	}
+	return err
+}
+
 // CloseIdleConnections does that for the Base, and for that of the provider's
 // token requests, if they can. http.Client has a method of the same name that
 // calls it.
@@ -230,7 +246,7 @@ func (c *call) roundTrip() (*http.Response, error) {
 // wait for a login that needs one.
 func (c *call) admit() (err error) {
 	if c.custom { // which may take its time
-		c.queue.enter(time.Now(), &c.waiter, false, false)
+		c.queue.enter(time.Now(), &c.waiter, classOf(c.ctx), false)
 	}
 	if c.lease, err = c.waiter.tokens.ask(c.ctx, c.via); err != nil {
 		return err
@@ -248,7 +264,7 @@ func (c *call) admit() (err error) {
 		c.ctx = bounded
 	}
 	var waited time.Duration
-	c.permit, waited, err = c.sender.admit(ctx, &c.waiter, false, c.lease != nil)
+	c.permit, waited, err = c.sender.admit(ctx, &c.waiter, classOf(ctx), c.lease != nil)
 	c.ctx = ctx
 	c.waited += waited
 	return err

@@ -130,7 +130,7 @@ func (w *waiter) look(now time.Time) (p permit, sleep time.Duration, err error) 
 		w.queue.wakeFirst()
 		return p, sleep, nil
 	}
-	if d := w.queue.delay(now, w); d > 0 {
+	if d := w.queue.delay(now, w.ticket, w); d > 0 {
 		return p, min(d, sleep), nil
 	}
 	if w.tokens != nil { // not to hold the permit while waiting for a token
@@ -142,7 +142,7 @@ func (w *waiter) look(now time.Time) (p permit, sleep time.Duration, err error) 
 			return w.look(now)
 		}
 	}
-	p = w.queue.pacer.take(now)
+	p = w.queue.pacer.take(now, w.ticket)
 	w.leave()
 	return p, 0, nil
 }
@@ -222,7 +222,7 @@ func (w *waiter) join() {
 		w.queue.lines = append(w.queue.lines, w.line)
 	}
 	w.line.insert(w.ticket, w)
-	if w.ticket < callerTickets {
+	if class(w.ticket) < normal {
 		w.queue.worsen()
 	}
 }
