@@ -23,6 +23,13 @@ const (
 // results are the values of each benchmark, one a round, by its name and unit.
 type results map[string]map[string][]float64
 
+// compares reports whether there is enough to make ratios of: from -short there
+// is one value each, of one call that may have been the first of its kind.
+func (all results) compares(name, to, unit string) bool {
+	n := len(all[name][unit])
+	return name != to && n > 1 && n == len(all[to][unit])
+}
+
 func parse(output []byte) (results, error) {
 	all := results{}
 	r := benchfmt.NewReader(bytes.NewReader(output), "go test -bench")
@@ -133,10 +140,10 @@ func (all results) plain(name, unit string) string {
 // ratio is the median of the ratios in each round, or "~" where the two may as
 // well be the same.
 func (all results) ratio(name, to, unit string) string {
-	values, others := all[name][unit], all[to][unit]
-	if name == to || len(values) != len(others) {
+	if !all.compares(name, to, unit) {
 		return ""
 	}
+	values, others := all[name][unit], all[to][unit]
 	ratios := make([]float64, len(values))
 	for i := range values {
 		ratios[i] = values[i] / others[i]
