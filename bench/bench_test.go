@@ -93,7 +93,7 @@ func (p Peer) in(mode Mode) string { return "otel=" + string(mode) + "/peer=" + 
 // makes has done one before, and both are outside the measured time. So many are
 // made at once that starting the callers counts for nothing.
 func benchmarkFresh(b *testing.B, name string, lasts int, prepare func() (func() error, error)) {
-	ready := make([]func() error, max(1, 5000/lasts))
+	ready := make([]func() error, max(1, 1000/lasts))
 	for _, n := range []int{1, callers} {
 		b.Run(fmt.Sprintf("%s/callers=%d", name, n), func(b *testing.B) {
 			b.ReportAllocs()
