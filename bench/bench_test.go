@@ -2,11 +2,13 @@ package bench
 
 import (
 	"context"
+	"fmt"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/oauth2"
-	"golang.org/x/time/rate"
 
 	"github.com/partnerauth/partnerauth"
 )
@@ -15,6 +17,9 @@ import (
 // telemetry and with all of it.
 func BenchmarkCall(b *testing.B) {
 	b.Run("base=memory", func(b *testing.B) { benchmarkModes(b, AllModes, Setup{Base: Memory{}, Target: Target}) })
+	b.Run("base=minute", func(b *testing.B) {
+		benchmarkMinute(b, []Mode{Unset, Metrics}, Setup{Base: Memory{}, Target: Target, Minute: true})
+	})
 
 	loopback := StartLoopback()
 	defer loopback.Close()
@@ -41,7 +46,7 @@ func benchmarkModes(b *testing.B, modes []Mode, s Setup) {
 			if err := Do(call, NewRequest(s.Target)); err != nil {
 				b.Fatal(err)
 			}
-			name := "otel=" + string(mode) + "/peer=" + p.Name
+			name := p.in(mode)
 			b.Run(name+"/callers=1", func(b *testing.B) {
 				b.ReportAllocs()
 				req := NewRequest(s.Target)
@@ -58,6 +63,79 @@ func benchmarkModes(b *testing.B, modes []Mode, s Setup) {
 				})
 			})
 		}
+	}
+}
+
+// benchmarkMinute is a call with the quota that users have and places free. A
+// peer's limiter lasts for 90 calls, so it is made anew for every 90.
+func benchmarkMinute(b *testing.B, modes []Mode, s Setup) {
+	for _, mode := range modes {
+		s.Telemetry = NewTelemetry(mode)
+		for _, p := range In(mode) {
+			if p.Name != Bare && p.Name != Stack && p.Name != Ours {
+				continue // no limiter, or not what ratios are made of
+			}
+			benchmarkFresh(b, p.in(mode), minuteCalls, func() (func() error, error) {
+				call, err := p.New(s)
+				if err != nil {
+					return nil, err
+				}
+				req := NewRequest(s.Target)
+				return func() error { return Do(call, req) }, nil
+			})
+		}
+	}
+}
+
+func (p Peer) in(mode Mode) string { return "otel=" + string(mode) + "/peer=" + p.Name }
+
+// benchmarkFresh measures what lasts for so many operations only. What prepare
+// makes has done one before, and both are outside the measured time. So many are
+// made at once that starting the callers counts for nothing.
+func benchmarkFresh(b *testing.B, name string, lasts int, prepare func() (func() error, error)) {
+	ready := make([]func() error, max(1, 1000/lasts))
+	for _, n := range []int{1, callers} {
+		b.Run(fmt.Sprintf("%s/callers=%d", name, n), func(b *testing.B) {
+			b.ReportAllocs()
+			for left := b.N; left > 0; left -= len(ready) * lasts {
+				b.StopTimer()
+				for i := range ready {
+					var err error
+					if ready[i], err = prepare(); err == nil {
+						err = ready[i]()
+					}
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.StartTimer()
+				total := min(left, len(ready)*lasts)
+				if n == 1 {
+					for i := range total {
+						if err := ready[i/lasts](); err != nil {
+							b.Fatal(err)
+						}
+					}
+					continue
+				}
+				const share = 10 // taken at a time, so that sharing them out costs little
+				var next atomic.Int64
+				var wg sync.WaitGroup
+				for range n {
+					wg.Go(func() {
+						for from := int(next.Add(share)) - share; from < total; from = int(next.Add(share)) - share {
+							for i := from; i < min(from+share, total); i++ {
+								if err := ready[i/lasts](); err != nil {
+									b.Error(err)
+									return
+								}
+							}
+						}
+					})
+				}
+				wg.Wait()
+			}
+		})
 	}
 }
 
@@ -91,16 +169,26 @@ func BenchmarkToken(b *testing.B) {
 	}
 }
 
-// BenchmarkWait is a permit that is there.
+// BenchmarkWait is a permit that is there: with the quota that users have, and
+// with a large one of which thousands of places are in use.
 func BenchmarkWait(b *testing.B) {
-	for _, peer := range []struct {
-		name    string
-		limiter partnerauth.Limiter
+	for _, quota := range []struct {
+		name  string
+		lasts int
+		setup Setup
 	}{
-		{"rate", rate.NewLimiter(plenty/rate.Limit(plentyTime.Seconds()), plenty)},
-		{Ours, &partnerauth.Quota{Requests: plenty, Window: plentyTime}},
+		{"minute", minuteCalls, Setup{Minute: true}},
+		{"plenty", 5000, Setup{}},
 	} {
-		benchmarkBoth(b, peer.name, func() error { return peer.limiter.Wait(context.Background()) })
+		wait := func(limiter func() partnerauth.Limiter) func() (func() error, error) {
+			return func() (func() error, error) {
+				l := limiter()
+				return func() error { return l.Wait(context.Background()) }, nil
+			}
+		}
+		name := "quota=" + quota.name + "/peer="
+		benchmarkFresh(b, name+"rate", quota.lasts, wait(func() partnerauth.Limiter { return quota.setup.rateLimiter() }))
+		benchmarkFresh(b, name+Ours, quota.lasts, wait(func() partnerauth.Limiter { return quota.setup.quota() }))
 	}
 }
 

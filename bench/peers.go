@@ -36,7 +36,29 @@ type Setup struct {
 	Target    string              // the origin of all calls
 	Telemetry Telemetry           // zero: OpenTelemetry's globals
 	Grants    func() Grant        // a token request; nil: one that is good for long
-	Limiter   partnerauth.Limiter // ours only; nil: one that never makes a call wait
+	Limiter   partnerauth.Limiter // ours only; nil: a Quota as Minute says
+	Minute    bool                // limiters of 100 a minute; else ones that never make a call wait
+}
+
+// A user's quota, which is partnerauth's default, and how many calls a Setup
+// with Minute is good for after its first: no more than leave places free.
+const (
+	minutely    = 100
+	minuteCalls = 90
+)
+
+func (s Setup) rateLimiter() *rate.Limiter {
+	if s.Minute {
+		return rate.NewLimiter(rate.Every(time.Minute/minutely), minutely)
+	}
+	return rate.NewLimiter(plenty/rate.Limit(plentyTime.Seconds()), plenty)
+}
+
+func (s Setup) quota() *partnerauth.Quota {
+	if s.Minute {
+		return new(partnerauth.Quota)
+	}
+	return &partnerauth.Quota{Requests: plenty, Window: plentyTime}
 }
 
 // A Grant is a new token and how long it takes until it is to be renewed. It is
@@ -120,7 +142,7 @@ func newOAuth2(s Setup) (Call, error) {
 // newStack is what one puts together by hand.
 func newStack(s Setup) (Call, error) {
 	limited := &limited{
-		limiter: rate.NewLimiter(rate.Limit(plenty/plentyTime.Seconds()), plenty),
+		limiter: s.rateLimiter(),
 		base:    otelhttp.NewTransport(s.Base, s.Telemetry.otelhttp()...),
 	}
 	t := &oauth2.Transport{Source: oauth2.ReuseTokenSource(nil, oauth2Source{s}), Base: limited}
@@ -218,7 +240,7 @@ func newFailsafe(s Setup) (Call, error) {
 func newOurs(s Setup) (Call, error) {
 	limiter := s.Limiter
 	if limiter == nil {
-		limiter = &partnerauth.Quota{Requests: plenty, Window: plentyTime}
+		limiter = s.quota()
 	}
 	t := &partnerauth.Transport{
 		Source:         NewSource(s),

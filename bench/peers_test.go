@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
@@ -150,6 +152,35 @@ func keys(s sdktrace.ReadOnlySpan) string {
 		all = append(all, string(kv.Key))
 	}
 	return strings.Join(all, " ")
+}
+
+// What is measured with 100 a minute must not wait in its 90 calls.
+func TestMinute(t *testing.T) {
+	for _, name := range []string{Stack, Ours} {
+		synctest.Test(t, func(t *testing.T) {
+			call, err := ByName(name).New(Setup{Base: Memory{}, Target: Target, Minute: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			for range 1 + minuteCalls {
+				if err := Do(call, NewRequest(Target)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := time.Since(start); got != 0 {
+				t.Errorf("%s: %d calls waited %v, want none to wait", name, 1+minuteCalls, got)
+			}
+			for range minutely {
+				if err := Do(call, NewRequest(Target)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if time.Since(start) == 0 {
+				t.Errorf("%s: %d calls did not wait, want a limit of %d", name, 1+minuteCalls+minutely, minutely)
+			}
+		})
+	}
 }
 
 // Allocations do not depend on the machine, so they are held to here; times are

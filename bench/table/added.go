@@ -11,7 +11,7 @@ import (
 
 // printAdded prints what is added to a call with a kept connection, as the
 // median of the differences between calls made one after the other.
-func printAdded(w io.Writer, pairs int) error {
+func printAdded(w io.Writer, pairs int, ratios bool) error {
 	loopback := bench.StartLoopback()
 	defer loopback.Close()
 	standIn, err := bench.StartStandIn()
@@ -38,7 +38,15 @@ func printAdded(w io.Writer, pairs int) error {
 				if err != nil {
 					return err
 				}
-				row(w, server.name, proto, string(mode), microseconds(got.Bare), share(got.More[0], got.Bare), share(got.More[1], got.Bare))
+				cells := []string{server.name, proto, string(mode), microseconds(got.Bare)}
+				for _, more := range got.More {
+					cell := microseconds(more)
+					if ratios {
+						cell += share(more, got.Bare)
+					}
+					cells = append(cells, cell)
+				}
+				row(w, cells...)
 			}
 		}
 	}
@@ -47,7 +55,7 @@ func printAdded(w io.Writer, pairs int) error {
 }
 
 func share(more, of time.Duration) string {
-	return fmt.Sprintf("%s, %.1f %%", microseconds(more), 100*float64(more)/float64(of))
+	return fmt.Sprintf(", %.1f %%", 100*float64(more)/float64(of))
 }
 
 func microseconds(d time.Duration) string {

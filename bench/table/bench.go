@@ -23,6 +23,13 @@ const (
 // results are the values of each benchmark, one a round, by its name and unit.
 type results map[string]map[string][]float64
 
+// compares reports whether there is enough to make ratios of: from -short there
+// is one value each, of one call that may have been the first of its kind.
+func (all results) compares(name, to, unit string) bool {
+	n := len(all[name][unit])
+	return name != to && n > 1 && n == len(all[to][unit])
+}
+
 func parse(output []byte) (results, error) {
 	all := results{}
 	r := benchfmt.NewReader(bytes.NewReader(output), "go test -bench")
@@ -55,9 +62,10 @@ func call(base string, mode bench.Mode, peer string, callers int) string {
 
 func (all results) print(w io.Writer) {
 	titles := map[string]string{
-		"memory": "A call in memory", "http1": "A call over loopback TLS, HTTP/1.1", "http2": "A call over loopback TLS, HTTP/2",
+		"memory": "A call in memory", "minute": "A call in memory, with 100 a minute and places free",
+		"http1": "A call over loopback TLS, HTTP/1.1", "http2": "A call over loopback TLS, HTTP/2",
 	}
-	for _, base := range []string{"memory", "http1", "http2"} {
+	for _, base := range []string{"memory", "minute", "http1", "http2"} {
 		fmt.Fprintf(w, "### %s\n\n", titles[base])
 		row(w, "otel", "peer", "1 caller", "÷ stack", "÷ bare", "8 callers", "÷ stack", "÷ bare", "8 ÷ 1", "B", "allocs", "÷ stack")
 		row(w, "---", "---", "--:", "--:", "--:", "--:", "--:", "--:", "--:", "--:", "--:", "--:")
@@ -73,7 +81,8 @@ func (all results) print(w io.Writer) {
 	row(w, "---", "--:", "--:", "--:", "--:", "--:")
 	for _, of := range []struct{ name, what, peer, ours string }{
 		{"Token", "oauth2", "oauth2.ReuseTokenSource", "Source.Token"},
-		{"Wait", "rate", "rate.Limiter.Wait", "Quota.Wait"},
+		{"Wait/quota=minute", "rate", "rate.Limiter.Wait, 100 a minute", "Quota.Wait, 100 a minute"},
+		{"Wait/quota=plenty", "rate", "rate.Limiter.Wait, thousands in use", "Quota.Wait, thousands in use"},
 	} {
 		name := func(peer string, callers int) string {
 			return fmt.Sprintf("%s/peer=%s/callers=%d", of.name, peer, callers)
@@ -133,10 +142,10 @@ func (all results) plain(name, unit string) string {
 // ratio is the median of the ratios in each round, or "~" where the two may as
 // well be the same.
 func (all results) ratio(name, to, unit string) string {
-	values, others := all[name][unit], all[to][unit]
-	if name == to || len(values) != len(others) {
+	if !all.compares(name, to, unit) {
 		return ""
 	}
+	values, others := all[name][unit], all[to][unit]
 	ratios := make([]float64, len(values))
 	for i := range values {
 		ratios[i] = values[i] / others[i]

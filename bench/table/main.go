@@ -16,14 +16,14 @@ import (
 )
 
 func main() {
-	short := flag.Bool("short", false, "only see that everything works: figures mean nothing")
+	short := flag.Bool("short", false, "only see that everything works: each benchmark runs once, and there are no ratios")
 	rounds := flag.Int("count", 25, "rounds of all benchmarks; ratios are made within a round")
 	benchtime := flag.String("benchtime", "20ms", "of each benchmark in a round")
 	file := flag.String("w", "", "file to write the tables to, after its mark")
 	flag.Parse()
 	p := plan{rounds: *rounds, benchtime: *benchtime, renewals: 3, calls: 10_000, pairs: 4000}
 	if *short {
-		p = plan{rounds: 1, benchtime: "1x", pairs: 20} // no renewals: they take their time
+		p = plan{short: true, rounds: 1, benchtime: "1x", pairs: 20} // no renewals: they take their time
 	}
 	var tables bytes.Buffer
 	err := p.run(io.MultiWriter(os.Stdout, &tables))
@@ -52,6 +52,7 @@ func put(file string, tables []byte) error {
 
 // A plan is how much to measure.
 type plan struct {
+	short     bool   // too little to compare
 	rounds    int    // of all benchmarks
 	benchtime string // of each
 	renewals  int    // of each peer's token; 0: none
@@ -74,13 +75,16 @@ func (p plan) run(w io.Writer) error {
 	}
 	fmt.Fprintf(w, "%s, %s/%s, GOMAXPROCS %d, %d rounds of %s.\n\n",
 		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.GOMAXPROCS(0), p.rounds, p.benchtime)
+	if p.short {
+		fmt.Fprint(w, "No ratios: each benchmark ran once, for one call, which tells nothing about the next.\n\n")
+	}
 	all.print(w)
 	if p.renewals > 0 {
 		if err := printRenewals(w, prepared, p.renewals, p.calls); err != nil {
 			return err
 		}
 	}
-	return printAdded(w, p.pairs)
+	return printAdded(w, p.pairs, !p.short)
 }
 
 // benchmark runs the benchmarks round by round, rather than each of them several

@@ -178,7 +178,7 @@ func (p *partner) call(ctx context.Context, method, path, template, body string)
 		err = with.Err // without the URL, whose query may be private
 	}
 	p.calls++
-	draw(p.out, p.calls, method+" "+name, status, p.ended.take())
+	draw(p.out, p.calls, method+" "+name, status, p.take())
 	return answer, err
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync"
 	"time"
 
 	"go.opentelemetry.io/contrib/exporters/autoexport"
@@ -14,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/resource"
 	"go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 )
 
 // flushTime is how long a collector may take at the end. One that is not there
@@ -23,7 +23,8 @@ const flushTime = 3 * time.Second
 // An observer has the spans for the picture, and whatever exports the
 // environment asks for.
 type observer struct {
-	ended   *recorder
+	spans   *tracetest.SpanRecorder
+	drawn   int // of its spans
 	traces  *trace.TracerProvider
 	metrics *metric.MeterProvider
 }
@@ -39,7 +40,7 @@ func observe(ctx context.Context, getenv func(string) string, stderr io.Writer) 
 	if err != nil {
 		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
-	ended := &recorder{}
+	ended := tracetest.NewSpanRecorder()
 	// The picture needs every span, whatever OTEL_TRACES_SAMPLER says.
 	spans := []trace.TracerProviderOption{
 		trace.WithResource(res), trace.WithSampler(trace.AlwaysSample()), trace.WithSpanProcessor(ended),
@@ -59,7 +60,19 @@ func observe(ctx context.Context, getenv func(string) string, stderr io.Writer) 
 		}
 		metrics = append(metrics, metric.WithReader(reader))
 	}
-	return &observer{ended, trace.NewTracerProvider(spans...), metric.NewMeterProvider(metrics...)}, nil
+	return &observer{
+		spans:   ended,
+		traces:  trace.NewTracerProvider(spans...),
+		metrics: metric.NewMeterProvider(metrics...),
+	}, nil
+}
+
+// take returns the spans that have ended since it was last called. One that
+// ends meanwhile is the next call's, which the recorder's Reset would lose.
+func (o *observer) take() []trace.ReadOnlySpan {
+	spans := o.spans.Ended()[o.drawn:]
+	o.drawn += len(spans)
+	return spans
 }
 
 // exports reports whether the environment asks for a signal to be exported.
@@ -84,29 +97,3 @@ func (o *observer) flush(ctx context.Context) {
 		}
 	}
 }
-
-// A recorder is a trace.SpanProcessor that keeps the spans that have ended until
-// they are drawn.
-type recorder struct {
-	mu    sync.Mutex
-	spans []trace.ReadOnlySpan
-}
-
-// take returns the spans that have ended since it was last called.
-func (r *recorder) take() []trace.ReadOnlySpan {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	spans := r.spans
-	r.spans = nil
-	return spans
-}
-
-func (r *recorder) OnEnd(s trace.ReadOnlySpan) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.spans = append(r.spans, s)
-}
-
-func (r *recorder) OnStart(context.Context, trace.ReadWriteSpan) {}
-func (r *recorder) Shutdown(context.Context) error               { return nil }
-func (r *recorder) ForceFlush(context.Context) error             { return nil }

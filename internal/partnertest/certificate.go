@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// newCertificate is self-signed, for loopback, and new for each server: trust in one is no trust in another.
+// newCertificate is self-signed, for loopback, and new for each server: trust
+// in one is no trust in another.
 func newCertificate() tls.Certificate {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -22,11 +23,12 @@ func newCertificate() tls.Certificate {
 	if err != nil {
 		panic(err)
 	}
+	// Valid for long, for clients with strange clocks.
 	template := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: "partnertest"},
 		NotBefore:             time.Unix(0, 0),
-		NotAfter:              time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC), // wide, for clients with strange clocks
+		NotAfter:              time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC),
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		BasicConstraintsValid: true,

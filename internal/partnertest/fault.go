@@ -12,22 +12,50 @@ import (
 	"time"
 )
 
-// Fault is something that goes wrong with the requests it matches. Requests over the quota get their 429 before any
-// fault is asked. A request meets at most one fault, the first injected that is due. The fields below Rate combine in
-// this order: Delay, Hang, then one of Reset, Huge, the given answer, or the normal answer.
+// Fault is something that goes wrong with the requests it matches. Requests
+// over the quota get their 429 before any fault is asked. A request meets at
+// most one fault, the first injected that is due. The fields below Rate combine
+// in this order: Delay, Hang, then one of Reset, Huge, the given answer, or the
+// normal answer.
 type Fault struct {
-	Method, Path string  // what it hits; "": any. Path is exact, or a prefix when it ends in '*'
-	Times        int     // so many requests; 0: until ClearFaults
-	Rate         float64 // this share of the matching requests, evenly spread (0.25: every fourth); 0: every one
+	// What it hits; "": any. Path is exact, or a prefix when it ends in '*'.
+	Method, Path string
 
-	Status int           // answered in place of carrying the request out; counted in the quota, which the answer does not announce
-	Header http.Header   // of that answer; without Status and Body it is added to the normal one
-	Body   string        // of that answer; without Status the status is 200. Status alone: the HTML page Express or nginx sends
-	Cut    bool          // the answer breaks off in the middle of its body; the request was carried out
-	Reset  bool          // the connection is reset after the request was read, before it was carried out, other HTTP/2 streams on it included
-	Hang   bool          // held until Release, then answered; dropped, and never carried out, when the client leaves or the server closes
-	Delay  time.Duration // passes before the request is carried out; Options.Latency passes after
-	Huge   int           // a 200 with a JSON body of so many bytes, at least a few dozen, that ends in tokens nobody issued
+	Times int // so many requests; 0: until ClearFaults
+
+	// This share of the matching requests, evenly spread (0.25: every fourth);
+	// 0: every one.
+	Rate float64
+
+	// Answered in place of carrying the request out; counted in the quota, which
+	// the answer does not announce.
+	Status int
+
+	// Of that answer; without Status and Body it is added to the normal one.
+	Header http.Header
+
+	// Of that answer; without Status the status is 200. Status alone: the HTML
+	// page Express or nginx sends.
+	Body string
+
+	// The answer breaks off in the middle of its body; the request was carried
+	// out.
+	Cut bool
+
+	// The connection is reset after the request was read, before it was carried
+	// out, other HTTP/2 streams on it included.
+	Reset bool
+
+	// Held until Release, then answered; dropped, and never carried out, when the
+	// client leaves or the server closes.
+	Hang bool
+
+	// Passes before the request is carried out; Options.Latency passes after.
+	Delay time.Duration
+
+	// A 200 with a JSON body of so many bytes, at least a few dozen, that ends in
+	// tokens nobody issued.
+	Huge int
 }
 
 type armed struct {
@@ -38,7 +66,8 @@ type armed struct {
 // faults are those in force, oldest first. The server's lock guards them.
 type faults []*armed
 
-// strike returns the fault that is due for this request; the zero Fault does nothing.
+// strike returns the fault that is due for this request; the zero Fault does
+// nothing.
 func (fs faults) strike(method, path string) Fault {
 	for _, f := range fs {
 		if f.Times > 0 && f.hits >= f.Times || !f.matches(method, path) {
@@ -54,7 +83,8 @@ func (fs faults) strike(method, path string) Fault {
 	return Fault{}
 }
 
-// due is how many of the first n requests a rate hits. The bit more absorbs what floating point loses: 10 × 0.1 is 1.
+// due is how many of the first n requests a rate hits. The bit more absorbs
+// what floating point loses: 10 × 0.1 is 1.
 func due(n int, rate float64) int { return int(math.Floor(float64(n)*rate + 1e-9)) }
 
 func (f Fault) matches(method, path string) bool {
@@ -92,7 +122,8 @@ func (f Fault) answer(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte(body))
 }
 
-// hugeBody has the tokens last, so that a reader without a limit would take them.
+// hugeBody has the tokens last, so that a reader without a limit would take
+// them.
 func hugeBody(size int) string {
 	const head, tail = `{"padding":"`, `","token":"forged","access_token":"forged"}`
 	return head + strings.Repeat("x", max(0, size-len(head)-len(tail))) + tail

@@ -31,7 +31,8 @@ func StartNowPost(o Options) *NowPost {
 }
 
 func (n *NowPost) logIn(w http.ResponseWriter, r *http.Request) {
-	var got map[string]string // a map, because a struct's fields match in any letter case
+	// A map, because a struct's fields match in any letter case.
+	var got map[string]string
 	if !readJSON(w, r, &got) {
 		return
 	}
@@ -82,7 +83,8 @@ func (n *NowPost) grant(w http.ResponseWriter, enveloped bool) {
 	}
 	layout := "2006-01-02T15:04:05Z"
 	if n.opts.Lifetime%time.Second != 0 {
-		layout = "2006-01-02T15:04:05.000Z" // whole seconds would end a short token before it began
+		// Whole seconds would end a short token before it began.
+		layout = "2006-01-02T15:04:05.000Z"
 	}
 	writeJSON(w, http.StatusOK, struct {
 		Success bool    `json:"success"`
@@ -146,7 +148,8 @@ func (n *NowPost) authorized(permission string, next http.HandlerFunc) http.Hand
 	}
 }
 
-// readJSON reads a JSON body, or answers 400 and reports false. It quotes nothing of what it read.
+// readJSON reads a JSON body, or answers 400 and reports false. It quotes
+// nothing of what it read.
 func readJSON(w http.ResponseWriter, r *http.Request, into any) bool {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || !strings.EqualFold(t, "application/json") {
 		fail(w, http.StatusBadRequest, "Content-Type must be application/json")

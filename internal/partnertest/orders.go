@@ -59,7 +59,8 @@ func (n *NowPost) Orders() []Order {
 	return all
 }
 
-// Created tells how many orders a partner_order_id led to: one, if the client is right.
+// Created tells how many orders a partner_order_id led to: one, if the client
+// is right.
 func (n *NowPost) Created(partnerOrderID string) int {
 	created := 0
 	for _, o := range n.Orders() {
@@ -70,7 +71,8 @@ func (n *NowPost) Created(partnerOrderID string) int {
 	return created
 }
 
-// createOrder does not recognise a partner_order_id it has seen: a request sent twice shows as two orders.
+// createOrder does not recognise a partner_order_id it has seen: a request sent
+// twice shows as two orders.
 func (n *NowPost) createOrder(w http.ResponseWriter, r *http.Request) {
 	var in Order
 	if !readJSON(w, r, &in) {
@@ -119,7 +121,8 @@ func (n *NowPost) cancelOrder(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// find returns the order a path names by id or tracking code, or answers 404. The caller holds the lock.
+// find returns the order a path names by id or tracking code, or answers 404.
+// The caller holds the lock.
 func (b *orderBook) find(w http.ResponseWriter, r *http.Request) *Order {
 	name := r.PathValue("id")
 	for _, o := range b.list {
@@ -161,7 +164,8 @@ func (n *NowPost) listOrders(w http.ResponseWriter, r *http.Request) {
 		if q.descending {
 			a, b = b, a
 		}
-		return cmp.Or(q.compare(a, b), cmp.Compare(a.ID, b.ID)) // ids break ties, for a clock that stands still
+		// Ids break ties, for a clock that stands still.
+		return cmp.Or(q.compare(a, b), cmp.Compare(a.ID, b.ID))
 	})
 	p := pagination{Page: q.page, PageSize: q.pageSize, Total: len(found)}
 	p.TotalPages = (p.Total + p.PageSize - 1) / p.PageSize
@@ -190,7 +194,8 @@ func parseListing(q url.Values) (l listing, err error) {
 		}
 		return v
 	}
-	// A day stands for its first moment, or, at the end of a range, for the first moment after it.
+	// A day stands for its first moment, or, at the end of a range, for the
+	// first moment after it.
 	date := func(name string, end time.Duration) time.Time {
 		text := q.Get(name)
 		if text == "" {

@@ -511,7 +511,8 @@ func TestNotFound(t *testing.T) {
 func TestQuota(t *testing.T) {
 	clock := newClock()
 	n, c := startNowPost(t, partnertest.Options{Now: clock.Now, Limit: 3})
-	clock.pass(30 * time.Second) // the window opens with the first hit, not with the server
+	// The window opens with the first hit, not with the server.
+	clock.pass(30 * time.Second)
 	token := c.logIn()
 	clock.pass(50 * time.Second)
 	c.refresh(token, 200)
@@ -545,7 +546,8 @@ func TestQuota(t *testing.T) {
 }
 
 func TestQuotaHeaders(t *testing.T) {
-	const pk = `pk=:MTJjYTE3YjQ5YWYy:` // base64 of the first 12 hex digits of sha256("127.0.0.1"), as Node computes it
+	// Base64 of the first 12 hex digits of sha256("127.0.0.1"), as Node computes it.
+	const pk = `pk=:MTJjYTE3YjQ5YWYy:`
 	for _, tt := range []struct {
 		style  string
 		window time.Duration
@@ -709,7 +711,8 @@ func TestDelays(t *testing.T) {
 	ctx, leave := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { _, _ = c.try(ctx, "POST", loginPath, asJSON, goodLogin) })
-	await(t, n.Server, func() bool { return n.Logins() == 1 }) // carried out before the wait
+	// Carried out before the wait.
+	await(t, n.Server, func() bool { return n.Logins() == 1 })
 	leave()
 	wg.Wait()
 	equal(t, "answers", n.Status(200), 0)

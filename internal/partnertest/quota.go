@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// window counts as express-rate-limit's memory store does: the first hit opens it, hits over the limit count as well,
-// and the first hit after its end opens the next. The server's lock guards it.
+// window counts as express-rate-limit's memory store does: the first hit opens
+// it, hits over the limit count as well, and the first hit after its end opens
+// the next. The server's lock guards it.
 type window struct {
 	limit  int
 	length time.Duration
@@ -40,7 +41,8 @@ func (w *window) hit(now time.Time) quota {
 
 func (q quota) exceeded() bool { return q.limit > 0 && q.hits > q.limit }
 
-// announce writes the headers that express-rate-limit 8 sends in the given style.
+// announce writes the headers that express-rate-limit 8 sends in the given
+// style.
 func (q quota) announce(h http.Header, style string) {
 	if q.limit < 0 || style == "none" {
 		return

@@ -20,7 +20,8 @@ type Request struct {
 	Status           int // of the answer; 0: none yet, or none at all
 }
 
-// Requests returns all requests received so far, in the order in which they were counted.
+// Requests returns all requests received so far, in the order in which they
+// were counted.
 func (s *Server) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -31,7 +32,8 @@ func (s *Server) Requests() []Request {
 	return all
 }
 
-// Count tells how many requests were received for a method and an exact path; "" stands for any.
+// Count tells how many requests were received for a method and an exact path;
+// "" stands for any.
 func (s *Server) Count(method, path string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -53,17 +55,21 @@ func (s *Server) Logins() int { return read(s, func() int { return s.logins }) }
 // Refreshes tells how many refreshes were granted; Ndovu has none.
 func (s *Server) Refreshes() int { return read(s, func() int { return s.refreshes }) }
 
-// LoginRequests tells how many token requests with credentials were received, whatever became of them.
+// LoginRequests tells how many token requests with credentials were received,
+// whatever became of them.
 func (s *Server) LoginRequests() int { return s.Count(http.MethodPost, s.login) }
 
-// Peak is the most requests counted in any one window so far, refused ones included: more than Limit means there was a 429.
+// Peak is the most requests counted in any one window so far, refused ones
+// included: more than Limit means there was a 429.
 func (s *Server) Peak() int { return read(s, func() int { return s.window.peak }) }
 
 // Hanging tells how many requests a Fault holds right now.
 func (s *Server) Hanging() int { return read(s, func() int { return s.hanging }) }
 
-// Await returns when what() is true, or with ctx's error. It asks again whenever the server received, held or answered
-// something: Await(ctx, func() bool { return s.Hanging() == 3 }).
+// Await returns when what() is true, or with ctx's error. It asks again
+// whenever the server received, held or answered something:
+//
+//	Await(ctx, func() bool { return s.Hanging() == 3 })
 func (s *Server) Await(ctx context.Context, what func() bool) error {
 	defer context.AfterFunc(ctx, func() { s.note(func() {}) })()
 	for {

@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// serve is every request's way: counted, read, refused or faulted or carried out, delayed, answered.
+// serve is every request's way: counted, read, refused or faulted or carried
+// out, delayed, answered.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	entry, quota, ok := s.receive(r)
 	if !ok {
@@ -59,8 +60,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	s.send(w, ans, fault.Cut)
 }
 
-// receive counts the request before anything else is done with it: a limiter stands in front of the authentication.
-// It reports false when the server is closed.
+// receive counts the request before anything else is done with it: a limiter
+// stands in front of the authentication. It reports false when the server is
+// closed.
 func (s *Server) receive(r *http.Request) (*Request, quota, bool) {
 	entry := &Request{
 		Proto: r.Proto, Host: r.Host, RemoteAddr: r.RemoteAddr,
@@ -84,7 +86,8 @@ func (s *Server) receive(r *http.Request) (*Request, quota, bool) {
 	return entry, q, open
 }
 
-// wait lets d pass. It does not return when the client left or the server closes meanwhile.
+// wait lets d pass. It does not return when the client left or the server
+// closes meanwhile.
 func (s *Server) wait(ctx context.Context, d time.Duration) {
 	if d <= 0 {
 		return
@@ -116,7 +119,8 @@ func (s *Server) send(w http.ResponseWriter, ans *httptest.ResponseRecorder, cut
 	_, _ = w.Write(body)
 }
 
-// reset closes a connection so that the peer sees RST rather than an orderly end.
+// reset closes a connection so that the peer sees RST rather than an orderly
+// end.
 func reset(c net.Conn) {
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()

@@ -1,5 +1,6 @@
-// Package partnertest stands in for the two partners: servers on real sockets that follow the partners' pages, keep
-// real accounts, orders and quotas, remember every request, and fail on demand.
+// Package partnertest stands in for the two partners: servers on real sockets
+// that follow the partners' pages, keep real accounts, orders and quotas,
+// remember every request, and fail on demand.
 package partnertest
 
 import (
@@ -16,7 +17,8 @@ import (
 	"time"
 )
 
-// What the servers accept unless Options say otherwise. The secret holds what breaks when a client escapes it.
+// What the servers accept unless Options say otherwise. The secret holds what
+// breaks when a client escapes it.
 const (
 	Email        = "shop@example.com"
 	Password     = "correct horse battery staple"
@@ -24,27 +26,47 @@ const (
 	ClientSecret = "s3cr3t:+/%& ü"
 )
 
-// Options shape a server; the zero value is a partner that behaves as its pages say, over plain http.
+// Options shape a server; the zero value is a partner that behaves as its pages
+// say, over plain http.
 type Options struct {
-	TLS       bool             // https with a certificate of its own, HTTP/2 and HTTP/1.1
-	Lifetime  time.Duration    // of tokens; 0: 24 h for NowPost, 1 h for Ndovu
-	Limit     int              // requests a window; 0: 100; negative: no quota
-	Window    time.Duration    // 0: one minute
-	Headers   string           // how the quota is announced: "draft-8" (also ""), "draft-7", "draft-6", "legacy" or "none"
-	Rotate    bool             // NowPost: a refresh revokes the token it was made with
-	Flat      bool             // NowPost: the login answers {"token":…}, as the page's samples read it
-	Envelope  bool             // NowPost: the refresh answers the login's envelope
-	ExpiresAt string           // NowPost: announced in place of the true expiry, such as the page's own "2024-01-15T12:00:00Z"
-	Latency   time.Duration    // before each answer, after the request was carried out
-	Now       func() time.Time // the server's clock: quota, lifetimes and Date; nil: time.Now
-	Forget    bool             // keep no Requests, for benchmarks; the counts go on
+	TLS      bool          // https with its own certificate, HTTP/2 and HTTP/1.1
+	Lifetime time.Duration // of tokens; 0: 24 h for NowPost, 1 h for Ndovu
+	Limit    int           // requests a window; 0: 100; negative: no quota
+	Window   time.Duration // 0: one minute
 
-	Email, Password, ClientID, ClientSecret string // accepted credentials; "": the constants
+	// How the quota is announced: "draft-8" (also ""), "draft-7", "draft-6",
+	// "legacy" or "none".
+	Headers string
+
+	// NowPost: a refresh revokes the token it was made with.
+	Rotate bool
+
+	// NowPost: the login answers {"token":…}, as the page's samples read it.
+	Flat bool
+
+	// NowPost: the refresh answers the login's envelope.
+	Envelope bool
+
+	// NowPost: announced in place of the true expiry, such as the page's own
+	// "2024-01-15T12:00:00Z".
+	ExpiresAt string
+
+	// Before each answer, after the request was carried out.
+	Latency time.Duration
+
+	// The server's clock: quota, lifetimes and Date; nil: time.Now.
+	Now func() time.Time
+
+	Forget bool // keep no Requests, for benchmarks; the counts go on
+
+	// Accepted credentials; "": the constants.
+	Email, Password, ClientID, ClientSecret string
 
 	ShortName string // Ndovu: the partner's short name; "": "acme"
 }
 
-// Server is what both stand-ins share. Its methods may be called at any time, from any goroutine.
+// Server is what both stand-ins share. Its methods may be called at any time,
+// from any goroutine.
 type Server struct {
 	URL string // without a slash at the end
 
@@ -108,7 +130,8 @@ func start(o Options, login string) *Server {
 	s.mux.HandleFunc("/", notFound)
 
 	s.http = httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
-	s.http.Config.ErrorLog = log.New(io.Discard, "", 0) // refused handshakes are part of what is tested
+	// Refused handshakes are part of what is tested.
+	s.http.Config.ErrorLog = log.New(io.Discard, "", 0)
 	base, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.http.Config.BaseContext = func(net.Listener) context.Context { return base }
@@ -129,7 +152,8 @@ func start(o Options, login string) *Server {
 	return s
 }
 
-// Close drops every connection, whatever hangs on it, and returns when no goroutine of the server is left.
+// Close drops every connection, whatever hangs on it, and returns when no
+// goroutine of the server is left.
 func (s *Server) Close() {
 	s.mu.Lock()
 	if s.closed {
@@ -139,13 +163,15 @@ func (s *Server) Close() {
 	s.closed = true
 	s.mu.Unlock()
 	s.stop()
-	s.http.Listener.Close() // first, so that nobody connects again behind the next line
+	// First, so that nobody connects again behind the next line.
+	s.http.Listener.Close()
 	s.http.CloseClientConnections()
 	s.http.Close()
 	s.inside.Wait()
 }
 
-// Transport returns a new transport that trusts the server and attempts HTTP/2. The caller closes its idle connections.
+// Transport returns a new transport that trusts the server and attempts HTTP/2.
+// The caller closes its idle connections.
 func (s *Server) Transport() *http.Transport {
 	t := &http.Transport{ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 256}
 	if pool := s.CertPool(); pool != nil {
@@ -164,5 +190,6 @@ func (s *Server) CertPool() *x509.CertPool {
 	return pool
 }
 
-// RevokeAll makes the server answer 401 to every token and API key issued so far.
+// RevokeAll makes the server answer 401 to every token and API key issued so
+// far.
 func (s *Server) RevokeAll() { s.vault.revokeAll() }

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// vault issues the bearer tokens of one server and knows which of them are good.
+// vault issues the bearer tokens of one server and knows which of them are
+// good.
 type vault struct {
 	now      func() time.Time
 	lifetime time.Duration
@@ -23,7 +24,8 @@ type vault struct {
 	grants map[string]*grant // by jti, or by the API key itself
 }
 
-// grant is what a bearer may do, and until when. The expiry is exact, which a JWT's whole seconds are not.
+// grant is what a bearer may do, and until when. The expiry is exact, which a
+// JWT's whole seconds are not.
 type grant struct {
 	id          string
 	expires     time.Time // zero: never
@@ -31,7 +33,8 @@ type grant struct {
 	permissions []string // of an API key; none: all
 }
 
-// claims are a JWT's payload. exp has a fraction only when the lifetime has one: exp - iat is always the lifetime.
+// claims are a JWT's payload. exp has a fraction only when the lifetime has
+// one: exp - iat is always the lifetime.
 type claims struct {
 	Subject  string  `json:"sub"`
 	IssuedAt int64   `json:"iat"`
@@ -66,7 +69,8 @@ func (v *vault) keep(g *grant) {
 	v.grants[g.id] = g
 }
 
-// bearer returns the grant of a request's bearer token; nil when it is missing, forged, expired or revoked.
+// bearer returns the grant of a request's bearer token; nil when it is missing,
+// forged, expired or revoked.
 func (v *vault) bearer(r *http.Request) *grant {
 	scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") || len(r.Header["Authorization"]) != 1 {
@@ -111,7 +115,8 @@ func (v *vault) sign(text string) []byte {
 	return mac.Sum(nil)
 }
 
-// revoke reports whether the grant was still good: of two refreshes with one rotating token, one wins.
+// revoke reports whether the grant was still good: of two refreshes with one
+// rotating token, one wins.
 func (v *vault) revoke(g *grant) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()

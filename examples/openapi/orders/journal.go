@@ -3,10 +3,13 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"sync"
+
+	"github.com/gofrs/flock"
 )
 
 // state is how far an order has come.
@@ -31,28 +34,36 @@ type entry struct {
 // It is written before a request is sent, so that whatever ends the program, the next run knows which orders it must
 // ask the partner about.
 type journal struct {
+	lock *flock.Flock
 	mu   sync.Mutex
 	file *os.File
 	last map[string]entry
 }
 
-// openJournal reads the journal, or starts one. It fails while another run holds the same journal.
+// openJournal reads the journal, or starts one. It fails while another run holds the same journal: the next one of a
+// cron job would create the same orders.
 func openJournal(path string) (*journal, error) {
+	// A file of its own, because on Windows nobody may write to a locked one. It ends with the process and stays on the
+	// disk: who removed it might remove the next run's.
+	lock := flock.New(path + ".lock")
+	switch locked, err := lock.TryLock(); {
+	case err != nil:
+		return nil, err
+	case !locked:
+		return nil, fmt.Errorf("%s: %w", path, errAtWork)
+	}
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, lock.Unlock())
 	}
-	j := &journal{file: file, last: map[string]entry{}}
-	err = lock(file)
-	if err == nil {
-		err = j.read()
-	}
-	if err != nil {
-		file.Close()
-		return nil, fmt.Errorf("%s: %w", path, err)
+	j := &journal{lock: lock, file: file, last: map[string]entry{}}
+	if err := j.read(); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), j.Close())
 	}
 	return j, nil
 }
+
+var errAtWork = errors.New("another run is at work on this sheet")
 
 func (j *journal) read() error {
 	data, err := io.ReadAll(j.file)
@@ -104,4 +115,4 @@ func (j *journal) write(e entry) error {
 	return nil
 }
 
-func (j *journal) Close() error { return j.file.Close() }
+func (j *journal) Close() error { return errors.Join(j.file.Close(), j.lock.Unlock()) }

@@ -1,4 +1,4 @@
-// Orders creates NowPost orders from a CSV sheet, each of them once.
+// Orders creates NowPost orders from a CSV sheet, each of them once. In the directory examples:
 //
 //	go run ./openapi/orders [flags] [sheet.csv]
 //
@@ -12,7 +12,8 @@
 // What was done stands in a journal beside the sheet, a JSON line for each step, tracking codes included. The same
 // command again goes on where the last run stopped, however it stopped: orders whose answer was lost are looked up at
 // the partner by their partner_order_id before anything is sent again. Ctrl-C finishes what is on the wire and tells
-// what is left; a second Ctrl-C ends the program at once.
+// what is left; a second Ctrl-C ends the program at once. A lock beside the journal turns away a second run at the same
+// time; its file stays there.
 //
 // It exits with 0 when each line of the sheet has its order, 1 when some have not, 2 when it could not go on.
 package main

@@ -1,4 +1,4 @@
-// Plans lists Ndovu's investment plans, by default those in shillings and those in dollars.
+// Plans lists Ndovu's investment plans, by default those in shillings and those in dollars. In the directory examples:
 //
 //	go run ./openapi/plans [-currency KES,USD] [-partner acme]
 //
