@@ -22,7 +22,7 @@ func TestOutage(t *testing.T) {
 		end   func(*road)
 	}{
 		{"connection refused", false, func(r *road) { r.Stop() }, (*road).open},
-		{"TLS handshake cut", false, func(r *road) { r.Stop(); r.add("limit_data", `{"bytes":10}`); r.open() }, (*road).clear},
+		{"TLS handshake cut", false, func(r *road) { r.Stop(); r.add("limit_data", `{"bytes":10}`, "downstream"); r.open() }, (*road).clear},
 		{"CONNECT refused", true, func(r *road) { r.Stop() }, (*road).open},
 	} {
 		t.Run(kind.name, func(t *testing.T) {

@@ -40,10 +40,10 @@ func (r *road) open() {
 	}
 }
 
-// add puts a toxic in the way, in both directions.
-func (r *road) add(toxic, attributes string) {
+// add puts a toxic in the way there, the way back, or both.
+func (r *road) add(toxic, attributes string, streams ...string) {
 	r.t.Helper()
-	for _, stream := range []string{"upstream", "downstream"} {
+	for _, stream := range streams {
 		text := fmt.Sprintf(`{"type":%q,"stream":%q,"attributes":%s}`, toxic, stream, attributes)
 		if _, err := r.Toxics.AddToxicJson(strings.NewReader(text)); err != nil {
 			r.t.Fatal(err)
@@ -72,14 +72,14 @@ func TestToxics(t *testing.T) {
 		{name: "bandwidth", toxic: "bandwidth", attributes: `{"rate":24}`}, // kB a second, on each connection
 		{name: "slow close", toxic: "slow_close", attributes: `{"delay":400}`},
 		{name: "reset", toxic: "reset_peer", attributes: `{"timeout":0}`, breaks: true},
-		{name: "cut", toxic: "limit_data", attributes: `{"bytes":3000}`, breaks: true}, // a handshake and a few answers
+		{name: "cut", toxic: "limit_data", attributes: `{"bytes":300}`, breaks: true}, // half an answer
 		{name: "timeout", toxic: "timeout", attributes: `{"timeout":300}`, breaks: true},
 		{name: "away and back", breaks: true},
 	} {
 		for protocol, set := range protocols {
 			t.Run(kind.name+"/"+protocol, func(t *testing.T) {
 				t.Parallel()
-				partner := partnertest.StartNowPost(partnertest.Options{TLS: true, Limit: -1})
+				partner := partnertest.StartNowPost(partnertest.Options{TLS: true, Limit: -1, Latency: 100 * time.Millisecond})
 				t.Cleanup(partner.Close)
 				road, url := newRoad(t, partner.URL)
 				base := newWire(partner.Transport())
@@ -94,7 +94,8 @@ func TestToxics(t *testing.T) {
 					worked <- shift{callers: 6, patience: 6 * time.Second, pause: 50 * time.Millisecond}.run(ctx, shop, "order")
 				}()
 
-				spoil := func() { road.add(kind.toxic, kind.attributes) }
+				ways := []string{"downstream", "upstream"}
+				spoil := func() { road.add(kind.toxic, kind.attributes, ways...) }
 				mend := road.clear
 				if kind.toxic == "" {
 					spoil, mend = road.Stop, road.open
@@ -114,12 +115,17 @@ func TestToxics(t *testing.T) {
 					rounds = 20
 				}
 				for n := 0; n < rounds && flow(); n++ {
-					partner.RevokeAll()
-					shop.client.CloseIdleConnections() // new ones have the same to go through
+					if kind.breaks {
+						ways = []string{[]string{"downstream", "upstream"}[n%2]}
+						sent := partner.Count("POST", "/api/v1/orders")
+						eventually(5*time.Second, func() bool { return partner.Count("POST", "/api/v1/orders") > sent })
+					}
 					if n == 0 || kind.breaks {
-						spoil()
+						spoil() // with a request under way, whose answer may not come any more
 					}
 					rest(ctx, lasts)
+					partner.RevokeAll()
+					shop.client.CloseIdleConnections() // new ones have the same to go through
 					if kind.breaks {
 						mend()
 					}
@@ -131,7 +137,12 @@ func TestToxics(t *testing.T) {
 				outcomes := <-worked
 
 				succeeded := audit(t, partner, outcomes, quota)
-				t.Logf("%d of %d orders succeeded, %d logins; failures: %s", succeeded, len(outcomes), partner.Logins(), failures(outcomes))
+				unseen := len(partner.Orders()) - succeeded // by their callers
+				t.Logf("%d of %d orders succeeded, %d more exist, %d logins; failures: %s",
+					succeeded, len(outcomes), unseen, partner.Logins(), failures(outcomes))
+				if kind.breaks && unseen == 0 {
+					t.Error("no answer was lost, so that nobody was tempted to ask twice")
+				}
 				if want := len(outcomes); !kind.breaks && succeeded != want {
 					t.Errorf("%d of %d orders succeeded on a road that is only slow", succeeded, want)
 				}
