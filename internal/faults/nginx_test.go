@@ -99,9 +99,9 @@ func TestNginxReloads(t *testing.T) {
 			quota := &partnerauth.Quota{Requests: 100, Window: 2 * time.Second}
 			shop := newProgram(t, "https://"+address, quota, base)
 
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 			defer cancel()
-			worked := make(chan []outcome)
+			worked := make(chan []outcome, 1)
 			go func() {
 				worked <- shift{callers: 8, patience: 5 * time.Second, pause: 20 * time.Millisecond}.run(ctx, shop, "order")
 			}()
@@ -117,7 +117,7 @@ func TestNginxReloads(t *testing.T) {
 				if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
 					t.Fatal(err)
 				}
-				if n%3 == 0 {
+				if n%(reloads/3) == 0 { // as often as logins after 401s are not rationed
 					partner.RevokeAll()
 				}
 				rest(ctx, 400*time.Millisecond)
@@ -140,9 +140,9 @@ func TestClosedIdleConnections(t *testing.T) {
 	partner := partnertest.StartNowPost(partnertest.Options{Limit: -1})
 	t.Cleanup(partner.Close)
 	address := freeAddress(t)
-	startNginx(t, nginxConf{Upstream: partner.URL, Listen: address, Server: "keepalive_timeout 1s;"})
+	startNginx(t, nginxConf{Upstream: partner.URL, Listen: address, Server: "keepalive_timeout 1s; client_header_timeout 1s;"}) // that of those never used, too
 	base := newWire(&http.Transport{})
-	quota := &partnerauth.Quota{Requests: 1000, Window: 10 * time.Second}
+	quota := &partnerauth.Quota{Requests: 10_000, Window: time.Minute}
 	shop := newProgram(t, "http://"+address, quota, base)
 
 	var outcomes []outcome
