@@ -139,10 +139,9 @@ func sum(counts []int) int {
 // headers say, and hardly any answer is a 429.
 func testTwoPrograms(t *testing.T) {
 	t.Parallel()
-	const window = 3 * time.Second
+	const window, span = 3 * time.Second, 24 * time.Second
 	partner := partnertest.StartNowPost(partnertest.Options{Headers: "legacy", Limit: 100, Window: window})
 	t.Cleanup(partner.Close)
-	const span = 8 * window
 	ctx, cancel := context.WithTimeout(context.Background(), span)
 	defer cancel()
 	work := shift{callers: 20, patience: 2 * window, pause: 50 * time.Millisecond}

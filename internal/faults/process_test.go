@@ -15,7 +15,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-var long = flag.Bool("long", false, "run limiters and faults as long as they are in life: 13 minutes")
+var long = flag.Bool("long", false, "run limiters and faults as long as they are in life: 14 minutes")
 
 func TestMain(m *testing.M) {
 	flag.Parse()

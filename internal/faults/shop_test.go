@@ -77,14 +77,8 @@ func (w *wire) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 func (w *wire) travel(ctx context.Context) {
-	if w.jitter <= 0 {
-		return
-	}
-	way := time.NewTimer(rand.N(w.jitter))
-	defer way.Stop()
-	select {
-	case <-way.C:
-	case <-ctx.Done():
+	if w.jitter > 0 {
+		rest(ctx, rand.N(w.jitter))
 	}
 }
 
@@ -98,7 +92,6 @@ func (w *wire) noted() []mark {
 // A program is what somebody builds with the package: a client, behind whatever stands before the partner.
 type program struct {
 	client *http.Client
-	wire   *wire
 	url    string // of the partner, as the program knows it
 }
 
@@ -106,7 +99,7 @@ type program struct {
 func newProgram(t *testing.T, url string, quota *partnerauth.Quota, base *wire) *program {
 	t.Helper()
 	shop := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: url}
-	p := &program{wire: base, url: url, client: &http.Client{
+	p := &program{url: url, client: &http.Client{
 		Transport: &partnerauth.Transport{Source: shop.TokenSource(), Base: base, Limiter: quota},
 	}}
 	t.Cleanup(func() {
@@ -187,7 +180,7 @@ func (s shift) run(ctx context.Context, p *program, prefix string) []outcome {
 	return all
 }
 
-// rest is a caller's own pace.
+// rest lets time pass, where the time is what matters: a caller's pace, how long a fault lasts.
 func rest(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
