@@ -151,9 +151,6 @@ func TestClosedIdleConnections(t *testing.T) {
 		work := shift{callers: 4, patience: 5 * time.Second, pause: 20 * time.Millisecond}
 		outcomes = append(outcomes, work.run(ctx, shop, fmt.Sprint("round ", round))...)
 		cancel()
-		if base.open.Load() == 0 {
-			t.Fatal("no connection was kept")
-		}
 		if !eventually(5*time.Second, func() bool { return base.open.Load() == 0 }) {
 			t.Fatal("nginx did not close its connections")
 		}

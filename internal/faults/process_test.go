@@ -23,10 +23,10 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", "64"); err != nil {
 		panic(err)
 	}
-	// toxiproxy's own: what a connection still sends after a toxic has ended it waits for ever.
+	// toxiproxy's own: what a connection still sends after it has ended one way waits for ever.
 	const toxiproxy = "github.com/Shopify/toxiproxy/v2"
 	goleak.VerifyTestMain(m,
-		goleak.IgnoreAnyFunction(toxiproxy+"/toxics.(*NoopToxic).Pipe"),
+		goleak.IgnoreAnyFunction(toxiproxy+"/toxics.(*ToxicStub).Run"),
 		goleak.IgnoreAnyFunction(toxiproxy+".(*ToxicLink).read"))
 }
 
