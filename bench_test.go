@@ -40,8 +40,8 @@ func cheapAnswer(*http.Request) (*http.Response, error) {
 func signedIn(t testing.TB) *partnerauth.Transport {
 	tr := &partnerauth.Transport{
 		Source: partnerauth.NowPost{
-			Email: "shop@example.com", Password: "hunter2", BaseURL: peerURL,
-			Base: newPeer().on("POST "+loginPath, reply{body: granted("t", 24*time.Hour)}),
+			Email: "shop@example.com", Password: "hunter2", BaseURL: apiURL,
+			Base: new(partner),
 		}.TokenSource(),
 		Base: roundTripFunc(cheapAnswer), Limiter: abundance(),
 	}
@@ -56,7 +56,7 @@ func TestAllocations(t *testing.T) {
 		t.Skip("the race detector allocates, too")
 	}
 	tr := signedIn(t)
-	req, _ := http.NewRequest("GET", peerURL+"/orders", nil)
+	req, _ := http.NewRequest("GET", apiURL+"/orders", nil)
 	req.Header.Set("Accept", "application/json")
 	call := func() {
 		if _, err := tr.RoundTrip(req); err != nil {
@@ -117,7 +117,7 @@ func BenchmarkTransport(b *testing.B) {
 		newCall := func(b *testing.B) func() {
 			tr := signedIn(b)
 			telemetry.set(tr)
-			req, _ := http.NewRequest("GET", peerURL+"/orders", nil)
+			req, _ := http.NewRequest("GET", apiURL+"/orders", nil)
 			req.Header.Set("Accept", "application/json")
 			b.ReportAllocs()
 			return func() {

@@ -180,30 +180,6 @@ func TestReadmeProgram(t *testing.T) {
 	}
 }
 
-// The README's figures are those of the last measurement in bench.
-func TestReadmeFigures(t *testing.T) {
-	_, measured, _ := strings.Cut(document(t, "bench/README.md"), "### A call in memory\n")
-	measured, _, _ = strings.Cut(measured, "\n### ")
-	_, shown, _ := strings.Cut(document(t, "README.md"), "<!-- bench -->")
-	shown, _, found := strings.Cut(shown, "<!-- /bench -->")
-	rows := 0
-	for line := range strings.Lines(measured) {
-		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "| "), " | ")
-		if len(cells) < 6 || cells[1] != "**partnerauth**" {
-			continue
-		}
-		rows++
-		last := len(cells) - 1
-		want := fmt.Sprintf("| %s | %s | %s | %s |\n", cells[0], cells[3], cells[last], cells[last-1])
-		if !strings.Contains(shown, want) {
-			t.Errorf("README.md has not %q of bench/README.md", want)
-		}
-	}
-	if !found || rows == 0 {
-		t.Errorf("found %d rows in bench/README.md, and the place for them in README.md: %v", rows, found)
-	}
-}
-
 // Every command of the README is run by .ci/run, there perhaps with more flags.
 func TestReadmeCommands(t *testing.T) {
 	var run []string

@@ -322,7 +322,7 @@ func TestSecretsInConfigErrors(t *testing.T) {
 		if len(origins) == 0 {
 			h.failed(what, err)
 		}
-		base := roundTripFunc(func(*http.Request) (*http.Response, error) { t.Error("sent something"); return nil, errBase })
+		base := roundTripFunc(func(*http.Request) (*http.Response, error) { t.Error("sent something"); return nil, errTest })
 		req, _ := http.NewRequest("GET", "https://api.example", nil)
 		_, err = (&partnerauth.Transport{Source: s, Origins: origins, Base: base}).RoundTrip(req)
 		h.failed(what+", Transport", err)
@@ -330,7 +330,7 @@ func TestSecretsInConfigErrors(t *testing.T) {
 	for _, raw := range []string{user, user + "/%zz", "https://api.example?" + url.QueryEscape(in), "https://api.example#" + url.PathEscape(in), "https://" + in, "://" + in, "http://api.example/" + in, in} {
 		try("NowPost.BaseURL", partnerauth.NowPost{Email: "e@x.example", Password: pw, BaseURL: raw}.TokenSource())
 		try("Ndovu.BaseURL", partnerauth.Ndovu{ClientID: "id", ClientSecret: pw, BaseURL: raw}.TokenSource())
-		try("Origins", oauth2.StaticTokenSource(&oauth2.Token{AccessToken: pw}), raw)
+		try("Origins", static(pw), raw)
 	}
 	try("no e-mail", partnerauth.NowPost{Password: pw}.TokenSource())
 	try("password not UTF-8", partnerauth.NowPost{Email: "e@x.example", Password: pw + "\xff"}.TokenSource())
@@ -467,10 +467,6 @@ var hostile = []struct {
 	{"a bad encoding", func(e heard) string { return "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + e.echo() + "\r\n\r\n" }, false},
 }
 
-func bubble(t *testing.T, name string, f func(*testing.T)) {
-	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
-}
-
 // No error of a token request, and nothing exported of it, has in it what was
 // sent or, but for the *oauth2.RetrieveError itself, what came back.
 func TestSecretsInTokenErrors(t *testing.T) {
@@ -566,7 +562,7 @@ func TestSecretsInCalls(t *testing.T) {
 			base := overPipes(func(e heard) string { e.secret = secret; return test.answer(e) })
 			rec := newRecording()
 			tr := rec.plain(base, "http://localhost")
-			tr.Source = oauth2.StaticTokenSource(&oauth2.Token{AccessToken: token})
+			tr.Source = static(token)
 			u := &url.URL{
 				Scheme: "http", Host: "localhost", Path: "/orders", User: url.UserPassword(user, password), Fragment: query,
 				RawQuery: url.Values{"a": {query}, "b": {"x", query}}.Encode() + "&" + url.QueryEscape(query),
@@ -656,7 +652,7 @@ func TestSecretsInALife(t *testing.T) {
 
 // A source of the user's own may fail with the whole answer in its error. What
 // an AuthError makes of it is safe all the same.
-func TestSecretsInForeignErrors(t *testing.T) {
+func TestSecretsInCustomErrors(t *testing.T) {
 	h := newHunt(t)
 	body := h.plantAnswer("answer")
 	raw := func() *oauth2.RetrieveError {
@@ -673,9 +669,9 @@ func TestSecretsInForeignErrors(t *testing.T) {
 		"url":     &url.Error{Op: "Post", URL: "https://x.example/token", Err: raw()},
 	} {
 		rec := newRecording()
-		tr := rec.plain(newPeer())
-		tr.Source = failingSource{err}
-		_, got := tr.RoundTrip(newRequest(t, "GET", peerURL, ""))
+		tr := rec.plain(&partner{open: true})
+		tr.Source = tokenFunc(func() (*oauth2.Token, error) { return nil, err })
+		_, got := tr.RoundTrip(newRequest(t, "GET", apiURL, ""))
 		var auth *partnerauth.AuthError
 		if !errors.As(got, &auth) {
 			t.Errorf("%s: got %v, want an *AuthError", name, got)
@@ -692,10 +688,6 @@ func TestSecretsInForeignErrors(t *testing.T) {
 	}
 }
 
-type failingSource struct{ err error }
-
-func (f failingSource) Token() (*oauth2.Token, error) { return nil, f.err }
-
 // The errors of waiting, refusal and insecure URLs have no secret of the
 // request in them either.
 func TestSecretsInRefusals(t *testing.T) {
@@ -704,8 +696,8 @@ func TestSecretsInRefusals(t *testing.T) {
 		token, query, value := rand.Text()+rand.Text(), h.plant("query value"), h.plant("header")
 		h.watch("token", token, false)
 		rec := newRecording()
-		tr := rec.plain(newPeer())
-		tr.Source = oauth2.StaticTokenSource(&oauth2.Token{AccessToken: token})
+		tr := rec.plain(&partner{open: true})
+		tr.Source = static(token)
 		tr.Limiter = &partnerauth.Quota{Requests: 1}
 		call := func(ctx context.Context, base string) error {
 			u, _ := url.Parse(base)
@@ -714,18 +706,18 @@ func TestSecretsInRefusals(t *testing.T) {
 			_, err := tr.RoundTrip(req)
 			return err
 		}
-		if err := call(context.Background(), peerURL); err != nil {
+		if err := call(context.Background(), apiURL); err != nil {
 			t.Fatal(err)
 		}
 		hasty, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		h.failed("ErrRateLimited", call(hasty, peerURL))
+		h.failed("ErrRateLimited", call(hasty, apiURL))
 		gone, cancel := context.WithCancel(context.Background())
 		time.AfterFunc(time.Second, cancel)
-		h.failed("canceled", call(gone, peerURL))
+		h.failed("canceled", call(gone, apiURL))
 		caused, cause := context.WithCancelCause(context.Background())
 		time.AfterFunc(time.Second, func() { cause(errors.New("shutting down")) })
-		h.failed("canceled with a cause", call(caused, peerURL))
+		h.failed("canceled with a cause", call(caused, apiURL))
 		h.failed("ErrInsecureURL", call(context.Background(), "http://api.example"))
 		tr.Base = nil
 		h.exported("refusals", rec)

@@ -4,13 +4,11 @@ import (
 	"context"
 	"math"
 	"math/rand/v2"
-	"net/http"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"golang.org/x/oauth2"
 	"golang.org/x/time/rate"
 
 	"github.com/partnerauth/partnerauth"
@@ -143,14 +141,13 @@ func (p *strayRefusal) allow(at time.Duration) bool {
 	return p.policy.allow(at)
 }
 
-// A simServer is an http.RoundTripper with a policy and a latency each way.
+// A simServer is a partner with a policy and a latency each way.
 type simServer struct {
 	mu     sync.Mutex
 	policy policy
 	start  time.Time
 	random *rand.Rand
-	least  time.Duration
-	spread time.Duration
+	slow   bool
 
 	served  []time.Duration // when
 	refused []time.Duration // when sent
@@ -158,20 +155,19 @@ type simServer struct {
 	late    []time.Duration // refused of those sent after that
 }
 
-func (s *simServer) latency() time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.spread == 0 {
-		return s.least
+// latency is that of one way, and passes.
+func (s *simServer) latency() {
+	if s.slow {
+		s.mu.Lock()
+		d := 20*time.Millisecond + time.Duration(s.random.Int64N(int64(780*time.Millisecond)))
+		s.mu.Unlock()
+		time.Sleep(d)
 	}
-	return s.least + time.Duration(s.random.Int64N(int64(s.spread)))
 }
 
-func (s *simServer) RoundTrip(req *http.Request) (*http.Response, error) {
+func (s *simServer) answer(asked) reply {
 	sent := time.Since(s.start)
-	if err := simSleep(req.Context(), s.latency()); err != nil {
-		return nil, err
-	}
+	s.latency()
 	s.mu.Lock()
 	now := time.Since(s.start)
 	ok := s.policy.allow(now)
@@ -184,52 +180,31 @@ func (s *simServer) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	s.mu.Unlock()
-	if err := simSleep(req.Context(), s.latency()); err != nil {
-		return nil, err
+	s.latency()
+	if ok {
+		return reply{status: 200}
 	}
-	resp := &http.Response{StatusCode: 200, ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{}, Body: http.NoBody}
-	if !ok {
-		resp.StatusCode = 429
-		s.mu.Lock()
-		if s.first == 0 {
-			s.first = time.Since(s.start)
-		}
-		s.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.first == 0 {
+		s.first = time.Since(s.start)
 	}
-	return resp, nil
+	return reply{status: 429}
 }
 
-func simSleep(ctx context.Context, d time.Duration) error {
-	if d == 0 {
-		return nil
-	}
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// perMinute is how many requests were served a minute between two times.
-func (s *simServer) perMinute(from, to time.Duration) float64 {
-	n := 0
-	for _, at := range s.served {
-		if at >= from && at < to {
-			n++
-		}
-	}
-	return float64(n) / (to - from).Minutes()
-}
-
-func (s *simServer) lateBetween(from, to time.Duration) int {
-	n := 0
-	for _, at := range s.late {
+// within is how many of times are between two.
+func within(times []time.Duration, from, to time.Duration) (n int) {
+	for _, at := range times {
 		if at >= from && at < to {
 			n++
 		}
 	}
 	return n
+}
+
+// perMinute is how many requests were served a minute between two times.
+func (s *simServer) perMinute(from, to time.Duration) float64 {
+	return float64(within(s.served, from, to)) / (to - from).Minutes()
 }
 
 type simResult struct {
@@ -242,15 +217,9 @@ type simResult struct {
 func simulate(t *testing.T, p policy, seed uint64, slow bool, limiter partnerauth.Limiter, callers int, length time.Duration) simResult {
 	var r simResult
 	synctest.Test(t, func(t *testing.T) {
-		s := &simServer{policy: p, start: time.Now(), random: rand.New(rand.NewPCG(seed, 1))}
-		if slow {
-			s.least, s.spread = 20*time.Millisecond, 780*time.Millisecond
-		}
+		s := &simServer{policy: p, start: time.Now(), random: rand.New(rand.NewPCG(seed, 1)), slow: slow}
 		r.simServer = s
-		client := &partnerauth.Transport{
-			Source: oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "t"}), Origins: []string{"https://sim.example"},
-			Base: s, Limiter: limiter,
-		}
+		rt := (&partner{script: s.answer}).custom(static("t"), limiter)
 		ctx, cancel := context.WithTimeout(t.Context(), length)
 		defer cancel()
 		var mu sync.Mutex
@@ -259,16 +228,11 @@ func simulate(t *testing.T, p policy, seed uint64, slow bool, limiter partneraut
 			wg.Go(func() {
 				for ctx.Err() == nil {
 					began := time.Now()
-					req, _ := http.NewRequest("GET", "https://sim.example/", nil)
 					// not under ctx's deadline, or the last minute would be refusals
-					resp, err := client.RoundTrip(req.WithContext(context.WithoutCancel(ctx)))
-					if err != nil {
-						t.Error(err)
-						return
-					}
+					code := get(t, rt, "/")
 					mu.Lock()
 					r.longest = max(r.longest, time.Since(began))
-					if resp.StatusCode == 429 {
+					if code == 429 {
 						r.callers429++
 					}
 					mu.Unlock()
@@ -318,11 +282,11 @@ func TestSimulation(t *testing.T) {
 					t.Errorf("%s: %d requests refused, want none", p.name, len(r.refused))
 				}
 				if learns {
-					if n := r.lateBetween(0, 3*minute); n > 10 {
+					if n := within(r.late, 0, 3*minute); n > 10 {
 						t.Errorf("%s: %d refused in the first 3 minutes after the first 429 came back, want 10 at most", p.name, n)
 					}
 					for m := 3 * minute; m < 10*minute; m += minute {
-						if n := r.lateBetween(m, m+minute); n > 2 {
+						if n := within(r.late, m, m+minute); n > 2 {
 							t.Errorf("%s: %d refused in a minute, want 2 at most", p.name, n)
 						}
 					}

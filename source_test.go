@@ -3,7 +3,7 @@ package partnerauth_test
 import (
 	"context"
 	"errors"
-	"net/http"
+	"net/http/httptrace"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,6 +13,8 @@ import (
 	"github.com/partnerauth/partnerauth"
 	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
+
+var errTest = errors.New("the shop is closed")
 
 func TestColdSourceLogsInOnce(t *testing.T) {
 	server := partnertest.StartNowPost(partnertest.Options{TLS: true, Latency: 20 * time.Millisecond})
@@ -37,91 +39,81 @@ func TestColdSourceLogsInOnce(t *testing.T) {
 // Nobody waits for a renewal while the old token is good, and nobody sees a 401.
 func TestShortTokensUnderLoad(t *testing.T) {
 	for name, renewal := range map[string]time.Duration{"fast": 0, "slow": 3 * time.Second} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := &shop{lifetime: 4 * time.Second}
-				s.refresh = func(_ int, req *http.Request) *http.Response {
-					resp := s.issue(req) // its life begins before the answer has made its way
-					time.Sleep(renewal)
-					return resp
-				}
-				rt := s.transport(nil)
-				if status(t, rt, newRequest(t, "GET", shopURL+"/", "")) != 200 {
-					t.Fatal("no first answer")
-				}
-				var wg sync.WaitGroup
-				for began := time.Now(); time.Since(began) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
-					wg.Go(func() {
-						asked := time.Now()
-						s.mu.Lock()
-						good := asked.Before(s.held)
-						s.mu.Unlock()
-						if code := status(t, rt, newRequest(t, "GET", shopURL+"/", "")); code != 200 {
-							t.Errorf("got status %d, want 200", code)
-						}
-						if waited := time.Since(asked); good && waited > 0 {
-							t.Errorf("waited %v while there was a good token", waited)
-						}
-					})
-				}
-				wg.Wait()
-				time.Sleep(time.Minute) // for the last renewal
-				if s.unauthorized > 0 {
-					t.Errorf("%d requests were answered 401, want none", s.unauthorized)
-				}
-			})
-		})
-	}
-}
-
-func TestShortTokensOnSockets(t *testing.T) {
-	t.Parallel()
-	server := partnertest.StartNowPost(partnertest.Options{Lifetime: 4 * time.Second, Limit: -1})
-	defer server.Close()
-	server.Inject(partnertest.Fault{Path: "/api/v1/auth/refresh", Delay: 3 * time.Second})
-	base := server.Transport()
-	defer base.CloseIdleConnections()
-	source := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: server.URL}.TokenSource()
-	rt := &partnerauth.Transport{Source: source, Base: base, Limiter: &partnerauth.Quota{Requests: 10_000}}
-	var wg sync.WaitGroup
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for range 500 { // 10 s
-		<-tick.C
-		wg.Go(func() {
-			if code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "")); code != 200 {
-				t.Errorf("got status %d, want 200", code)
+		bubble(t, name, func(t *testing.T) {
+			// a token's life begins before the answer has made its way
+			p := (&partner{lifetime: 4 * time.Second}).on("refresh", reply{after: renewal})
+			rt := p.transport(nil)
+			get(t, rt, "/")
+			var wg sync.WaitGroup
+			for began := time.Now(); time.Since(began) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
+				wg.Go(func() {
+					asked := time.Now()
+					p.mu.Lock()
+					good := asked.Before(p.held)
+					p.mu.Unlock()
+					get(t, rt, "/")
+					if waited := time.Since(asked); good && waited > 0 {
+						t.Errorf("waited %v while there was a good token", waited)
+					}
+				})
+			}
+			wg.Wait()
+			time.Sleep(time.Minute) // for the last renewal
+			if n := len(p.seen()) - p.count("call 200"); p.count("call 401") > 0 || n < 5 {
+				t.Errorf("got %d answers 401 and %d token requests, want none and several", p.count("call 401"), n)
 			}
 		})
 	}
-	wg.Wait()
-	land(t, source)
 }
 
-// land waits for a renewal that may be under way, by making it start over.
-func land(t *testing.T, source *partnerauth.Source) {
-	t.Helper()
-	token, err := source.Token()
+// One lifetime by the clock, on real connections, and what a refresh looks like
+// there.
+func TestShortTokensOnSockets(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits two seconds by the clock; TestShortTokensUnderLoad shows the same in virtual time")
+	}
+	t.Parallel()
+	server := partnertest.StartNowPost(partnertest.Options{Lifetime: 2 * time.Second, Limit: -1})
+	defer server.Close()
+	server.Inject(partnertest.Fault{Path: renewPath, Delay: 100 * time.Millisecond})
+	base := server.Transport()
+	defer base.CloseIdleConnections()
+	source := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: server.URL, Base: base}.TokenSource()
+	rt := &partnerauth.Transport{Source: source, Base: base, Limiter: &partnerauth.Quota{Requests: 10_000}}
+	first, err := source.Token()
 	if err != nil {
 		t.Fatal(err)
 	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for range 110 {
+		<-tick.C
+		if code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "")); code != 200 {
+			t.Errorf("got status %d, want 200", code)
+		}
+	}
+	if server.LoginRequests() != 1 || server.Refreshes() == 0 {
+		t.Errorf("got %d logins and %d refreshes, want one and some", server.LoginRequests(), server.Refreshes())
+	}
+	for _, r := range server.Requests() {
+		if r.Path == renewPath {
+			checkWire(t, r, "HTTP/1.1", renewPath, "", "Authorization: Bearer "+first.AccessToken)
+			break
+		}
+	}
+	// a renewal that may be under way is given up for a login, so that no
+	// goroutine is left over
+	token, _ := source.Token()
 	source.Invalidate(token)
 	if _, err := source.Token(); err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 }
 
 func TestCallerLeavesHangingLogin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		recovered := make(chan struct{})
-		s := &shop{login: func(n int, req *http.Request) *http.Response {
-			select {
-			case <-recovered:
-			case <-req.Context().Done():
-			}
-			return nil
-		}}
-		source := s.source()
+		p := new(partner).on("login", reply{after: 2 * time.Second})
+		source := p.nowPost()
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -139,52 +131,9 @@ func TestCallerLeavesHangingLogin(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		time.Sleep(2 * time.Second)
-		close(recovered)
 		wg.Wait()
-		if s.logins != 1 {
-			t.Errorf("got %d logins, want 1", s.logins)
-		}
-	})
-}
-
-// What hangs may be the connection: a second request is worth a try while
-// callers still wait.
-func TestHangingLoginIsTriedAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &shop{}
-		lost := roundTripFunc(func(req *http.Request) (*http.Response, error) {
-			if s.count(&s.logins) == 0 {
-				s.RoundTrip(req)
-				<-req.Context().Done()
-				return nil, req.Context().Err()
-			}
-			return s.RoundTrip(req)
-		})
-		source := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: shopURL, Base: lost}.TokenSource()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		if _, err := source.TokenContext(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-func TestFlightIsLimitedToThirtySecondsOnTheWire(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hang := roundTripFunc(func(req *http.Request) (*http.Response, error) {
-			<-req.Context().Done()
-			return nil, req.Context().Err()
-		})
-		source := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: shopURL, Base: hang}.TokenSource()
-		began := time.Now()
-		_, err := source.Token()
-		var auth *partnerauth.AuthError
-		if !errors.As(err, &auth) || auth.Op != "login" {
-			t.Errorf("got %v, want an AuthError of a login", err)
-		}
-		if took := time.Since(began); took < 30*time.Second || took > 32*time.Second {
-			t.Errorf("took %v, want 30 s and the pause between two tries", took)
+		if n := p.count("login"); n != 1 {
+			t.Errorf("got %d logins, want 1", n)
 		}
 	})
 }
@@ -192,46 +141,31 @@ func TestFlightIsLimitedToThirtySecondsOnTheWire(t *testing.T) {
 // The ctx of the caller that started a fetch is not that of the fetch.
 func TestLeaderCancelsAndOthersGetTheToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &shop{login: func(int, *http.Request) *http.Response {
-			time.Sleep(time.Second)
-			return nil
-		}}
-		source := s.source()
+		p := new(partner).on("login", reply{after: time.Second})
+		source := p.nowPost()
 		ctx, cancel := context.WithCancelCause(t.Context())
 		go func() {
-			if _, err := source.TokenContext(ctx); !errors.Is(err, context.Canceled) || !errors.Is(err, errShop) {
+			if _, err := source.TokenContext(ctx); !errors.Is(err, context.Canceled) || !errors.Is(err, errTest) {
 				t.Errorf("got %v, want context.Canceled and its cause", err)
 			}
 		}()
 		synctest.Wait()
-		cancel(errShop)
+		cancel(errTest)
 		synctest.Wait()
-		if _, err := source.Token(); err != nil {
-			t.Error(err)
+		if _, err := source.Token(); err != nil || p.count("login") != 1 {
+			t.Errorf("got %v after %d logins, want a token of one", err, p.count("login"))
 		}
-		if s.logins != 1 {
-			t.Errorf("got %d logins, want 1", s.logins)
+		if _, err := p.nowPost().TokenContext(ctx); !errors.Is(err, context.Canceled) || p.count("login") != 1 {
+			t.Errorf("got %v, want no login for a caller that has gone already", err)
 		}
 	})
 }
 
-var errShop = errors.New("the shop is closed")
-
 // An answer to a token request sent before an invalidation proves nothing.
 func TestInvalidationOutrunsRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var late atomic.Bool
-		s := &shop{lifetime: time.Hour}
-		s.refresh = func(_ int, req *http.Request) *http.Response {
-			resp := s.issue(req) // before the answer takes its time
-			select {
-			case <-time.After(3 * time.Second):
-			case <-req.Context().Done():
-				late.Store(true)
-			}
-			return resp
-		}
-		source := s.source()
+		p := (&partner{lifetime: time.Hour}).on("refresh", reply{after: 3 * time.Second})
+		source := p.nowPost()
 		first, err := source.Token()
 		if err != nil {
 			t.Fatal(err)
@@ -251,16 +185,16 @@ func TestInvalidationOutrunsRenewal(t *testing.T) {
 		if now, _ := source.Token(); now != token {
 			t.Errorf("the late answer replaced the newer token")
 		}
-		if !late.Load() || s.logins != 2 || s.refreshes != 1 {
-			t.Errorf("got %d logins and %d refreshes, want 2 and 1, with the refresh given up", s.logins, s.refreshes)
+		if p.ops() != "login refresh login" || p.seen()[1].status != 0 {
+			t.Errorf("got %s, the refresh answered %d, want it given up for a login", p.ops(), p.seen()[1].status)
 		}
 	})
 }
 
 func TestInvalidateForgetsOnlyTheCurrentToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &shop{}
-		source := s.source()
+		p := new(partner)
+		source := p.nowPost()
 		source.Invalidate(nil)
 		first, _ := source.Token()
 		copied := *first
@@ -268,11 +202,8 @@ func TestInvalidateForgetsOnlyTheCurrentToken(t *testing.T) {
 		second, _ := source.Token()
 		source.Invalidate(first) // late
 		third, err := source.Token()
-		if err != nil || second == first || third != second {
-			t.Errorf("got %v, %v, %v, %v, want a second token that stays", first, second, third, err)
-		}
-		if s.logins != 2 || s.refreshes != 0 {
-			t.Errorf("got %d logins and %d refreshes, want 2 and 0", s.logins, s.refreshes)
+		if err != nil || second == first || third != second || p.ops() != "login login" {
+			t.Errorf("got %v, %v, %v, %v by %s, want a second token that stays", first, second, third, err, p.ops())
 		}
 	})
 }
@@ -280,19 +211,13 @@ func TestInvalidateForgetsOnlyTheCurrentToken(t *testing.T) {
 func TestFailedRenewalServesTheOldToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var failing atomic.Bool
-		var tries []time.Time
-		s := &shop{lifetime: time.Hour}
-		fail := func(_ int, req *http.Request) *http.Response {
+		p := &partner{lifetime: time.Hour, script: func(asked) reply {
 			if failing.Load() {
-				s.mu.Lock()
-				tries = append(tries, time.Now())
-				s.mu.Unlock()
-				return answer(req, 503, "")
+				return reply{status: 503}
 			}
-			return nil
-		}
-		s.login, s.refresh = fail, fail
-		source := s.source()
+			return reply{}
+		}}
+		source := p.nowPost()
 		first, err := source.Token()
 		if err != nil {
 			t.Fatal(err)
@@ -304,11 +229,8 @@ func TestFailedRenewalServesTheOldToken(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		s.mu.Lock()
-		n := len(tries)
-		s.mu.Unlock()
-		if n < 20 || n > 15*60/20*6+60 {
-			t.Errorf("got %d token requests in about 12 minutes, want some every 20 to 30 s", n)
+		if n, most := len(p.seen())-1, 40+80*renewalTries; n < 20 || n > most {
+			t.Errorf("got %d token requests in about 12 minutes of failing, want 20 to %d", n, most)
 		}
 		failing.Store(false)
 		time.Sleep(31 * time.Second)
@@ -320,45 +242,12 @@ func TestFailedRenewalServesTheOldToken(t *testing.T) {
 	})
 }
 
-func TestRefusedCredentialsAreRemembered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &shop{login: func(_ int, req *http.Request) *http.Response { return answer(req, 401, "no") }}
-		source := s.source()
-		_, first := source.Token()
-		var seen []time.Duration
-		logins, last := 1, time.Now()
-		for range 600 * 5 {
-			_, err := source.Token()
-			if !errors.Is(err, partnerauth.ErrCredentials) {
-				t.Fatalf("got %v, want ErrCredentials", err)
-			}
-			if s.logins == logins && err != first {
-				t.Fatal("another error without another login")
-			}
-			if s.logins > logins {
-				seen = append(seen, time.Since(last))
-				logins, last, first = s.logins, time.Now(), err
-			}
-			time.Sleep(200 * time.Millisecond)
-		}
-		if len(seen) < 8 {
-			t.Fatalf("got %d logins in ten minutes, want more", len(seen))
-		}
-		for i, gap := range seen {
-			if least := min(40*time.Second, time.Second<<i); gap < least || gap > min(60*time.Second, 3*least/2)+200*time.Millisecond {
-				t.Errorf("login %d came after %v, want %v and up to half of it more", i+2, gap, least)
-			}
-		}
-	})
-}
-
 // A Source that a Transport has used keeps to its quota when asked by hand.
 func TestTokenByHandKeepsToTheQuota(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &shop{lifetime: time.Hour}
-		quota := &partnerauth.Quota{Requests: 2}
-		rt := s.transport(quota)
-		status(t, rt, newRequest(t, "GET", shopURL+"/", "")) // and the login: nothing is left
+		p := new(partner)
+		rt := p.transport(&partnerauth.Quota{Requests: 2})
+		get(t, rt, "/") // and the login: nothing is left
 		source := rt.Source.(*partnerauth.Source)
 		first, _ := source.Token()
 		source.Invalidate(first)
@@ -369,24 +258,18 @@ func TestTokenByHandKeepsToTheQuota(t *testing.T) {
 	})
 }
 
-// A partner that is away for long is not waited for inside one fetch.
-func TestLongUnavailabilityIsTold(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &shop{login: func(_ int, req *http.Request) *http.Response {
-			resp := answer(req, 503, "")
-			resp.Header.Set("Retry-After", "600")
-			return resp
-		}}
-		source := s.source()
-		began := time.Now()
-		_, err := source.Token()
-		var auth *partnerauth.AuthError
-		if !errors.As(err, &auth) || auth.StatusCode != 503 || auth.RetryAfter != 10*time.Minute || time.Since(began) > 0 {
-			t.Errorf("got %v after %v, want the 503 and its Retry-After at once", err, time.Since(began))
-		}
-		time.Sleep(599 * time.Second)
-		if source.Token(); s.logins != 1 {
-			t.Errorf("got %d logins, want one until the partner is back", s.logins)
-		}
-	})
+// The hooks of a caller see its own request and not the token's.
+func TestHooksDoNotSeeTokenRequests(t *testing.T) {
+	server := partnertest.StartNdovu(partnertest.Options{})
+	defer server.Close()
+	base := server.Transport()
+	defer base.CloseIdleConnections()
+	client := partnerauth.Ndovu{ClientID: partnertest.ClientID, ClientSecret: partnertest.ClientSecret, BaseURL: server.URL, Base: base}.Client()
+	client.Transport.(*partnerauth.Transport).Base = base
+	requests := 0
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { requests++ }})
+	req := newRequest(t, "GET", server.URL+"/api/v3/partners/acme/plans", "").WithContext(ctx)
+	if code := status(t, client.Transport, req); code != 200 || requests != 1 || server.Logins() != 1 {
+		t.Errorf("got %d, %d requests and %d logins, want 200, one and one", code, requests, server.Logins())
+	}
 }

@@ -1,7 +1,6 @@
 package partnerauth_test
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -11,7 +10,6 @@ import (
 	"maps"
 	"math"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"regexp"
 	"runtime"
@@ -21,6 +19,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
+	"weak"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -34,85 +34,10 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
-	"golang.org/x/oauth2"
 
 	"github.com/partnerauth/partnerauth"
 	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
-
-const (
-	peerURL   = "https://api.example"
-	loginPath = "/api/v1/auth/login"
-	renewPath = "/api/v1/auth/refresh"
-)
-
-// A reply is one answer of a peer.
-type reply struct {
-	after  time.Duration
-	status int // 0: 200
-	header http.Header
-	body   string
-	err    error // in place of an answer
-}
-
-// granted is NowPost's answer with a token that lives for lifetime.
-func granted(token string, lifetime time.Duration) string {
-	return fmt.Sprintf(`{"success":true,"data":{"token":%q,"expiresAt":%q}}`, token, time.Now().Add(lifetime).UTC().Format(time.RFC3339Nano))
-}
-
-// A peer is a partner in memory: a Base that answers by a script and keeps what
-// it was sent.
-type peer struct {
-	mu     sync.Mutex
-	script map[string][]reply // by "METHOD /path"; the last one stays
-	got    []*http.Request
-	bodies []string
-}
-
-func newPeer() *peer { return &peer{script: map[string][]reply{}} }
-
-func (p *peer) on(request string, replies ...reply) *peer {
-	p.script[request] = replies
-	return p
-}
-
-func (p *peer) RoundTrip(req *http.Request) (*http.Response, error) {
-	var body []byte
-	if req.Body != nil {
-		body, _ = io.ReadAll(req.Body)
-		req.Body.Close()
-	}
-	p.mu.Lock()
-	p.got = append(p.got, req.Clone(context.Background()))
-	p.bodies = append(p.bodies, string(body))
-	key := cmp.Or(req.Method, "GET") + " " + req.URL.Path
-	var r reply
-	if replies := p.script[key]; len(replies) > 0 {
-		r = replies[0]
-		if len(replies) > 1 {
-			p.script[key] = replies[1:]
-		}
-	}
-	p.mu.Unlock()
-	if r.after > 0 {
-		select {
-		case <-time.After(r.after):
-		case <-req.Context().Done():
-			return nil, req.Context().Err()
-		}
-	}
-	if r.err != nil {
-		return nil, r.err
-	}
-	header := r.header
-	if header == nil {
-		header = http.Header{}
-	}
-	return &http.Response{
-		StatusCode: cmp.Or(r.status, 200), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: header, Body: io.NopCloser(strings.NewReader(r.body)), Request: req,
-	}, nil
-}
 
 // A recording is all that a Transport exports.
 type recording struct {
@@ -133,7 +58,7 @@ func newRecording(opts ...sdktrace.TracerProviderOption) *recording {
 // transport is one that is recorded, and otherwise signs in to base.
 func (r *recording) transport(base http.RoundTripper) *partnerauth.Transport {
 	return &partnerauth.Transport{
-		Source: partnerauth.NowPost{Email: "shop@example.com", Password: "hunter2", BaseURL: peerURL}.TokenSource(),
+		Source: partnerauth.NowPost{Email: "shop@example.com", Password: "hunter2", BaseURL: apiURL}.TokenSource(),
 		Base:   base, TracerProvider: r.tracer, MeterProvider: r.meter, Propagator: propagation.TraceContext{},
 	}
 }
@@ -141,10 +66,10 @@ func (r *recording) transport(base http.RoundTripper) *partnerauth.Transport {
 // plain is a recorded Transport that never has to sign in.
 func (r *recording) plain(base http.RoundTripper, origins ...string) *partnerauth.Transport {
 	if len(origins) == 0 {
-		origins = []string{peerURL}
+		origins = []string{apiURL}
 	}
 	tr := r.transport(base)
-	tr.Source, tr.Origins = oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "static"}), origins
+	tr.Source, tr.Origins = static("static"), origins
 	return tr
 }
 
@@ -170,21 +95,20 @@ func (r *recording) ended() []sdktrace.ReadOnlySpan {
 // unexported are types whose names are nobody's business.
 var unexported = regexp.MustCompile(`\*partnerauth\.[a-z]\w*`)
 
-// tree draws all spans, one line each, indented below their parents and in the
+// tree draws the spans that began after since, one line each, indented below their parents and in the
 // order of their start: name, kind, status, when and how long, all attributes,
 // links. What every CLIENT span must have is left out where it is as expected
 // and shown as -key where it is missing.
 func (r *recording) tree(t testing.TB, times bool) string {
 	t.Helper()
 	spans := r.spans.Started()
+	spans = slices.DeleteFunc(spans, func(s sdktrace.ReadWriteSpan) bool { return s.StartTime().Before(r.since) })
+	slices.SortStableFunc(spans, func(a, b sdktrace.ReadWriteSpan) int { return a.StartTime().Compare(b.StartTime()) })
+	known := map[trace.SpanID]sdktrace.ReadOnlySpan{}
 	for _, s := range spans {
 		if s.EndTime().IsZero() {
 			t.Errorf("span %q has not ended", s.Name())
 		}
-	}
-	slices.SortStableFunc(spans, func(a, b sdktrace.ReadWriteSpan) int { return a.StartTime().Compare(b.StartTime()) })
-	known := map[trace.SpanID]sdktrace.ReadOnlySpan{}
-	for _, s := range spans {
 		known[s.SpanContext().SpanID()] = s
 	}
 	var b strings.Builder
@@ -234,7 +158,7 @@ func attributes(s sdktrace.ReadOnlySpan) []string {
 	if s.SpanKind() == trace.SpanKindClient {
 		method, _, _ := strings.Cut(s.Name(), " ")
 		usual["http.request.method"] = method
-		usual["server.address"] = strings.TrimPrefix(peerURL, "https://")
+		usual["server.address"] = strings.TrimPrefix(apiURL, "https://")
 		usual["server.port"] = "443"
 		if attributeOf(s, "http.response.status_code") != "" {
 			usual["network.protocol.version"] = "1.1"
@@ -249,7 +173,7 @@ func attributes(s sdktrace.ReadOnlySpan) []string {
 		}
 		switch key {
 		case "url.full":
-			value = strings.Replace(value, peerURL, "~", 1)
+			value = strings.Replace(value, apiURL, "~", 1)
 		case "partnerauth.rate_limit.pace":
 			value = pace(kv.Value.AsFloat64())
 		case "error.type":
@@ -329,17 +253,6 @@ func pace(share float64) string {
 	return fmt.Sprint(share)
 }
 
-// queued is the present value of partnerauth.rate_limit.queued_requests.
-func (r *recording) queued(t testing.TB) int64 {
-	t.Helper()
-	for _, m := range r.collect(t) {
-		if m.Name == "partnerauth.rate_limit.queued_requests" {
-			return m.Data.(metricdata.Sum[int64]).DataPoints[0].Value
-		}
-	}
-	return math.MinInt64
-}
-
 // sameLines compares two drawings; want may be indented.
 func sameLines(t testing.TB, what, got, want string) {
 	t.Helper()
@@ -356,37 +269,44 @@ func dedent(s string) string {
 	return strings.Join(lines, "")
 }
 
-// A scene is a Transport in a bubble, and who calls it.
+// A scene is a recorded Transport in a bubble, whose partner takes 300 ms for a
+// token and 100 ms for a call.
 type scene struct {
 	*testing.T
 	*recording
-	peer      *peer
+	*partner
 	transport *partnerauth.Transport
+}
+
+func newScene(t *testing.T) *scene {
+	s := &scene{T: t, recording: newRecording(), partner: &partner{lifetime: 1000 * time.Second}}
+	s.on("login", reply{after: 300 * time.Millisecond}).on("refresh", reply{after: 300 * time.Millisecond}).on("call", got(200))
+	s.transport = s.recording.transport(s.partner)
+	return s
+}
+
+// got is what a call is answered.
+func got(status int) reply { return reply{after: 100 * time.Millisecond, status: status} }
+
+// slowDown is a 429 that says when to come again.
+func slowDown() reply {
+	r := busy("5")
+	r.after = 100 * time.Millisecond
+	return r
 }
 
 // call makes a call that has to succeed with status.
 func (s *scene) call(ctx context.Context, path string, status int) {
 	s.Helper()
-	resp, err := s.try(ctx, path)
-	if err != nil {
-		s.Errorf("%s: %v", path, err)
-	} else if resp.StatusCode != status {
-		s.Errorf("%s: got status %d, want %d", path, resp.StatusCode, status)
+	if got, err := try(ctx, s.transport, path); got != status {
+		s.Errorf("%s: got %d, %v, want status %d", path, got, err, status)
 	}
-}
-
-func (s *scene) try(ctx context.Context, path string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, "GET", peerURL+path, nil)
-	if err != nil {
-		s.Fatal(err)
-	}
-	return s.transport.RoundTrip(req)
 }
 
 // fail makes a call that has to fail with an error that is all of targets.
-func (s *scene) fail(ctx context.Context, path string, targets ...error) error {
+func (s *scene) fail(ctx context.Context, path string, targets ...error) {
 	s.Helper()
-	_, err := s.try(ctx, path)
+	_, err := try(ctx, s.transport, path)
 	if err == nil {
 		s.Errorf("%s: got no error", path)
 	}
@@ -395,12 +315,7 @@ func (s *scene) fail(ctx context.Context, path string, targets ...error) error {
 			s.Errorf("%s: got %v, want %v", path, err, target)
 		}
 	}
-	return err
 }
-
-type limiterFunc func(context.Context) error
-
-func (f limiterFunc) Wait(ctx context.Context) error { return f(ctx) }
 
 // after7s is a Limiter that lets its first n at once and then one in 7 s.
 func after7s(n int) partnerauth.Limiter {
@@ -408,111 +323,67 @@ func after7s(n int) partnerauth.Limiter {
 		if n--; n >= 0 {
 			return nil
 		}
-		select {
-		case <-time.After(7 * time.Second):
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		return sleep(ctx, 7*time.Second)
 	})
 }
 
-var errBase = errors.New("wire cut")
+// signIn is how every scene begins that does not say cold.
+const signIn = `
+	nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+	  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
+	    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
+	  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/first`
 
 // The span trees that one look at a trace must tell the story by.
 func TestSpanTree(t *testing.T) {
 	ctx := context.Background()
-	login := func(token string) reply {
-		return reply{after: 300 * time.Millisecond, body: granted(token, 1000*time.Second)}
-	}
-	get := func(status int) reply { return reply{after: 100 * time.Millisecond, status: status} }
+	const due = 900 * time.Second // for a renewal
 	tests := []struct {
 		name    string
+		cold    bool // without the first call; where it succeeds, times are as in signIn
 		limiter partnerauth.Limiter
 		play    func(s *scene)
 		random  bool // times are jittered
 		want    string
 	}{
-		{name: "cold call", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(200))
-			s.call(ctx, "/orders", 200)
-		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/orders`},
+		{name: "cold call", cold: true, play: func(s *scene) { s.call(ctx, "/first", 200) }, want: signIn},
 
-		{name: "cached call", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(200))
-			s.call(ctx, "/orders", 200)
-			time.Sleep(600 * time.Millisecond)
-			s.call(ctx, "/orders", 200)
-		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/orders
-			nowpost call INTERNAL Unset @1s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
-			  GET CLIENT Unset @1s+100ms http.response.status_code=200 url.full=~/orders`},
+		{name: "cached call", play: func(s *scene) { s.call(ctx, "/orders", 200) }, want: `
+			nowpost call INTERNAL Unset @0s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			  GET CLIENT Unset @0s+100ms http.response.status_code=200 url.full=~/orders`},
 
 		{name: "401, login, 200, under a template", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1"), login("t2")).on("GET /orders/7", get(401), get(200))
+			s.on("call", got(401), got(200))
 			s.call(partnerauth.WithURLTemplate(ctx, "/orders/{id}"), "/orders/7", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+800ms http.response.status_code=200 partnerauth.attempts=2 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET /orders/{id} CLIENT Error @300ms+100ms error.type=401 http.response.status_code=401 url.full=~/orders/7 url.template=/orders/{id}
-			  partnerauth.token.fetch INTERNAL Unset @400ms+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=unauthorized
-			    POST CLIENT Unset @400ms+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET /orders/{id} CLIENT Unset @700ms+100ms http.request.resend_count=1 http.response.status_code=200 url.full=~/orders/7 url.template=/orders/{id}`},
-
-		{name: "429, pause, 200", limiter: after7s(math.MaxInt), play: func(s *scene) {
-			busy := get(429)
-			busy.header = http.Header{"Retry-After": {"5"}}
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", busy, get(200))
-			s.call(ctx, "/orders", 200)
-		}, want: `
-			nowpost call INTERNAL Unset @0s+5.5s http.response.status_code=200 partnerauth.attempts=2 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=cache
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Error @300ms+100ms error.type=429 http.response.status_code=429 url.full=~/orders
-			  partnerauth.rate_limit.wait INTERNAL Unset @400ms+5s partnerauth.rate_limit.result=acquired
-			  GET CLIENT Unset @5.4s+100ms http.request.resend_count=1 http.response.status_code=200 url.full=~/orders`},
+			nowpost call INTERNAL Unset @0s+500ms http.response.status_code=200 partnerauth.attempts=2 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
+			  GET /orders/{id} CLIENT Error @0s+100ms error.type=401 http.response.status_code=401 url.full=~/orders/7 url.template=/orders/{id}
+			  partnerauth.token.fetch INTERNAL Unset @100ms+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=unauthorized
+			    POST CLIENT Unset @100ms+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
+			  GET /orders/{id} CLIENT Unset @400ms+100ms http.request.resend_count=1 http.response.status_code=200 url.full=~/orders/7 url.template=/orders/{id}`},
 
 		{name: "429 in spite of the quota", play: func(s *scene) {
-			busy := get(429)
-			busy.header = http.Header{"Retry-After": {"5"}}
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", busy, get(200))
+			s.on("call", slowDown(), got(200))
 			s.call(ctx, "/orders", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+5.5s http.response.status_code=200 partnerauth.attempts=2 partnerauth.rate_limit.pace=below 1 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=cache
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Error @300ms+100ms error.type=429 http.response.status_code=429 url.full=~/orders
-			  partnerauth.rate_limit.wait INTERNAL Unset @400ms+5s partnerauth.rate_limit.result=acquired
-			  GET CLIENT Unset @5.4s+100ms http.request.resend_count=1 http.response.status_code=200 url.full=~/orders`},
+			nowpost call INTERNAL Unset @0s+5.2s http.response.status_code=200 partnerauth.attempts=2 partnerauth.rate_limit.pace=below 1 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=cache
+			  GET CLIENT Error @0s+100ms error.type=429 http.response.status_code=429 url.full=~/orders
+			  partnerauth.rate_limit.wait INTERNAL Unset @100ms+5s partnerauth.rate_limit.result=acquired
+			  GET CLIENT Unset @5.1s+100ms http.request.resend_count=1 http.response.status_code=200 url.full=~/orders`},
 
-		{name: "401 and 429 in one call", limiter: after7s(math.MaxInt), play: func(s *scene) {
-			busy := get(429)
-			busy.header = http.Header{"Retry-After": {"5"}}
-			s.peer.on("POST "+loginPath, login("t1"), login("t2")).on("GET /orders", busy, get(401), get(200))
+		{name: "429 and 401 in one call, by another limiter", limiter: after7s(math.MaxInt), play: func(s *scene) {
+			s.on("call", slowDown(), got(401), got(200))
 			s.call(ctx, "/orders", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+5.9s http.response.status_code=200 partnerauth.attempts=3 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Error @300ms+100ms error.type=429 http.response.status_code=429 url.full=~/orders
-			  partnerauth.rate_limit.wait INTERNAL Unset @400ms+5s partnerauth.rate_limit.result=acquired
-			  GET CLIENT Error @5.4s+100ms error.type=401 http.request.resend_count=1 http.response.status_code=401 url.full=~/orders
-			  partnerauth.token.fetch INTERNAL Unset @5.5s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=unauthorized
-			    POST CLIENT Unset @5.5s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Unset @5.8s+100ms http.request.resend_count=2 http.response.status_code=200 url.full=~/orders`},
+			nowpost call INTERNAL Unset @0s+5.6s http.response.status_code=200 partnerauth.attempts=3 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=login
+			  GET CLIENT Error @0s+100ms error.type=429 http.response.status_code=429 url.full=~/orders
+			  partnerauth.rate_limit.wait INTERNAL Unset @100ms+5s partnerauth.rate_limit.result=acquired
+			  GET CLIENT Error @5.1s+100ms error.type=401 http.request.resend_count=1 http.response.status_code=401 url.full=~/orders
+			  partnerauth.token.fetch INTERNAL Unset @5.2s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=unauthorized
+			    POST CLIENT Unset @5.2s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
+			  GET CLIENT Unset @5.5s+100ms http.request.resend_count=2 http.response.status_code=200 url.full=~/orders`},
 
-		{name: "wait for the quota, of login and call", limiter: after7s(0), play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(200))
-			s.call(ctx, "/orders", 200)
-		}, want: `
+		{name: "wait for the quota, of login and call", cold: true, limiter: after7s(0), play: func(s *scene) { s.call(ctx, "/orders", 200) }, want: `
 			nowpost call INTERNAL Unset @0s+14.4s http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=7 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+7.3s partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    partnerauth.rate_limit.wait INTERNAL Unset @0s+7s partnerauth.rate_limit.result=acquired
@@ -520,34 +391,23 @@ func TestSpanTree(t *testing.T) {
 			  partnerauth.rate_limit.wait INTERNAL Unset @7.3s+7s partnerauth.rate_limit.result=acquired
 			  GET CLIENT Unset @14.3s+100ms http.response.status_code=200 url.full=~/orders`},
 
-		{name: "somebody else's fetch", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(200)).on("GET /plans", get(200))
+		{name: "somebody else's fetch", cold: true, play: func(s *scene) {
 			var wg sync.WaitGroup
-			wg.Go(func() { s.call(ctx, "/orders", 200) })
+			wg.Go(func() { s.call(ctx, "/first", 200) })
 			time.Sleep(50 * time.Millisecond)
-			wg.Go(func() { s.call(ctx, "/plans", 200) })
+			s.call(ctx, "/plans", 200)
 			wg.Wait()
-		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/orders
+		}, want: signIn + `
 			nowpost call INTERNAL Unset @50ms+350ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=shared
 			  partnerauth.token.wait INTERNAL Unset @50ms+250ms ->partnerauth.token.fetch@0s
 			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/plans`},
 
 		{name: "background refresh", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("POST "+renewPath, login("t2")).on("GET /orders", get(200))
-			s.call(ctx, "/orders", 200)
-			time.Sleep(900*time.Second - 400*time.Millisecond)
+			time.Sleep(due)
 			s.call(ctx, "/orders", 200)
 			time.Sleep(time.Second - 100*time.Millisecond)
 			s.call(ctx, "/orders", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/orders
 			nowpost call INTERNAL Unset @15m0s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Unset @15m0s+100ms http.response.status_code=200 url.full=~/orders
 			partnerauth.token.fetch INTERNAL Unset @15m0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=refresh partnerauth.token.trigger=expiring ->nowpost call@15m0s
@@ -555,49 +415,36 @@ func TestSpanTree(t *testing.T) {
 			nowpost call INTERNAL Unset @15m1s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Unset @15m1s+100ms http.response.status_code=200 url.full=~/orders`},
 
-		{name: "refresh refused, login in the same flight", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1"), login("t2")).on("POST "+renewPath, get(401)).on("GET /orders", get(200))
-			s.call(ctx, "/orders", 200)
-			time.Sleep(900*time.Second - 400*time.Millisecond)
+		{name: "refresh refused, login in the same fetch", play: func(s *scene) {
+			s.on("refresh", got(401))
+			time.Sleep(due)
 			s.call(ctx, "/orders", 200)
 			time.Sleep(time.Second)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/orders
 			nowpost call INTERNAL Unset @15m0s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Unset @15m0s+100ms http.response.status_code=200 url.full=~/orders
 			partnerauth.token.fetch INTERNAL Unset @15m0s+400ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=expiring ->nowpost call@15m0s
 			  POST CLIENT Error @15m0s+100ms error.type=401 http.response.status_code=401 url.full=~/api/v1/auth/refresh
 			  POST CLIENT Unset @15m0.1s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login`},
 
-		{name: "failed login, and a call that is spared another", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, get(401))
-			s.fail(ctx, "/orders", partnerauth.ErrCredentials)
-			s.fail(ctx, "/orders", partnerauth.ErrCredentials)
-		}, want: `
-			nowpost call INTERNAL Error @0s+100ms error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
-			  partnerauth.token.fetch INTERNAL Error @0s+100ms error.type=*partnerauth.AuthError partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Error @0s+100ms error.type=401 http.response.status_code=401 url.full=~/api/v1/auth/login
-			nowpost call INTERNAL Error @100ms+0s error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0`},
-
-		{name: "failed login, for somebody who waits too", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, get(401))
+		{name: "failed login, for somebody who waits too, and a call that is spared another", cold: true, play: func(s *scene) {
+			s.on("login", got(401))
 			var wg sync.WaitGroup
 			wg.Go(func() { s.fail(ctx, "/orders", partnerauth.ErrCredentials) })
 			time.Sleep(50 * time.Millisecond)
-			wg.Go(func() { s.fail(ctx, "/plans", partnerauth.ErrCredentials) })
+			s.fail(ctx, "/plans", partnerauth.ErrCredentials)
 			wg.Wait()
+			s.fail(ctx, "/orders", partnerauth.ErrCredentials)
 		}, want: `
 			nowpost call INTERNAL Error @0s+100ms error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
 			  partnerauth.token.fetch INTERNAL Error @0s+100ms error.type=*partnerauth.AuthError partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    POST CLIENT Error @0s+100ms error.type=401 http.response.status_code=401 url.full=~/api/v1/auth/login
 			nowpost call INTERNAL Error @50ms+50ms error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
-			  partnerauth.token.wait INTERNAL Error @50ms+50ms error.type=*partnerauth.AuthError ->partnerauth.token.fetch@0s`},
+			  partnerauth.token.wait INTERNAL Error @50ms+50ms error.type=*partnerauth.AuthError ->partnerauth.token.fetch@0s
+			nowpost call INTERNAL Error @100ms+0s error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0`},
 
-		{name: "login tried again after 500", random: true, play: func(s *scene) {
-			s.peer.on("POST "+loginPath, get(500), login("t1")).on("GET /orders", get(200))
+		{name: "login tried again after 500", cold: true, random: true, play: func(s *scene) {
+			s.on("login", got(500), reply{})
 			s.call(partnerauth.WithURLTemplate(ctx, "/orders"), "/orders", 200)
 		}, want: `
 			nowpost call INTERNAL Unset http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
@@ -607,42 +454,29 @@ func TestSpanTree(t *testing.T) {
 			  GET /orders CLIENT Unset http.response.status_code=200 url.full=~/orders url.template=/orders`},
 
 		{name: "refused by the quota at once", limiter: &partnerauth.Quota{Requests: 2}, play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(200))
-			s.call(ctx, "/orders", 200)
 			hasty, cancel := context.WithTimeout(ctx, 10*time.Second)
 			defer cancel()
 			s.fail(hasty, "/orders", partnerauth.ErrRateLimited, context.DeadlineExceeded)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/orders
-			nowpost call INTERNAL Error @400ms+0s error.type=*partnerauth.… partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache`},
+			nowpost call INTERNAL Error @0s+0s error.type=*partnerauth.… partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache`},
 
-		{name: "given up by the limiter at the deadline", limiter: after7s(1), play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(200))
+		{name: "given up by the limiter at the deadline", limiter: after7s(2), play: func(s *scene) {
 			hasty, cancel := context.WithTimeout(ctx, time.Second)
 			defer cancel()
 			s.fail(hasty, "/orders", partnerauth.ErrRateLimited, context.DeadlineExceeded)
 		}, want: `
-			nowpost call INTERNAL Error @0s+1s error.type=*partnerauth.… partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0.7 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  partnerauth.rate_limit.wait INTERNAL Error @300ms+700ms error.type=*partnerauth.… partnerauth.rate_limit.result=deadline_exceeded`},
+			nowpost call INTERNAL Error @0s+1s error.type=*partnerauth.… partnerauth.attempts=0 partnerauth.rate_limit.wait_time=1 partnerauth.token.source=cache
+			  partnerauth.rate_limit.wait INTERNAL Error @0s+1s error.type=*partnerauth.… partnerauth.rate_limit.result=deadline_exceeded`},
 
-		{name: "canceled in the queue", limiter: after7s(1), play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(200))
+		{name: "canceled in the queue", limiter: after7s(2), play: func(s *scene) {
 			gone, cancel := context.WithCancel(ctx)
 			time.AfterFunc(time.Second, cancel)
 			s.fail(gone, "/orders", context.Canceled)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+1s partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0.7 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  partnerauth.rate_limit.wait INTERNAL Unset @300ms+700ms partnerauth.rate_limit.result=canceled`},
+			nowpost call INTERNAL Unset @0s+1s partnerauth.attempts=0 partnerauth.rate_limit.wait_time=1 partnerauth.token.source=cache
+			  partnerauth.rate_limit.wait INTERNAL Unset @0s+1s partnerauth.rate_limit.result=canceled`},
 
-		{name: "canceled during the login, which goes on", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(200))
+		{name: "canceled during the login, which goes on", cold: true, play: func(s *scene) {
 			gone, cancel := context.WithCancel(ctx)
 			var wg sync.WaitGroup
 			wg.Go(func() { s.fail(gone, "/orders", context.Canceled) })
@@ -660,67 +494,49 @@ func TestSpanTree(t *testing.T) {
 			  partnerauth.token.wait INTERNAL Unset @50ms+50ms ->partnerauth.token.fetch@0s`},
 
 		{name: "canceled on the wire", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(200))
 			gone, cancel := context.WithCancel(ctx)
-			time.AfterFunc(350*time.Millisecond, cancel)
+			time.AfterFunc(50*time.Millisecond, cancel)
 			s.fail(gone, "/orders", context.Canceled)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+350ms partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Unset @300ms+50ms url.full=~/orders`},
+			nowpost call INTERNAL Unset @0s+50ms partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			  GET CLIENT Unset @0s+50ms url.full=~/orders`},
 
 		{name: "deadline on the wire", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(200))
-			hasty, cancel := context.WithTimeout(ctx, 350*time.Millisecond)
+			hasty, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 			defer cancel()
 			s.fail(hasty, "/orders", context.DeadlineExceeded)
 		}, want: `
-			nowpost call INTERNAL Error @0s+350ms error.type=context.deadlineExceededError partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Error @300ms+50ms error.type=context.deadlineExceededError url.full=~/orders`},
+			nowpost call INTERNAL Error @0s+50ms error.type=context.deadlineExceededError partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			  GET CLIENT Error @0s+50ms error.type=context.deadlineExceededError url.full=~/orders`},
 
 		{name: "Base fails", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", reply{after: 100 * time.Millisecond, err: errBase})
-			s.fail(ctx, "/orders", errBase)
+			s.on("call", reply{after: 100 * time.Millisecond, err: errTest})
+			s.fail(ctx, "/orders", errTest)
 		}, want: `
-			nowpost call INTERNAL Error @0s+400ms error.type=*errors.errorString partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Error @300ms+100ms error.type=*errors.errorString url.full=~/orders`},
+			nowpost call INTERNAL Error @0s+100ms error.type=*errors.errorString partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			  GET CLIENT Error @0s+100ms error.type=*errors.errorString url.full=~/orders`},
 
-		{name: "404 and 500", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(404), get(500))
+		{name: "404 is an error, 301 is none", play: func(s *scene) {
+			s.on("call", got(404), got(301))
 			s.call(ctx, "/orders", 404)
-			s.call(ctx, "/orders", 500)
-		}, want: `
-			nowpost call INTERNAL Error @0s+400ms error.type=404 http.response.status_code=404 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Error @300ms+100ms error.type=404 http.response.status_code=404 url.full=~/orders
-			nowpost call INTERNAL Error @400ms+100ms error.type=500 http.response.status_code=500 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
-			  GET CLIENT Error @400ms+100ms error.type=500 http.response.status_code=500 url.full=~/orders`},
-
-		{name: "301 is no error", play: func(s *scene) {
-			s.peer.on("POST "+loginPath, login("t1")).on("GET /orders", get(301))
 			s.call(ctx, "/orders", 301)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+400ms http.response.status_code=301 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
-			  GET CLIENT Unset @300ms+100ms http.response.status_code=301 url.full=~/orders`},
+			nowpost call INTERNAL Error @0s+100ms error.type=404 http.response.status_code=404 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			  GET CLIENT Error @0s+100ms error.type=404 http.response.status_code=404 url.full=~/orders
+			nowpost call INTERNAL Unset @100ms+100ms http.response.status_code=301 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			  GET CLIENT Unset @100ms+100ms http.response.status_code=301 url.full=~/orders`},
 	}
 	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := &scene{T: t, recording: newRecording(), peer: newPeer()}
-				s.transport = s.recording.transport(s.peer)
-				s.transport.Limiter = test.limiter
-				test.play(s)
-				synctest.Wait()
-				sameLines(t, "spans", s.tree(t, !test.random), test.want)
-			})
+		bubble(t, test.name, func(t *testing.T) {
+			s := newScene(t)
+			s.transport.Limiter = test.limiter
+			if !test.cold {
+				s.call(ctx, "/first", 200)
+				s.since = time.Now()
+			}
+			test.play(s)
+			synctest.Wait()
+			sameLines(t, "spans", s.tree(t, !test.random), test.want)
 		})
 	}
 }
@@ -782,7 +598,7 @@ func TestAttempt(t *testing.T) {
 		}
 		tr := rec.plain(roundTripFunc(func(*http.Request) (*http.Response, error) {
 			return &http.Response{StatusCode: 200, ProtoMajor: proto[0], ProtoMinor: proto[1]}, nil
-		}), peerURL, "https://api.example:8443", "http://localhost", "http://[::1]:8080")
+		}), apiURL, "https://api.example:8443", "http://localhost", "http://[::1]:8080")
 		req := &http.Request{Method: test.method, URL: test.url}
 		if test.template != "" {
 			req = req.WithContext(partnerauth.WithURLTemplate(context.Background(), test.template))
@@ -837,28 +653,36 @@ func TestAttempt(t *testing.T) {
 // error.type is the same on span and metric, and on the call span where the
 // attempt is what failed it.
 func TestErrorType(t *testing.T) {
-	canceled, cancel := context.WithCancel(context.Background())
+	gone, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	tests := []struct {
-		name string
-		ctx  context.Context
-		base roundTripFunc
-		want string
+		name   string
+		status int
+		err    error
+		want   string
 	}{
-		{"200", context.Background(), func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: 200}, nil }, ""},
-		{"399", context.Background(), func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: 399}, nil }, ""},
-		{"400", context.Background(), func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: 400}, nil }, "400"},
-		{"401", context.Background(), func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: 401}, nil }, "401"},
-		{"503", context.Background(), func(*http.Request) (*http.Response, error) { return &http.Response{StatusCode: 503}, nil }, "503"},
-		{"error", context.Background(), func(*http.Request) (*http.Response, error) { return nil, io.ErrUnexpectedEOF }, "*errors.errorString"},
-		{"typed error", context.Background(), func(*http.Request) (*http.Response, error) { return nil, &tls.CertificateVerificationError{} }, "*tls.CertificateVerificationError"},
-		{"deadline", context.Background(), func(*http.Request) (*http.Response, error) { return nil, context.DeadlineExceeded }, "context.deadlineExceededError"},
-		{"the caller cancels", canceled, func(*http.Request) (*http.Response, error) { cancel(); return nil, context.Canceled }, ""},
-		{"Base cancels", context.Background(), func(*http.Request) (*http.Response, error) { return nil, context.Canceled }, "*errors.errorString"},
+		{"200", 200, nil, ""},
+		{"399", 399, nil, ""},
+		{"400", 400, nil, "400"},
+		{"401", 401, nil, "401"},
+		{"503", 503, nil, "503"},
+		{"error", 0, io.ErrUnexpectedEOF, "*errors.errorString"},
+		{"typed error", 0, &tls.CertificateVerificationError{}, "*tls.CertificateVerificationError"},
+		{"deadline", 0, context.DeadlineExceeded, "context.deadlineExceededError"},
+		{"the caller cancels", 0, context.Canceled, ""},
+		{"Base cancels", 0, context.Canceled, "*errors.errorString"},
 	}
 	for _, test := range tests {
-		rec := newRecording()
-		req, _ := http.NewRequestWithContext(test.ctx, "GET", peerURL, nil)
-		rec.plain(test.base).RoundTrip(req)
+		rec, ctx := newRecording(), context.Background()
+		if test.name == "the caller cancels" {
+			ctx = gone
+		}
+		try(ctx, rec.plain(&partner{script: func(asked) reply {
+			if ctx == gone {
+				cancel()
+			}
+			return reply{status: test.status, err: test.err}
+		}}), "/")
 		for _, s := range rec.ended() {
 			if got := attributeOf(s, "error.type"); got != test.want {
 				t.Errorf("%s: error.type of span %q is %q, want %q", test.name, s.Name(), got, test.want)
@@ -880,20 +704,11 @@ func TestErrorType(t *testing.T) {
 // Every instrument and every point of a life with all that can happen in it.
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &scene{T: t, recording: newRecording(), peer: newPeer()}
-		s.transport = s.recording.transport(s.peer)
+		s := newScene(t)
+		s.lifetime = time.Hour
 		ctx := partnerauth.WithURLTemplate(context.Background(), "/orders/{id}")
-		get := func(status int) reply { return reply{after: 100 * time.Millisecond, status: status} }
-		busy := get(429)
-		busy.header = http.Header{"Retry-After": {"5"}}
-		s.peer.on("POST "+loginPath, get(401),
-			reply{after: time.Second, body: granted("t1", time.Hour)},
-			reply{after: time.Second, body: granted("t2", time.Hour)})
-		s.peer.on("POST "+renewPath, reply{after: 2 * time.Second, body: granted("t3", 2*time.Hour)})
-		s.peer.on("GET /orders/1", get(401), get(200))
-		s.peer.on("GET /orders/2", get(200))
-		s.peer.on("GET /orders/3", reply{after: 100 * time.Millisecond, err: errBase})
-		s.peer.on("GET /orders/4", busy, get(200))
+		s.on("login", got(401), reply{after: time.Second}).on("refresh", reply{after: 2 * time.Second})
+		s.on("call", got(401), got(200), got(200), reply{after: 100 * time.Millisecond, err: errTest}, slowDown(), got(200))
 
 		if got := s.points(t); got != "" {
 			t.Errorf("metrics before the first call:\n%s", got)
@@ -901,10 +716,10 @@ func TestMetrics(t *testing.T) {
 		s.fail(ctx, "/orders/1", partnerauth.ErrCredentials)
 		time.Sleep(10 * time.Minute)
 		s.call(ctx, "/orders/1", 200) // login, 401, login, 200
-		time.Sleep(45 * time.Minute)
+		time.Sleep(52 * time.Minute)
 		s.call(ctx, "/orders/2", 200) // refresh
 		time.Sleep(time.Minute)
-		s.fail(ctx, "/orders/3", errBase)
+		s.fail(ctx, "/orders/3", errTest)
 		s.call(ctx, "/orders/4", 200) // 429, pause, 200
 		synctest.Wait()
 
@@ -952,58 +767,57 @@ func TestMetrics(t *testing.T) {
 }
 
 // A source of the user's own has no name to tell.
-func TestMetricsOfAForeignSource(t *testing.T) {
+func TestMetricsOfACustomSource(t *testing.T) {
 	rec := newRecording()
-	tr := rec.plain(newPeer())
-	tr.Limiter = &partnerauth.Quota{}
-	for range 3 {
-		req, _ := http.NewRequest("GET", peerURL, nil)
-		if _, err := tr.RoundTrip(req); err != nil {
-			t.Fatal(err)
-		}
-	}
+	get(t, rec.plain(&partner{open: true}), "/")
 	sameLines(t, "metrics", regexp.MustCompile(`(count=\d+) sum=.*`).ReplaceAllString(rec.points(t), "$1"), `
-		http.client.request.duration s {http.request.method=GET http.response.status_code=200 network.protocol.version=1.1 server.address=api.example server.port=443} count=3
-		partnerauth.rate_limit.wait_time s {partnerauth.rate_limit.result=acquired} count=3`)
-	if n := len(rec.byName("partnerauth call")); n != 3 {
-		t.Errorf("got %d spans named partnerauth call, want 3", n)
+		http.client.request.duration s {http.request.method=GET http.response.status_code=200 network.protocol.version=1.1 server.address=api.example server.port=443} count=1
+		partnerauth.rate_limit.wait_time s {partnerauth.rate_limit.result=acquired} count=1`)
+	if n := len(rec.byName("partnerauth call")); n != 1 {
+		t.Errorf("got %d spans named partnerauth call, want 1", n)
 	}
 }
 
 // What waits is counted, however the wait ends, and each wait is a point.
 func TestQueuedRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &scene{T: t, recording: newRecording(), peer: newPeer()}
-		s.transport = s.recording.plain(s.peer)
+		s := newScene(t)
+		s.transport = s.plain(s.partner)
 		s.transport.Limiter = &partnerauth.Quota{Requests: 1}
-		s.call(context.Background(), "/", 200)
-		gone, cancel := context.WithCancel(context.Background())
+		queued := func(want int64) {
+			t.Helper()
+			for _, m := range s.collect(t) {
+				if m.Name != "partnerauth.rate_limit.queued_requests" {
+					continue
+				}
+				if n := m.Data.(metricdata.Sum[int64]).DataPoints[0].Value; n != want {
+					t.Errorf("%d requests are queued, want %d", n, want)
+				}
+				return
+			}
+			t.Error("nothing tells how many requests are queued")
+		}
+		s.on("call", reply{status: 200})
+		s.call(t.Context(), "/", 200)
+		gone, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
-		wg.Go(func() { s.call(context.Background(), "/", 200) })
+		wg.Go(func() { s.call(t.Context(), "/", 200) })
 		synctest.Wait()
 		for range 3 {
 			wg.Go(func() { s.fail(gone, "/", context.Canceled) })
 		}
 		synctest.Wait()
-		if n := s.queued(t); n != 4 {
-			t.Errorf("%d requests are queued, want 4", n)
-		}
+		queued(4)
 		time.Sleep(time.Second)
 		cancel()
 		synctest.Wait()
-		if n := s.queued(t); n != 1 {
-			t.Errorf("after 3 have left %d requests are queued, want 1", n)
-		}
+		queued(1)
 		wg.Wait()
-		if n := s.queued(t); n != 0 {
-			t.Errorf("in the end %d requests are queued, want 0", n)
-		}
-		hasty, cancel := context.WithTimeout(context.Background(), time.Second)
+		queued(0)
+		hasty, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		s.fail(hasty, "/", partnerauth.ErrRateLimited)
-		if n := s.queued(t); n != 0 {
-			t.Errorf("after a refusal %d requests are queued, want 0", n)
-		}
+		queued(0)
 		var waits []string
 		for line := range strings.Lines(s.points(t)) {
 			if strings.HasPrefix(line, "partnerauth.rate_limit.wait_time") {
@@ -1021,30 +835,24 @@ func TestQueuedRequests(t *testing.T) {
 // it is back.
 func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &scene{T: t, recording: newRecording(), peer: newPeer()}
-		s.transport = s.recording.plain(s.peer)
-		pace := func() []float64 {
-			for _, m := range s.collect(t) {
-				if m.Name == "partnerauth.rate_limit.pace" {
-					return []float64{m.Data.(metricdata.Gauge[float64]).DataPoints[0].Value}
+		s := newScene(t)
+		pace := func() string {
+			for line := range strings.Lines(s.points(t)) {
+				if strings.HasPrefix(line, "partnerauth.rate_limit.pace") {
+					return line[strings.Index(line, "} ")+2:]
 				}
 			}
-			return nil
+			return "none\n"
 		}
-		s.peer.on("GET /", reply{}, reply{status: 429, header: http.Header{"Retry-After": {"1"}}}, reply{})
-		s.call(context.Background(), "/", 200)
-		if got := pace(); got != nil {
-			t.Errorf("the pace is %v before any 429, want no point", got)
-		}
-		s.call(context.Background(), "/", 200)
-		low := pace()
-		if len(low) != 1 || low[0] <= 0 || low[0] >= 1 {
-			t.Fatalf("the pace is %v after a 429, want one between 0 and 1", low)
-		}
-		time.Sleep(24 * time.Hour)
-		s.call(context.Background(), "/", 200)
-		if got := pace(); len(got) != 1 || got[0] != 1 {
-			t.Errorf("the pace is %v a day later, want 1", got)
+		s.on("call", got(200), slowDown(), got(200))
+		for i, want := range []string{"none\n", "below 1\n", "1\n"} {
+			s.call(t.Context(), "/", 200)
+			if got := pace(); got != want {
+				t.Errorf("after call %d the pace is %s, want %s", i+1, got, want)
+			}
+			if i > 0 {
+				time.Sleep(24 * time.Hour)
+			}
 		}
 	})
 }
@@ -1053,46 +861,37 @@ func TestPace(t *testing.T) {
 // caller's baggage. The caller's header map stays as it is.
 func TestPropagation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &scene{T: t, recording: newRecording(), peer: newPeer()}
-		s.transport = s.recording.transport(s.peer)
+		s := newScene(t)
 		s.transport.Propagator = propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{}, oddPropagator{})
-		s.peer.on("POST "+loginPath, reply{body: granted("t1", 1000*time.Second)}, reply{body: granted("t2", 1000*time.Second)})
-		s.peer.on("POST "+renewPath, reply{body: granted("t3", time.Hour)})
-		s.peer.on("GET /orders", reply{status: 401}, reply{})
-
+		s.on("call", got(401), got(200))
 		member, _ := baggage.NewMember("shop", "7")
 		bag, _ := baggage.New(member)
 		ctx := baggage.ContextWithBaggage(context.Background(), bag)
 		mine := http.Header{"X-Mine": {"1"}, "Traceparent": {"of the caller"}}
 		before := mine.Clone()
-		call := func() {
-			req, _ := http.NewRequestWithContext(ctx, "GET", peerURL+"/orders", nil)
+		for range 2 {
+			req := newRequest(t, "GET", apiURL+"/orders", "").WithContext(ctx)
 			req.Header = mine
-			resp, err := s.transport.RoundTrip(req)
-			if err != nil || resp.StatusCode != 200 {
-				t.Fatal(resp, err)
+			if code := status(t, s.transport, req); code != 200 {
+				t.Errorf("got %d, want 200", code)
 			}
+			time.Sleep(900 * time.Second)
 		}
-		call()
-		time.Sleep(900 * time.Second)
-		call()
-		synctest.Wait()
 		if !maps.EqualFunc(mine, before, slices.Equal[[]string]) {
 			t.Errorf("the caller's header is %v, want %v", mine, before)
 		}
 
-		sent := map[string]bool{}
-		for _, req := range s.peer.got {
-			h := req.Header
-			sent[h.Get("Traceparent")] = true
-			if got := h["Traceparent"]; len(got) != 1 {
-				t.Errorf("%s: traceparent is %q, want one", req.URL.Path, got)
+		sent := map[string]asked{} // by traceparent
+		for _, a := range s.seen() {
+			if got := a.header["Traceparent"]; len(got) != 1 {
+				t.Errorf("%s: traceparent is %q, want one", a.path, got)
 			}
-			if got := h["Baggage"]; !slices.Equal(got, []string{"shop=7"}) {
-				t.Errorf("%s: baggage is %q, want shop=7", req.URL.Path, got)
+			sent[a.header.Get("Traceparent")] = a
+			if a.op == "call" && a.header.Get("Baggage") != "shop=7" {
+				t.Errorf("%s: baggage is %q, want shop=7", a.path, a.header["Baggage"])
 			}
-			if got := h["X-Odd-Name"]; !slices.Equal(got, []string{"set, then read: shop=7"}) {
-				t.Errorf("%s: X-Odd-Name is %q", req.URL.Path, got)
+			if got := a.header.Get("X-Odd-Name"); got != "set, then read: "+a.header.Get("Baggage") {
+				t.Errorf("%s: X-Odd-Name is %q", a.path, got)
 			}
 		}
 		spans := s.clients()
@@ -1101,12 +900,9 @@ func TestPropagation(t *testing.T) {
 		}
 		for _, span := range spans {
 			sc := span.SpanContext()
-			want := fmt.Sprintf("00-%s-%s-01", sc.TraceID(), sc.SpanID())
-			i := slices.IndexFunc(s.peer.got, func(r *http.Request) bool { return r.Header.Get("Traceparent") == want })
-			if i < 0 {
-				t.Errorf("no request carried %s of span %q", want, span.Name())
-			} else if got := s.peer.got[i]; !strings.HasSuffix(attributeOf(span, "url.full"), got.URL.Path) || attributeOf(span, "http.request.method") != got.Method {
-				t.Errorf("%s %s carried the context of the span for %s", got.Method, got.URL.Path, attributeOf(span, "url.full"))
+			a := sent[fmt.Sprintf("00-%s-%s-01", sc.TraceID(), sc.SpanID())]
+			if attributeOf(span, "url.full") != a.url || attributeOf(span, "http.request.method") != a.method {
+				t.Errorf("%s %s carried the context of the span for %s", a.method, a.url, attributeOf(span, "url.full"))
 			}
 		}
 	})
@@ -1131,45 +927,41 @@ func (oddPropagator) Fields() []string { return []string{"x-oDD-name"} }
 
 // A sampler sees what it may decide by.
 func TestSampler(t *testing.T) {
-	var seen samplerFunc = func(p sdktrace.SamplingParameters) sdktrace.SamplingResult {
-		if p.Kind == trace.SpanKindClient {
-			set := attribute.NewSet(p.Attributes...)
-			for _, key := range []attribute.Key{"http.request.method", "server.address", "server.port"} {
-				if !set.HasValue(key) {
-					t.Errorf("the sampler of %q does not see %s", p.Name, key)
-				}
+	seen := &sampler{Sampler: sdktrace.AlwaysSample()}
+	rec := newRecording(sdktrace.WithSampler(seen))
+	get(t, rec.transport(new(partner)), "/")
+	if len(seen.clients) != 2 {
+		t.Errorf("the sampler was asked about %d client spans, want 2", len(seen.clients))
+	}
+	for _, set := range seen.clients {
+		for _, key := range []attribute.Key{"http.request.method", "server.address", "server.port"} {
+			if !set.HasValue(key) {
+				t.Errorf("the sampler does not see %s in %v", key, set.ToSlice())
 			}
 		}
-		return sdktrace.AlwaysSample().ShouldSample(p)
-	}
-	rec := newRecording(sdktrace.WithSampler(seen))
-	base := newPeer().on("POST "+loginPath, reply{body: granted("t", time.Hour)})
-	req, _ := http.NewRequestWithContext(partnerauth.WithURLTemplate(context.Background(), "/{x}"), "GET", peerURL, nil)
-	if _, err := rec.transport(base).RoundTrip(req); err != nil {
-		t.Fatal(err)
-	}
-	if n := len(rec.clients()); n != 2 {
-		t.Errorf("got %d client spans, want 2", n)
 	}
 }
 
-type samplerFunc func(sdktrace.SamplingParameters) sdktrace.SamplingResult
+type sampler struct {
+	sdktrace.Sampler
+	clients []attribute.Set
+}
 
-func (f samplerFunc) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingResult { return f(p) }
-func (f samplerFunc) Description() string                                                { return "samplerFunc" }
+func (s *sampler) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingResult {
+	if p.Kind == trace.SpanKindClient {
+		s.clients = append(s.clients, attribute.NewSet(p.Attributes...))
+	}
+	return s.Sampler.ShouldSample(p)
+}
 
 // Metrics do not depend on sampling, and what is not sampled propagates so.
 func TestNeverSampled(t *testing.T) {
-	rec := newRecording(sdktrace.WithSampler(sdktrace.NeverSample()))
-	base := newPeer()
-	req, _ := http.NewRequest("GET", peerURL, nil)
-	if _, err := rec.plain(base).RoundTrip(req); err != nil {
-		t.Fatal(err)
-	}
+	rec, p := newRecording(sdktrace.WithSampler(sdktrace.NeverSample())), &partner{open: true}
+	get(t, rec.plain(p), "/")
 	if n := len(rec.ended()); n != 0 {
 		t.Errorf("got %d spans, want none", n)
 	}
-	if got := base.got[0].Header.Get("Traceparent"); !strings.HasSuffix(got, "-00") {
+	if got := p.seen()[0].header.Get("Traceparent"); !strings.HasSuffix(got, "-00") {
 		t.Errorf("traceparent is %q, want one that is not sampled", got)
 	}
 	if got := rec.points(t); !strings.Contains(got, "http.client.request.duration") {
@@ -1193,37 +985,24 @@ func TestGlobals(t *testing.T) {
 		global.meter.Shutdown(context.Background())
 	}()
 
-	base := newPeer().on("POST "+loginPath, reply{body: granted("t", time.Hour)})
-	call := func(tr *partnerauth.Transport) {
-		t.Helper()
-		req, _ := http.NewRequest("GET", peerURL, nil)
-		if _, err := tr.RoundTrip(req); err != nil {
-			t.Fatal(err)
-		}
+	p := new(partner)
+	rt := own.transport(p)
+	rt.Propagator = oddPropagator{}
+	get(t, rt, "/")
+	if n, m := len(own.clients()), len(global.spans.Started()); n != 2 || m != 0 || global.points(t) != "" {
+		t.Errorf("with fields set: got %d client spans and %d global ones, want 2 and 0, and these metrics:\n%s", n, m, global.points(t))
 	}
-	tr := own.transport(base)
-	tr.Propagator = oddPropagator{}
-	call(tr)
-	if n, m := len(own.clients()), len(global.spans.Started()); n != 2 || m != 0 {
-		t.Errorf("with fields set: got %d client spans and %d global ones, want 2 and 0", n, m)
-	}
-	if got := global.points(t); got != "" {
-		t.Errorf("with fields set: global metrics\n%s", got)
-	}
-	if h := base.got[1].Header; h.Get("Traceparent") != "" || h.Get("X-Odd-Name") == "" {
+	if h := p.seen()[1].header; h.Get("Traceparent") != "" || h.Get("X-Odd-Name") == "" {
 		t.Errorf("with fields set: sent %v", h)
 	}
 
-	tr = own.transport(base)
-	tr.TracerProvider, tr.MeterProvider, tr.Propagator = nil, nil, nil
-	call(tr)
-	if n := len(global.clients()); n != 2 {
-		t.Errorf("with fields nil: got %d global client spans, want 2", n)
+	rt = own.transport(p)
+	rt.TracerProvider, rt.MeterProvider, rt.Propagator = nil, nil, nil
+	get(t, rt, "/")
+	if n, points := len(global.clients()), global.points(t); n != 2 || !strings.Contains(points, "http.client.request.duration") || !strings.Contains(points, "partnerauth.token.fetch.duration") {
+		t.Errorf("with fields nil: got %d global client spans, want 2, and these metrics:\n%s", n, points)
 	}
-	if got := global.points(t); !strings.Contains(got, "http.client.request.duration") || !strings.Contains(got, "partnerauth.token.fetch.duration") {
-		t.Errorf("with fields nil: global metrics\n%s", got)
-	}
-	if h := base.got[3].Header; h.Get("Traceparent") == "" {
+	if h := p.seen()[3].header; h.Get("Traceparent") == "" {
 		t.Errorf("with fields nil: sent %v", h)
 	}
 }
@@ -1231,10 +1010,7 @@ func TestGlobals(t *testing.T) {
 // The library names itself and its schema, for traces and metrics alike.
 func TestScope(t *testing.T) {
 	rec := newRecording()
-	req, _ := http.NewRequest("GET", peerURL, nil)
-	if _, err := rec.plain(newPeer()).RoundTrip(req); err != nil {
-		t.Fatal(err)
-	}
+	get(t, rec.plain(&partner{open: true}), "/")
 	const name = "github.com/partnerauth/partnerauth"
 	schema := regexp.MustCompile(`^https://opentelemetry\.io/schemas/\d`)
 	for _, s := range rec.ended() {
@@ -1251,22 +1027,11 @@ func TestScope(t *testing.T) {
 	}
 }
 
-// A body that nobody may touch.
-type untouchable struct{ *testing.T }
-
-func (u untouchable) Read([]byte) (int, error) { u.Error("the body was read"); return 0, io.EOF }
-func (u untouchable) Close() error             { u.Error("the body was closed"); return nil }
-
 // All is recorded when the headers are in: a body that nobody reads or closes
 // loses nothing, and is the one that the Base returned.
 func TestBodyNeverClosed(t *testing.T) {
-	rec := newRecording()
-	body := &untouchable{t}
-	tr := rec.plain(roundTripFunc(func(*http.Request) (*http.Response, error) {
-		return &http.Response{StatusCode: 200, Body: body}, nil
-	}))
-	req, _ := http.NewRequest("GET", peerURL, nil)
-	resp, err := tr.RoundTrip(req)
+	rec, body := newRecording(), watched("unread")
+	resp, err := rec.plain(&partner{script: always(reply{stream: body})}).RoundTrip(newRequest(t, "GET", apiURL, ""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1276,46 +1041,8 @@ func TestBodyNeverClosed(t *testing.T) {
 	if got := rec.points(t); !strings.Contains(got, "http.client.request.duration") || !strings.Contains(got, "wait_time") {
 		t.Errorf("metrics:\n%s", got)
 	}
-	if resp.Body != io.ReadCloser(body) {
-		t.Errorf("the body is a %T, want that of the Base", resp.Body)
-	}
-}
-
-// A 101 answer keeps the connection it came on, to write as well as to read.
-func TestUpgrade(t *testing.T) {
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		conn, rw, err := w.(http.Hijacker).Hijack()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer conn.Close()
-		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
-		line, _ := rw.ReadString('\n')
-		io.WriteString(conn, "echo "+line)
-	}))
-	defer srv.Close()
-	base := &http.Transport{}
-	defer base.CloseIdleConnections()
-	rec := newRecording()
-	req, _ := http.NewRequest("GET", srv.URL, nil)
-	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", "echo")
-	resp, err := rec.plain(base, srv.URL).RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	conn, ok := resp.Body.(io.ReadWriteCloser)
-	if resp.StatusCode != 101 || !ok {
-		t.Fatalf("got status %d and a %T, want 101 and an io.ReadWriteCloser", resp.StatusCode, resp.Body)
-	}
-	io.WriteString(conn, "hello\n")
-	if line, err := bufio.NewReader(conn).ReadString('\n'); line != "echo hello\n" {
-		t.Errorf("got %q, %v", line, err)
-	}
-	if s := rec.clients(); len(s) != 1 || attributeOf(s[0], "http.response.status_code") != "101" || s[0].Status().Code.String() != "Unset" {
-		t.Errorf("got spans %v", s)
+	if resp.Body != io.ReadCloser(body) || body.read.Load() > 0 || body.closed.Load() > 0 {
+		t.Errorf("the body is a %T, %d bytes of it read, closed %d times; want that of the Base, untouched", resp.Body, body.read.Load(), body.closed.Load())
 	}
 }
 
@@ -1381,7 +1108,7 @@ func TestManyAtOnce(t *testing.T) {
 			for i := range 25 {
 				n := worker*25 + i
 				ctx := partnerauth.WithURLTemplate(context.Background(), fmt.Sprint("/", n))
-				req, _ := http.NewRequestWithContext(ctx, "GET", fmt.Sprintf("%s/%d?q=%d", peerURL, n, n), nil)
+				req, _ := http.NewRequestWithContext(ctx, "GET", fmt.Sprintf("%s/%d?q=%d", apiURL, n, n), nil)
 				if _, err := tr.RoundTrip(req); err != nil {
 					t.Error(err)
 				}
@@ -1404,7 +1131,7 @@ func TestManyAtOnce(t *testing.T) {
 		status := fmt.Sprint(600 + n)
 		got := attributeOf(s, "http.response.status_code") + " " + attributeOf(s, "error.type") + " " + attributeOf(s, "url.full") + " " +
 			s.Name() + " " + calls[s.Parent().SpanID()] + " " + sent[fmt.Sprintf("00-%s-%s-01", s.SpanContext().TraceID(), s.SpanContext().SpanID())]
-		want := status + " " + status + " " + peerURL + path + "?q=REDACTED GET " + path + " " + status + " " + path
+		want := status + " " + status + " " + apiURL + path + "?q=REDACTED GET " + path + " " + status + " " + path
 		if got != want {
 			t.Errorf("got %s\nwant %s", got, want)
 		}
@@ -1432,8 +1159,8 @@ func TestBadInput(t *testing.T) {
 			return &http.Response{StatusCode: math.MaxInt, ProtoMajor: 1, ProtoMinor: math.MinInt}, nil
 		}, "", 2},
 		{"Base returns both", &http.Request{URL: api}, func(*http.Request) (*http.Response, error) {
-			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(""))}, errBase
-		}, errBase.Error(), 2},
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(""))}, errTest
+		}, errTest.Error(), 2},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -1463,86 +1190,67 @@ func safely(t testing.TB, f func() (*http.Response, error)) (*http.Response, err
 	return f()
 }
 
-// What goes elsewhere goes to the Base as it is, and leaves no trace.
-func TestElsewhere(t *testing.T) {
-	for _, raw := range []string{"ftp://api.example/f", "https://other.example/", "https://api.example:444/", "odd:opaque"} {
-		u, _ := url.Parse(raw)
-		req := &http.Request{Method: "GET", URL: u}
-		want := &http.Response{StatusCode: 200}
-		rec := newRecording()
-		resp, err := rec.plain(roundTripFunc(func(got *http.Request) (*http.Response, error) {
-			if got != req || got.Header != nil {
-				t.Errorf("%s: the Base got another request: %v", raw, got)
-			}
-			return want, nil
-		})).RoundTrip(req)
-		if resp != want || err != nil {
-			t.Errorf("%s: got %v, %v", raw, resp, err)
-		}
-		if n := len(rec.spans.Started()); n != 0 || rec.points(t) != "" {
-			t.Errorf("%s: got %d spans and these metrics:\n%s", raw, n, rec.points(t))
-		}
-	}
-}
-
-// What is remembered for speed stays small whatever comes: methods, statuses,
-// protocols, templates.
+// What is remembered for speed stays small whatever comes: of 4000 calls that
+// have nothing in common, hardly anything is still referred to.
 func TestBoundedCaches(t *testing.T) {
+	var meters keepsake
 	n := 0
-	tr := &partnerauth.Transport{
-		Source: oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "static"}), Origins: []string{peerURL},
-		TracerProvider: tracenoop.NewTracerProvider(), MeterProvider: eagerMeters{}, Limiter: abundance(),
-		Base: roundTripFunc(func(*http.Request) (*http.Response, error) {
-			return &http.Response{StatusCode: n, ProtoMajor: 1 + n%3, ProtoMinor: n % 2, Body: http.NoBody}, nil
-		}),
+	p := &partner{open: true, script: func(asked) reply { return reply{status: 1000 + n} }}
+	rt := p.custom(static("static"), abundance())
+	rt.TracerProvider, rt.MeterProvider = tracenoop.NewTracerProvider(), &meters
+	var texts []weak.Pointer[byte]
+	for n = range 4000 {
+		method, template := fmt.Sprintf("METHOD-%020d", n), fmt.Sprintf("/template/%020d", n)
+		texts = append(texts, weak.Make(unsafe.StringData(method)), weak.Make(unsafe.StringData(template)))
+		req := newRequest(t, method, apiURL, "")
+		status(t, rt, req.WithContext(partnerauth.WithURLTemplate(context.Background(), template)))
 	}
-	call := func() {
-		n++
-		ctx := partnerauth.WithURLTemplate(context.Background(), fmt.Sprint("/template/", n))
-		req, _ := http.NewRequestWithContext(ctx, fmt.Sprint("M", n), fmt.Sprint(peerURL, "/", n, "?", n), nil)
-		if n == http.StatusTooManyRequests || n == http.StatusServiceUnavailable {
-			return // would pause
+	p.log = nil // which has them, too
+	runtime.GC()
+	kept := 0
+	for _, text := range texts {
+		if text.Value() != nil {
+			kept++
 		}
-		if _, err := tr.RoundTrip(req); err != nil {
-			t.Fatal(err)
-		}
 	}
-	for range 100 {
-		call()
+	series := map[*metric.RecordOption]bool{}
+	for _, s := range meters.series {
+		series[s.Value()] = true
 	}
-	before := heap()
-	for range 4000 {
-		call()
+	if len(meters.series) < 4000 || kept > 400 || len(series) > 400 {
+		t.Errorf("%d of %d texts and the series of %d of %d values are kept, want few", kept, len(texts), len(series), len(meters.series))
 	}
-	if grown := int64(heap()) - int64(before); grown > 400<<10 {
-		t.Errorf("the heap grew by %d bytes for 4000 calls that have nothing in common, want few", grown)
-	}
-	runtime.KeepAlive(tr)
+	runtime.KeepAlive(rt)
 }
 
-func heap() uint64 {
-	var m runtime.MemStats
-	for range 3 {
-		runtime.GC()
-	}
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc
+// keepsake is a MeterProvider that wants all values, and remembers the options
+// of each as far as somebody else does.
+type keepsake struct {
+	metricnoop.MeterProvider
+	series []weak.Pointer[metric.RecordOption]
 }
 
-// eagerMeters are no-op, but want all values.
-type eagerMeters struct{ metricnoop.MeterProvider }
+func (k *keepsake) Meter(string, ...metric.MeterOption) metric.Meter { return keepsakeMeter{k: k} }
 
-func (eagerMeters) Meter(string, ...metric.MeterOption) metric.Meter { return eagerMeter{} }
-
-type eagerMeter struct{ metricnoop.Meter }
-
-func (eagerMeter) Float64Histogram(string, ...metric.Float64HistogramOption) (metric.Float64Histogram, error) {
-	return eagerHistogram{}, nil
+type keepsakeMeter struct {
+	metricnoop.Meter
+	k *keepsake
 }
 
-type eagerHistogram struct{ metricnoop.Float64Histogram }
+func (m keepsakeMeter) Float64Histogram(string, ...metric.Float64HistogramOption) (metric.Float64Histogram, error) {
+	return keepsakeHistogram{k: m.k}, nil
+}
 
-func (eagerHistogram) Enabled(context.Context) bool { return true }
+type keepsakeHistogram struct {
+	metricnoop.Float64Histogram
+	k *keepsake
+}
+
+func (keepsakeHistogram) Enabled(context.Context) bool { return true }
+
+func (h keepsakeHistogram) Record(_ context.Context, _ float64, options ...metric.RecordOption) {
+	h.k.series = append(h.k.series, weak.Make(&options[0]))
+}
 
 // Whatever the bytes, there is an answer or an error, no panic, and no name or
 // series made of foreign bytes.
@@ -1560,7 +1268,7 @@ func FuzzTelemetry(f *testing.F) {
 		rec := newRecording()
 		tr := rec.plain(roundTripFunc(func(*http.Request) (*http.Response, error) {
 			return &http.Response{StatusCode: status, ProtoMajor: major, ProtoMinor: minor}, nil
-		}), peerURL, "https://"+host)
+		}), apiURL, "https://"+host)
 		if _, err := url.Parse("https://" + host); err != nil {
 			tr.Origins = tr.Origins[:1]
 		}
