@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,25 +63,26 @@ func TestConfigMistakes(t *testing.T) {
 			check(t, &partnerauth.Transport{Source: source, Base: unused(t)}, provider, c.field, false, true)
 		})
 	}
-	for _, bad := range badURLs {
-		t.Run(bad.url, func(t *testing.T) {
-			nowPost := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: bad.url, Base: unused(t)}
-			ndovu := partnerauth.Ndovu{ClientID: "i", ClientSecret: "s", BaseURL: bad.url, Base: unused(t)}
+	for i, url := range slices.Concat(malformed, insecure) {
+		t.Run(url, func(t *testing.T) {
+			isInsecure := i >= len(malformed)
+			nowPost := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: url, Base: unused(t)}
+			ndovu := partnerauth.Ndovu{ClientID: "i", ClientSecret: "s", BaseURL: url, Base: unused(t)}
 			_, err := nowPost.TokenSource().Token()
-			checkMistake(t, err, "nowpost", "BaseURL", bad.insecure, true)
+			checkMistake(t, err, "nowpost", "BaseURL", isInsecure, true)
 			_, err = ndovu.TokenSource().Token()
-			checkMistake(t, err, "ndovu", "BaseURL", bad.insecure, true)
-			check(t, nowPost.Client().Transport, "nowpost", "BaseURL", bad.insecure, true)
-			check(t, ndovu.Client().Transport, "ndovu", "BaseURL", bad.insecure, true)
+			checkMistake(t, err, "ndovu", "BaseURL", isInsecure, true)
+			check(t, nowPost.Client().Transport, "nowpost", "BaseURL", isInsecure, true)
+			check(t, ndovu.Client().Transport, "ndovu", "BaseURL", isInsecure, true)
 			for _, text := range []string{fmt.Sprint(nowPost), fmt.Sprintf("%#v", ndovu)} {
 				if strings.Contains(text, "hunter2") {
 					t.Errorf("%s has the password in it", text)
 				}
 			}
-			custom := &partnerauth.Transport{Base: unused(t), Source: static("t"), Origins: []string{"https://api.example", bad.url}}
-			check(t, custom, "", "Transport.Origins[1]", bad.insecure, true)
-			ours := &partnerauth.Transport{Base: unused(t), Source: partnerauth.NowPost{Email: "e", Password: "p"}.TokenSource(), Origins: []string{bad.url}}
-			check(t, ours, "", "Transport.Origins[0]", bad.insecure, true)
+			custom := &partnerauth.Transport{Base: unused(t), Source: static("t"), Origins: []string{"https://api.example", url}}
+			check(t, custom, "", "Transport.Origins[1]", isInsecure, true)
+			ours := &partnerauth.Transport{Base: unused(t), Source: partnerauth.NowPost{Email: "e", Password: "p"}.TokenSource(), Origins: []string{url}}
+			check(t, ours, "", "Transport.Origins[0]", isInsecure, true)
 		})
 	}
 
@@ -157,11 +159,11 @@ func TestSourceOfNobody(t *testing.T) {
 }
 
 func TestProvidersFromEnv(t *testing.T) {
-	nowPost := func() (interface{ TokenSource() *partnerauth.Source }, error) { return partnerauth.NowPostFromEnv() }
-	ndovu := func() (interface{ TokenSource() *partnerauth.Source }, error) { return partnerauth.NdovuFromEnv() }
+	nowPost := func() (any, error) { return partnerauth.NowPostFromEnv() }
+	ndovu := func() (any, error) { return partnerauth.NdovuFromEnv() }
 	for _, c := range []struct {
 		name    string
-		read    func() (interface{ TokenSource() *partnerauth.Source }, error)
+		read    func() (any, error)
 		env     map[string]string
 		want    any
 		missing string

@@ -1,7 +1,6 @@
 package partnerauth_test
 
 import (
-	"context"
 	"errors"
 	"testing"
 	"testing/synctest"
@@ -93,8 +92,7 @@ func TestCustomTokenThatIsOver(t *testing.T) {
 			p := &partner{open: true}
 			token := &oauth2.Token{AccessToken: "t", Expiry: time.Now().Add(time.Second)}
 			rt := p.custom(oauth2.StaticTokenSource(token), l.make())
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
-			defer cancel()
+			ctx := deadline(t, 10*time.Minute)
 			for n := range 110 { // so that some wait
 				if _, err := try(ctx, rt, "/"); err != nil {
 					t.Fatalf("%v after %d", err, n)

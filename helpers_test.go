@@ -19,6 +19,7 @@ import (
 	"golang.org/x/oauth2"
 
 	"github.com/partnerauth/partnerauth"
+	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -430,6 +431,40 @@ func try(ctx context.Context, rt http.RoundTripper, path string) (int, error) {
 	}
 	resp.Body.Close()
 	return resp.StatusCode, nil
+}
+
+// deadline is a context that has one.
+func deadline(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// leaving is the context of a caller that gives up after a while.
+func leaving(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(d, cancel)
+	return ctx
+}
+
+// onSockets is a NowPost on real sockets, and a Transport for it.
+func onSockets(t *testing.T, o partnertest.Options) (*partnertest.NowPost, *partnerauth.Transport) {
+	server := partnertest.StartNowPost(o)
+	base := server.Transport()
+	t.Cleanup(func() {
+		base.CloseIdleConnections()
+		server.Close()
+	})
+	account := partnerauth.NowPost{Email: cmp.Or(o.Email, partnertest.Email), Password: cmp.Or(o.Password, partnertest.Password), BaseURL: server.URL, Base: base}
+	return server, &partnerauth.Transport{Source: account.TokenSource(), Base: base, Limiter: &partnerauth.Quota{Requests: 10_000}}
+}
+
+// errorIf reports what is wrong if something is.
+func errorIf(t testing.TB, wrong bool, format string, args ...any) {
+	t.Helper()
+	if wrong {
+		t.Errorf(format, args...)
+	}
 }
 
 // bubble is a subtest in virtual time.

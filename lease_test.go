@@ -52,8 +52,7 @@ func checkLife(t *testing.T, first reply, of func(*partner) *partnerauth.Source,
 	}
 	defer time.Sleep(time.Hour) // until what hangs has given up
 	served := func() bool {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Microsecond)
-		defer cancel()
+		ctx := deadline(t, time.Microsecond)
 		now, err := source.TokenContext(ctx)
 		return err == nil && now == token
 	}

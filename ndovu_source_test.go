@@ -112,9 +112,10 @@ func TestNdovuFailures(t *testing.T) {
 	t.Parallel()
 	const none, notJSON, unsendable = "no access_token", "the answer is not the JSON", "the token has characters that a header cannot have"
 	for _, f := range []failure{
-		// five of what fetch_test.go has for NowPost
+		// some of what fetch_test.go has for NowPost
 		{"307", reply{status: 307}, "307 Temporary Redirect: a redirect", 307, 1},
-		{"401", reply{status: 401, body: `{"message":"Echo"}`}, "401 Unauthorized", 401, 1},
+		{"401", reply{status: 401, body: `{"message":"Echo"}`}, "401 Unauthorized: no such client id, or not the raw client secret of the onboarding e-mail", 401, 1},
+		{"400", reply{status: 400, body: `{"message":"Echo"}`}, "400 Bad Request: the Authorization header was not accepted", 400, 1},
 		{"502 in HTML", reply{status: 502, body: "<html>Echo"}, "502 Bad Gateway", 502, 3},
 		{"no connection", reply{err: io.EOF}, "EOF", 0, 3},
 		noToken("half an object", `{"access_token":"t"`, notJSON),

@@ -42,11 +42,8 @@ func TestNowPostLoginOnTheWire(t *testing.T) {
 			"pässwörd 密码 🔑", "line\nbreak\ttab\x00nul\x7fdel", "\u2028\u2029", "\ufffd",
 		} {
 			email := "ümlaut+" + password + "@example.com"
-			server := partnertest.StartNowPost(partnertest.Options{TLS: useTLS, Email: email, Password: password})
-			defer server.Close()
-			base := server.Transport()
-			defer base.CloseIdleConnections()
-			_, err := partnerauth.NowPost{Email: email, Password: password, BaseURL: server.URL, Base: base}.TokenSource().Token()
+			server, rt := onSockets(t, partnertest.Options{TLS: useTLS, Email: email, Password: password})
+			_, err := rt.Source.Token()
 			seen := server.Requests()
 			if err != nil || len(seen) != 1 {
 				t.Fatalf("%q: got %v after %d requests, want a token of one", password, err, len(seen))

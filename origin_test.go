@@ -1,6 +1,7 @@
 package partnerauth_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,111 +9,59 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/partnerauth/partnerauth"
 )
 
-// badURLs are values that no field for a URL takes. None of the errors repeats
-// what may be a password in one.
-var badURLs = []struct {
-	url      string
-	insecure bool
-}{
-	{"https://user:hunter2@api.example", false},
-	{"https://hunter2@api.example", false},
-	{"http://user:hunter2@127.0.0.1", false},
-	{"https://api.example?password=hunter2", false},
-	{"https://api.example/?", false},
-	{"https://api.example#hunter2", false},
-	{"https://api.example/#hunter2", false},
-	{"https://api.example#", false},
-	{"https://api.example/gateway/#", false},
-	{"https://api.example:hunter2", false},
-	{"https://api.example:0", false},
-	{"https://api.example:65536", false},
-	{"https://api.example:99999999999999999999", false},
-	{"https://api.example:-1", false},
-	{"https://", false},
-	{"https:///path", false},
-	{"https://:443", false},
-	{"https:api.example", false},
-	{"//api.example", false},
-	{"api.example", false},
-	{"api.example/hunter2", false},
-	{"/hunter2", false},
-	{"user:hunter2@api.example", false},
-	{"localhost:8080", false},
-	{"://hunter2", false},
-	{"https://api.example/%zz-hunter2", false},
-	{"https://[::1", false},
-	{"https://api example", false},
-	{"https://api.example\n", false},
-	{"https://api.example\x00hunter2", false},
-	{" https://api.example", false},
-	{"ftp://api.example", false},
-	{"ws://api.example", false},
-	{"httpss://api.example", false},
-	{"unix:///var/run/hunter2", false},
-	{"mailto:hunter2@api.example", false},
-	{"http://api.example", true},
-	{"HTTP://api.example:8080/path", true},
-	{"http://api.example:443", true},
-	{"http://128.0.0.1", true},
-	{"http://0.0.0.0", true},
-	{"http://[::]", true},
-	{"http://[::2]", true},
-	{"http://10.0.0.1", true},
-	{"http://localhost.example", true},
-	{"http://127.0.0.1.example", true},
-	{"http://notlocalhost", true},
-	{"http://127.1", true},
-	{"http://2130706433", true},
-	{"http://[::ffff:10.0.0.1]", true},
+// malformed URLs and insecure ones are what no field for a URL takes. None of
+// the errors repeats what may be a password in one.
+var malformed = []string{
+	"https://user:hunter2@api.example", "https://hunter2@api.example", "http://user:hunter2@127.0.0.1",
+	"https://api.example?password=hunter2", "https://api.example/?", "https://api.example#hunter2",
+	"https://api.example/#hunter2", "https://api.example#", "https://api.example/gateway/#", "https://api.example:hunter2",
+	"https://api.example:0", "https://api.example:65536", "https://api.example:99999999999999999999",
+	"https://api.example:-1", "https://", "https:///path", "https://:443", "https:api.example", "//api.example",
+	"api.example", "api.example/hunter2", "/hunter2", "user:hunter2@api.example", "localhost:8080", "://hunter2",
+	"https://api.example/%zz-hunter2", "https://[::1", "https://api example", "https://api.example\n",
+	"https://api.example\x00hunter2", " https://api.example", "ftp://api.example", "ws://api.example",
+	"httpss://api.example", "unix:///var/run/hunter2", "mailto:hunter2@api.example",
 }
 
-// goodURLs are ways to write a BaseURL, and where the login goes.
-var goodURLs = []struct{ base, login string }{
-	{"", partnerauth.NowPostBaseURL + "/api/v1/auth/login"},
-	{"https://api.example", "https://api.example/api/v1/auth/login"},
-	{"HTTPS://API.Example/", "https://API.Example/api/v1/auth/login"},
-	{"https://api.example:443/x", "https://api.example:443/x/api/v1/auth/login"},
-	{"https://api.example//", "https://api.example/api/v1/auth/login"},
-	{"https://api.example/gateway/v2/", "https://api.example/gateway/v2/api/v1/auth/login"},
-	{"https://api.example/with%2Fslash", "https://api.example/with%2Fslash/api/v1/auth/login"},
-	{"https://api.example:8443", "https://api.example:8443/api/v1/auth/login"},
-	{"https://10.0.0.1", "https://10.0.0.1/api/v1/auth/login"},
-	{"https://[2001:db8::1]:8443", "https://[2001:db8::1]:8443/api/v1/auth/login"},
-	{"http://127.0.0.1", "http://127.0.0.1/api/v1/auth/login"},
-	{"http://127.0.0.1:8080/gateway/", "http://127.0.0.1:8080/gateway/api/v1/auth/login"},
-	{"http://127.8.8.8", "http://127.8.8.8/api/v1/auth/login"},
-	{"http://127.255.255.254:1", "http://127.255.255.254:1/api/v1/auth/login"},
-	{"http://localhost", "http://localhost/api/v1/auth/login"},
-	{"http://LOCALHOST:3000", "http://LOCALHOST:3000/api/v1/auth/login"},
-	{"http://[::1]", "http://[::1]/api/v1/auth/login"},
-	{"http://[::1]:8080", "http://[::1]:8080/api/v1/auth/login"},
-	{"http://[0:0:0:0:0:0:0:1]:8080", "http://[0:0:0:0:0:0:0:1]:8080/api/v1/auth/login"},
-	{"http://[::ffff:127.0.0.1]", "http://[::ffff:127.0.0.1]/api/v1/auth/login"},
+var insecure = []string{
+	"http://api.example", "HTTP://api.example:8080/path", "http://api.example:443", "http://128.0.0.1", "http://0.0.0.0",
+	"http://[::]", "http://[::2]", "http://10.0.0.1", "http://localhost.example", "http://127.0.0.1.example",
+	"http://notlocalhost", "http://127.1", "http://2130706433", "http://[::ffff:10.0.0.1]",
+}
+
+// baseURLs are ways to write a BaseURL; "" is NowPost's own.
+var baseURLs = []string{
+	"", "https://api.example", "HTTPS://API.Example/", "https://api.example:443/x", "https://api.example//",
+	"https://api.example/gateway/v2/", "https://api.example/with%2Fslash", "https://api.example:8443", "https://10.0.0.1",
+	"https://[2001:db8::1]:8443", "http://127.0.0.1", "http://127.0.0.1:8080/gateway/", "http://127.8.8.8",
+	"http://127.255.255.254:1", "http://localhost", "http://LOCALHOST:3000", "http://[::1]", "http://[::1]:8080",
+	"http://[0:0:0:0:0:0:0:1]:8080", "http://[::ffff:127.0.0.1]",
+}
+
+// loginAt is where a login goes.
+func loginAt(base string) string {
+	return strings.TrimRight(cmp.Or(base, partnerauth.NowPostBaseURL), "/") + loginPath
 }
 
 func TestBaseURLs(t *testing.T) {
 	t.Parallel()
-	for _, c := range goodURLs {
-		t.Run(c.base, func(t *testing.T) {
-			p := new(partner)
-			client := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: c.base, Base: p}.Client()
-			api := strings.TrimSuffix(c.login, "/auth/login") + "/orders"
-			resp, err := client.Get(api)
-			if err != nil {
-				t.Fatal(err)
-			}
-			resp.Body.Close()
-			log := p.seen()
-			if len(log) != 2 || log[0].url != c.login || log[0].token != "" || log[1].url != api || log[1].token != "token-1" {
-				t.Errorf("got %v, want a login at %s and a call with its token", log, c.login)
-			}
-		})
+	for _, base := range baseURLs {
+		p := new(partner)
+		client := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: base, Base: p}.Client()
+		login := loginAt(base)
+		api := strings.TrimSuffix(login, "/auth/login") + "/orders"
+		status(t, client.Transport, newRequest(t, "GET", api, ""))
+		log := p.seen()
+		if len(log) != 2 || !strings.EqualFold(log[0].url, login) || log[0].token != "" || !strings.EqualFold(log[1].url, api) || log[1].token != "token-1" {
+			t.Errorf("%s: got %v, want a login at %s and a call with its token", base, log, login)
+		}
 	}
 }
 
@@ -180,7 +129,7 @@ func TestElsewhereIsUntouched(t *testing.T) {
 // others.
 func TestHostsThatFoldAlike(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct{ base, target string }{
+	for _, c := range [][2]string{
 		{"https://σ.example", "https://ς.example"},
 		{"https://straße.example", "https://straẞe.example"},
 		{"https://straße.example", "https://strasse.example"},
@@ -200,12 +149,10 @@ func TestHostsThatFoldAlike(t *testing.T) {
 		{"http://[::1]", "http://127.0.0.1"},
 		{"https://127.0.0.1", "http://127.0.0.1:443"},
 	} {
-		t.Run(c.base+" "+c.target, func(t *testing.T) {
-			if dialed(t, c.base) == dialed(t, c.target) {
-				t.Fatalf("both are %s", dialed(t, c.base))
-			}
-			checkPinning(t, c.base, c.target)
-		})
+		if dialed(t, c[0]) == dialed(t, c[1]) {
+			t.Errorf("%s and %s are both %s", c[0], c[1], dialed(t, c[0]))
+		}
+		checkPinning(t, c[0], c[1])
 	}
 }
 
@@ -289,13 +236,9 @@ func confidential(to string) bool {
 
 // FuzzURLs looks for a BaseURL and a target whose token goes astray.
 func FuzzURLs(f *testing.F) {
-	for _, bad := range badURLs {
-		f.Add(bad.url, "https://api.example/x")
-		f.Add("https://api.example", bad.url)
-	}
-	for _, good := range goodURLs {
-		f.Add(good.base, good.login)
-		f.Add("https://api.example", good.login)
+	for _, url := range slices.Concat(malformed, insecure, baseURLs) {
+		f.Add(url, loginAt(url))
+		f.Add(apiURL, url)
 	}
 	f.Add("https://σ.example", "https://ς.example")
 	f.Add("https://api.example", "https://api.example:443?q#f")

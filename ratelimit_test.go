@@ -64,8 +64,7 @@ func TestSharedQuota(t *testing.T) {
 		quota, p := &partnerauth.Quota{}, new(partner)
 		one, two := p.transport(quota), p.transport(quota)
 		two.Source = one.Source
-		ctx, cancel := context.WithTimeout(t.Context(), 59*time.Second)
-		defer cancel()
+		ctx := deadline(t, 59*time.Second)
 		for range 33 {
 			get(t, one, "/")
 			get(t, two, "/")

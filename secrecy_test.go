@@ -565,12 +565,9 @@ func TestSecretsInCalls(t *testing.T) {
 func TestSecretsInALife(t *testing.T) {
 	h := newHunt(t)
 	password := h.plant("password")
-	server := partnertest.StartNowPost(partnertest.Options{TLS: true, Password: password})
-	defer server.Close()
-	base := server.Transport()
-	defer base.CloseIdleConnections()
+	server, plain := onSockets(t, partnertest.Options{TLS: true, Password: password})
 	rec := newRecording()
-	rt := rec.transport(roundTripFunc(base.RoundTrip)) // fmt would race with the inside of a Base at work
+	rt := rec.transport(roundTripFunc(plain.Base.RoundTrip)) // fmt would race with the inside of a Base at work
 	source := partnerauth.NowPost{Email: partnertest.Email, Password: password, BaseURL: server.URL}.TokenSource()
 	rt.Source = source
 	client := &http.Client{Transport: rt}
@@ -672,8 +669,7 @@ func TestSecretsInRefusals(t *testing.T) {
 		if err := call(t.Context(), apiURL); err != nil {
 			t.Fatal(err)
 		}
-		hasty, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
+		hasty := deadline(t, time.Second)
 		h.failed("ErrRateLimited", call(hasty, apiURL))
 		gone, cause := context.WithCancelCause(t.Context())
 		time.AfterFunc(time.Second, func() { cause(errors.New("shutting down")) })

@@ -17,15 +17,11 @@ import (
 var errTest = errors.New("the shop is closed")
 
 func TestColdSourceLogsInOnce(t *testing.T) {
-	server := partnertest.StartNowPost(partnertest.Options{TLS: true, Latency: 20 * time.Millisecond})
-	defer server.Close()
-	base := server.Transport()
-	defer base.CloseIdleConnections()
-	source := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: server.URL, Base: base}.TokenSource()
+	server, rt := onSockets(t, partnertest.Options{TLS: true, Latency: 20 * time.Millisecond})
 	var wg sync.WaitGroup
 	for range 2000 {
 		wg.Go(func() {
-			if _, err := source.Token(); err != nil {
+			if _, err := rt.Source.Token(); err != nil {
 				t.Error(err)
 			}
 		})
@@ -73,13 +69,9 @@ func TestShortTokensOnSockets(t *testing.T) {
 		t.Skip("waits two seconds by the clock; TestShortTokensUnderLoad shows the same in virtual time")
 	}
 	t.Parallel()
-	server := partnertest.StartNowPost(partnertest.Options{Lifetime: 2 * time.Second, Limit: -1})
-	defer server.Close()
+	server, rt := onSockets(t, partnertest.Options{Lifetime: 2 * time.Second, Limit: -1})
 	server.Inject(partnertest.Fault{Path: renewPath, Delay: 100 * time.Millisecond})
-	base := server.Transport()
-	defer base.CloseIdleConnections()
-	source := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: server.URL, Base: base}.TokenSource()
-	rt := &partnerauth.Transport{Source: source, Base: base, Limiter: &partnerauth.Quota{Requests: 10_000}}
+	source := rt.Source.(*partnerauth.Source)
 	first, err := source.Token()
 	if err != nil {
 		t.Fatal(err)
@@ -116,8 +108,7 @@ func TestCallerLeavesHangingLogin(t *testing.T) {
 		source := p.nowPost()
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-			defer cancel()
+			ctx := deadline(t, 100*time.Millisecond)
 			began := time.Now()
 			_, err := source.TokenContext(ctx)
 			if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != 100*time.Millisecond {
@@ -125,8 +116,7 @@ func TestCallerLeavesHangingLogin(t *testing.T) {
 			}
 		})
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			defer cancel()
+			ctx := deadline(t, 10*time.Second)
 			if _, err := source.TokenContext(ctx); err != nil {
 				t.Error(err)
 			}

@@ -346,11 +346,9 @@ func TestSpanTree(t *testing.T) {
 		want    string
 	}{
 		{name: "cold call", cold: true, play: func(s *scene) { s.call(ctx, "/first", 200) }, want: signIn},
-
 		{name: "cached call", play: func(s *scene) { s.call(ctx, "/orders", 200) }, want: `
 			nowpost call INTERNAL Unset @0s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Unset @0s+100ms http.response.status_code=200 url.full=~/orders`},
-
 		{name: "401, login, 200, under a template", play: func(s *scene) {
 			s.on("call", got(401), got(200))
 			s.call(partnerauth.WithURLTemplate(ctx, "/orders/{id}"), "/orders/7", 200)
@@ -360,7 +358,6 @@ func TestSpanTree(t *testing.T) {
 			  partnerauth.token.fetch INTERNAL Unset @100ms+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=unauthorized
 			    POST CLIENT Unset @100ms+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET /orders/{id} CLIENT Unset @400ms+100ms http.request.resend_count=1 http.response.status_code=200 url.full=~/orders/7 url.template=/orders/{id}`},
-
 		{name: "429 in spite of the quota", play: func(s *scene) {
 			s.on("call", slowDown(), got(200))
 			s.call(ctx, "/orders", 200)
@@ -369,7 +366,6 @@ func TestSpanTree(t *testing.T) {
 			  GET CLIENT Error @0s+100ms error.type=429 http.response.status_code=429 url.full=~/orders
 			  partnerauth.rate_limit.wait INTERNAL Unset @100ms+5s partnerauth.rate_limit.result=acquired
 			  GET CLIENT Unset @5.1s+100ms http.request.resend_count=1 http.response.status_code=200 url.full=~/orders`},
-
 		{name: "429 and 401 in one call, by another limiter", limiter: after7s(math.MaxInt), play: func(s *scene) {
 			s.on("call", slowDown(), got(401), got(200))
 			s.call(ctx, "/orders", 200)
@@ -381,7 +377,6 @@ func TestSpanTree(t *testing.T) {
 			  partnerauth.token.fetch INTERNAL Unset @5.2s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=unauthorized
 			    POST CLIENT Unset @5.2s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET CLIENT Unset @5.5s+100ms http.request.resend_count=2 http.response.status_code=200 url.full=~/orders`},
-
 		{name: "wait for the quota, of login and call", cold: true, limiter: after7s(0), play: func(s *scene) { s.call(ctx, "/orders", 200) }, want: `
 			nowpost call INTERNAL Unset @0s+14.4s http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=7 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+7.3s partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
@@ -389,7 +384,6 @@ func TestSpanTree(t *testing.T) {
 			    POST CLIENT Unset @7s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			  partnerauth.rate_limit.wait INTERNAL Unset @7.3s+7s partnerauth.rate_limit.result=acquired
 			  GET CLIENT Unset @14.3s+100ms http.response.status_code=200 url.full=~/orders`},
-
 		{name: "somebody else's fetch", cold: true, play: func(s *scene) {
 			var wg sync.WaitGroup
 			wg.Go(func() { s.call(ctx, "/first", 200) })
@@ -400,7 +394,6 @@ func TestSpanTree(t *testing.T) {
 			nowpost call INTERNAL Unset @50ms+350ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=shared
 			  partnerauth.token.wait INTERNAL Unset @50ms+250ms ->partnerauth.token.fetch@0s
 			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/plans`},
-
 		{name: "background refresh", play: func(s *scene) {
 			time.Sleep(due)
 			s.call(ctx, "/orders", 200)
@@ -413,7 +406,6 @@ func TestSpanTree(t *testing.T) {
 			  POST CLIENT Unset @15m0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/refresh
 			nowpost call INTERNAL Unset @15m1s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Unset @15m1s+100ms http.response.status_code=200 url.full=~/orders`},
-
 		{name: "refresh refused, login in the same fetch", play: func(s *scene) {
 			s.on("refresh", got(401))
 			time.Sleep(due)
@@ -425,7 +417,6 @@ func TestSpanTree(t *testing.T) {
 			partnerauth.token.fetch INTERNAL Unset @15m0s+400ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=expiring ->nowpost call@15m0s
 			  POST CLIENT Error @15m0s+100ms error.type=401 http.response.status_code=401 url.full=~/api/v1/auth/refresh
 			  POST CLIENT Unset @15m0.1s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login`},
-
 		{name: "failed login, for somebody who waits too, and a call that is spared another", cold: true, play: func(s *scene) {
 			s.on("login", got(401))
 			var wg sync.WaitGroup
@@ -441,7 +432,6 @@ func TestSpanTree(t *testing.T) {
 			nowpost call INTERNAL Error @50ms+50ms error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
 			  partnerauth.token.wait INTERNAL Error @50ms+50ms error.type=*partnerauth.AuthError ->partnerauth.token.fetch@0s
 			nowpost call INTERNAL Error @100ms+0s error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0`},
-
 		{name: "login tried again after 500", cold: true, random: true, play: func(s *scene) {
 			s.on("login", got(500), reply{})
 			s.call(partnerauth.WithURLTemplate(ctx, "/orders"), "/orders", 200)
@@ -451,30 +441,23 @@ func TestSpanTree(t *testing.T) {
 			    POST CLIENT Error error.type=500 http.response.status_code=500 url.full=~/api/v1/auth/login
 			    POST CLIENT Unset http.request.resend_count=1 http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET /orders CLIENT Unset http.response.status_code=200 url.full=~/orders url.template=/orders`},
-
 		{name: "refused by the quota at once", limiter: &partnerauth.Quota{Requests: 2}, play: func(s *scene) {
-			hasty, cancel := context.WithTimeout(ctx, 10*time.Second)
-			defer cancel()
+			hasty := deadline(s, 10*time.Second)
 			s.fail(hasty, "/orders", partnerauth.ErrRateLimited, context.DeadlineExceeded)
 		}, want: `
 			nowpost call INTERNAL Error @0s+0s error.type=*partnerauth.… partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache`},
-
 		{name: "given up by the limiter at the deadline", limiter: after7s(2), play: func(s *scene) {
-			hasty, cancel := context.WithTimeout(ctx, time.Second)
-			defer cancel()
+			hasty := deadline(s, time.Second)
 			s.fail(hasty, "/orders", partnerauth.ErrRateLimited, context.DeadlineExceeded)
 		}, want: `
 			nowpost call INTERNAL Error @0s+1s error.type=*partnerauth.… partnerauth.attempts=0 partnerauth.rate_limit.wait_time=1 partnerauth.token.source=cache
 			  partnerauth.rate_limit.wait INTERNAL Error @0s+1s error.type=*partnerauth.… partnerauth.rate_limit.result=deadline_exceeded`},
-
 		{name: "canceled in the queue", limiter: after7s(2), play: func(s *scene) {
-			gone, cancel := context.WithCancel(ctx)
-			time.AfterFunc(time.Second, cancel)
+			gone := leaving(s, time.Second)
 			s.fail(gone, "/orders", context.Canceled)
 		}, want: `
 			nowpost call INTERNAL Unset @0s+1s partnerauth.attempts=0 partnerauth.rate_limit.wait_time=1 partnerauth.token.source=cache
 			  partnerauth.rate_limit.wait INTERNAL Unset @0s+1s partnerauth.rate_limit.result=canceled`},
-
 		{name: "canceled during the login, which goes on", cold: true, play: func(s *scene) {
 			gone, cancel := context.WithCancel(ctx)
 			var wg sync.WaitGroup
@@ -491,30 +474,24 @@ func TestSpanTree(t *testing.T) {
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			nowpost call INTERNAL Unset @50ms+50ms partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
 			  partnerauth.token.wait INTERNAL Unset @50ms+50ms ->partnerauth.token.fetch@0s`},
-
 		{name: "canceled on the wire", play: func(s *scene) {
-			gone, cancel := context.WithCancel(ctx)
-			time.AfterFunc(50*time.Millisecond, cancel)
+			gone := leaving(s, 50*time.Millisecond)
 			s.fail(gone, "/orders", context.Canceled)
 		}, want: `
 			nowpost call INTERNAL Unset @0s+50ms partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Unset @0s+50ms url.full=~/orders`},
-
 		{name: "deadline on the wire", play: func(s *scene) {
-			hasty, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
-			defer cancel()
+			hasty := deadline(s, 50*time.Millisecond)
 			s.fail(hasty, "/orders", context.DeadlineExceeded)
 		}, want: `
 			nowpost call INTERNAL Error @0s+50ms error.type=context.deadlineExceededError partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Error @0s+50ms error.type=context.deadlineExceededError url.full=~/orders`},
-
 		{name: "Base fails", play: func(s *scene) {
 			s.on("call", reply{after: 100 * time.Millisecond, err: errTest})
 			s.fail(ctx, "/orders", errTest)
 		}, want: `
 			nowpost call INTERNAL Error @0s+100ms error.type=*errors.errorString partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Error @0s+100ms error.type=*errors.errorString url.full=~/orders`},
-
 		{name: "404 is an error, 301 is none", play: func(s *scene) {
 			s.on("call", got(404), got(301))
 			s.call(ctx, "/orders", 404)
@@ -788,8 +765,7 @@ func TestQueuedRequests(t *testing.T) {
 		queued(1)
 		wg.Wait()
 		queued(0)
-		hasty, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
+		hasty := deadline(t, time.Second)
 		s.fail(hasty, "/", partnerauth.ErrRateLimited)
 		queued(0)
 		var waits []string
@@ -899,20 +875,27 @@ func (oddPropagator) Extract(ctx context.Context, _ propagation.TextMapCarrier) 
 
 func (oddPropagator) Fields() []string { return []string{"x-oDD-name"} }
 
-// A sampler sees what it may decide by.
-func TestSampler(t *testing.T) {
-	seen := &sampler{Sampler: sdktrace.AlwaysSample()}
-	rec := newRecording(sdktrace.WithSampler(seen))
-	get(t, rec.transport(new(partner)), "/")
-	if len(seen.clients) != 2 {
-		t.Errorf("the sampler was asked about %d client spans, want 2", len(seen.clients))
+// A sampler sees what it may decide by. Metrics do not depend on sampling, and
+// what is not sampled propagates so.
+func TestNeverSampled(t *testing.T) {
+	asked := &sampler{Sampler: sdktrace.NeverSample()}
+	rec, p := newRecording(sdktrace.WithSampler(asked)), new(partner)
+	get(t, rec.transport(p), "/")
+	if len(rec.ended()) != 0 || len(asked.clients) != 2 {
+		t.Errorf("got %d spans, and %d client spans that the sampler was asked about, want none and 2", len(rec.ended()), len(asked.clients))
 	}
-	for _, set := range seen.clients {
-		for _, key := range []attribute.Key{"http.request.method", "server.address", "server.port"} {
-			if !set.HasValue(key) {
-				t.Errorf("the sampler does not see %s in %v", key, set.ToSlice())
-			}
+	for _, set := range asked.clients {
+		if !set.HasValue("http.request.method") || !set.HasValue("server.address") || !set.HasValue("server.port") {
+			t.Errorf("the sampler sees only %v", set.ToSlice())
 		}
+	}
+	for _, a := range p.seen() {
+		if got := a.header.Get("Traceparent"); !strings.HasSuffix(got, "-00") {
+			t.Errorf("traceparent is %q, want one that is not sampled", got)
+		}
+	}
+	if got := rec.points(t); !strings.Contains(got, "http.client.request.duration") {
+		t.Errorf("metrics:\n%s", got)
 	}
 }
 
@@ -926,21 +909,6 @@ func (s *sampler) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingR
 		s.clients = append(s.clients, attribute.NewSet(p.Attributes...))
 	}
 	return s.Sampler.ShouldSample(p)
-}
-
-// Metrics do not depend on sampling, and what is not sampled propagates so.
-func TestNeverSampled(t *testing.T) {
-	rec, p := newRecording(sdktrace.WithSampler(sdktrace.NeverSample())), &partner{open: true}
-	get(t, rec.plain(p), "/")
-	if n := len(rec.ended()); n != 0 {
-		t.Errorf("got %d spans, want none", n)
-	}
-	if got := p.seen()[0].header.Get("Traceparent"); !strings.HasSuffix(got, "-00") {
-		t.Errorf("traceparent is %q, want one that is not sampled", got)
-	}
-	if got := rec.points(t); !strings.Contains(got, "http.client.request.duration") {
-		t.Errorf("metrics:\n%s", got)
-	}
 }
 
 // OpenTelemetry's globals serve where a field is nil, and those alone.
@@ -1023,13 +991,10 @@ func TestBodyNeverClosed(t *testing.T) {
 // On real connections the answer tells the protocol, for token requests too.
 func TestProtocolOnTheWire(t *testing.T) {
 	for version, useTLS := range map[string]bool{"1.1": false, "2": true} {
-		server := partnertest.StartNowPost(partnertest.Options{TLS: useTLS})
-		defer server.Close()
-		base := server.Transport()
-		defer base.CloseIdleConnections()
+		server, plain := onSockets(t, partnertest.Options{TLS: useTLS})
 		rec := newRecording()
-		rt := rec.transport(base)
-		rt.Source = partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: server.URL}.TokenSource()
+		rt := rec.transport(plain.Base)
+		rt.Source = plain.Source
 		status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", ""))
 		spans := rec.clients()
 		for _, s := range spans {

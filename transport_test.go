@@ -1,7 +1,6 @@
 package partnerauth_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -32,14 +31,7 @@ func orderBody(id string) string {
 func TestRevokedUnderLoad(t *testing.T) {
 	for _, useTLS := range []bool{false, true} {
 		t.Run(fmt.Sprintf("tls=%v", useTLS), func(t *testing.T) {
-			server := partnertest.StartNowPost(partnertest.Options{TLS: useTLS, Limit: -1})
-			defer server.Close()
-			base := server.Transport()
-			defer base.CloseIdleConnections()
-			rt := &partnerauth.Transport{
-				Source: partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: server.URL}.TokenSource(),
-				Base:   base, Limiter: &partnerauth.Quota{Requests: 10_000},
-			}
+			server, rt := onSockets(t, partnertest.Options{TLS: useTLS, Limit: -1})
 			const workers, each = 200, 5
 			var done atomic.Int32
 			var wg sync.WaitGroup
@@ -240,8 +232,7 @@ func TestRateLimitedAnswers(t *testing.T) {
 		if want := []string{loginPath, "/first", "/first", "/second"}; !slices.Equal(order, want) {
 			t.Errorf("got order %v, want %v", order, want)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
+		ctx := deadline(t, 5*time.Second)
 		if code, err := try(ctx, rt, "/first"); code != 429 {
 			t.Errorf("got %d, %v, want 429", code, err)
 		}
@@ -257,8 +248,7 @@ func TestRateLimitedAnswers(t *testing.T) {
 		rt := new(partner).on("call", slow, reply{}).transport(&partnerauth.Quota{Requests: 2})
 		go try(t.Context(), rt, "/")
 		synctest.Wait()
-		ctx, cancel := context.WithTimeout(t.Context(), 80*time.Second)
-		defer cancel()
+		ctx := deadline(t, 80*time.Second)
 		began := time.Now()
 		_, err := try(ctx, rt, "/")
 		if !errors.Is(err, partnerauth.ErrRateLimited) || time.Since(began) != 5*time.Second {
@@ -291,14 +281,9 @@ func TestRateLimitedAnswers(t *testing.T) {
 // The rejected answer is drained, so that the second attempt finds its
 // connection free.
 func TestRejectedAnswerFreesItsConnection(t *testing.T) {
-	server := partnertest.StartNowPost(partnertest.Options{})
-	defer server.Close()
+	server, rt := onSockets(t, partnertest.Options{})
 	server.Inject(partnertest.Fault{Path: "/api/v1/orders", Times: 1, Status: 401, Body: strings.Repeat("no ", 10_000)})
-	base := server.Transport()
-	defer base.CloseIdleConnections()
-	client := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: server.URL, Base: base}.Client()
-	client.Transport.(*partnerauth.Transport).Base = base
-	if code := status(t, client.Transport, newRequest(t, "GET", server.URL+"/api/v1/orders", "")); code != 200 {
+	if code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "")); code != 200 {
 		t.Errorf("got %d, want 200", code)
 	}
 	seen := server.Requests()
@@ -414,13 +399,7 @@ func TestRoundTripperContract(t *testing.T) {
 	})
 
 	t.Run("with net/http", func(t *testing.T) {
-		server := partnertest.StartNowPost(partnertest.Options{})
-		defer server.Close()
-		base := server.Transport()
-		defer base.CloseIdleConnections()
-		rt := &partnerauth.Transport{
-			Source: partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: server.URL}.TokenSource(), Base: base,
-		}
+		server, rt := onSockets(t, partnertest.Options{})
 		for _, fault := range []partnertest.Fault{{}, {Reset: true}, {Cut: true}, {Status: 500}, {Status: 401}} {
 			server.ClearFaults()
 			fault.Path = "/api/v1/orders"
@@ -481,65 +460,4 @@ type countedConn struct {
 func (c *countedConn) Write(b []byte) (int, error) {
 	c.n.Add(1)
 	return c.Conn.Write(b)
-}
-
-// A 101 answer keeps the connection it came on, to write as well as to read.
-func TestUpgrade(t *testing.T) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		conn, rw, err := w.(http.Hijacker).Hijack()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer conn.Close()
-		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
-		line, _ := rw.ReadString('\n')
-		io.WriteString(conn, "echo "+line)
-	}))
-	defer server.Close()
-	base := &http.Transport{}
-	defer base.CloseIdleConnections()
-	rec := newRecording()
-	req := newRequest(t, "GET", server.URL, "")
-	req.Header = headers("Connection: Upgrade", "Upgrade: echo")
-	resp, err := rec.plain(base, server.URL).RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	conn, ok := resp.Body.(io.ReadWriteCloser)
-	if resp.StatusCode != 101 || !ok {
-		t.Fatalf("got status %d and a %T, want 101 and an io.ReadWriteCloser", resp.StatusCode, resp.Body)
-	}
-	io.WriteString(conn, "hello\n")
-	if echo, err := io.ReadAll(conn); !bytes.Equal(echo, []byte("echo hello\n")) {
-		t.Errorf("got %q, %v", echo, err)
-	}
-	if s := rec.clients(); len(s) != 1 || attributeOf(s[0], "http.response.status_code") != "101" || s[0].Status().Code.String() != "Unset" {
-		t.Errorf("got spans %v", s)
-	}
-}
-
-func TestClientForBothPartners(t *testing.T) {
-	nowPost := partnertest.StartNowPost(partnertest.Options{TLS: true})
-	defer nowPost.Close()
-	ndovu := partnertest.StartNdovu(partnertest.Options{})
-	defer ndovu.Close()
-	for _, c := range []struct {
-		client *http.Client
-		url    string
-	}{
-		{partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: nowPost.URL + "/", Base: nowPost.Transport()}.Client(), nowPost.URL + "/api/v1/orders"},
-		{partnerauth.Ndovu{ClientID: partnertest.ClientID, ClientSecret: partnertest.ClientSecret, BaseURL: ndovu.URL, Base: ndovu.Transport()}.Client(), ndovu.URL + "/api/v3/partners/acme/plans?currency=KES"},
-	} {
-		resp, err := c.client.Get(c.url)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		if resp.StatusCode != 200 {
-			t.Errorf("got %s over %s, want 200", resp.Status, resp.Proto)
-		}
-		c.client.CloseIdleConnections()
-	}
 }
