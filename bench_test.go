@@ -71,9 +71,8 @@ func TestAllocations(t *testing.T) {
 			c.call()
 		}
 		runtime.ReadMemStats(&after)
-		if bytes := (after.TotalAlloc - before.TotalAlloc) / 1000; n > c.most || bytes > c.bytes {
-			t.Errorf("%s makes %v allocations of %d B, want at most %v of %d B", c.name, n, bytes, c.most, c.bytes)
-		}
+		bytes := (after.TotalAlloc - before.TotalAlloc) / 1000
+		errorIf(t, n > c.most || bytes > c.bytes, "%s makes %v allocations of %d B, want at most %v of %d B", c.name, n, bytes, c.most, c.bytes)
 	}
 }
 

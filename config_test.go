@@ -27,9 +27,7 @@ func TestConfigMistakes(t *testing.T) {
 			body := watched("{}")
 			_, err := rt.RoundTrip(posting(t, body))
 			checkMistake(t, err, provider, field, insecure, auth)
-			if body.closed.Load() != 1 {
-				t.Error("the request's body is not closed")
-			}
+			errorIf(t, body.closed.Load() != 1, "the request's body is not closed")
 			_, err = (&http.Client{Transport: rt}).Get("https://api.example/")
 			checkMistake(t, err, provider, field, insecure, auth)
 		}
@@ -75,9 +73,7 @@ func TestConfigMistakes(t *testing.T) {
 			check(t, nowPost.Client().Transport, "nowpost", "BaseURL", isInsecure, true)
 			check(t, ndovu.Client().Transport, "ndovu", "BaseURL", isInsecure, true)
 			for _, text := range []string{fmt.Sprint(nowPost), fmt.Sprintf("%#v", ndovu)} {
-				if strings.Contains(text, "hunter2") {
-					t.Errorf("%s has the password in it", text)
-				}
+				errorIf(t, strings.Contains(text, "hunter2"), "%s has the password in it", text)
 			}
 			custom := &partnerauth.Transport{Base: unused(t), Source: static("t"), Origins: []string{"https://api.example", url}}
 			check(t, custom, "", "Transport.Origins[1]", isInsecure, true)
@@ -112,9 +108,8 @@ func TestConfigMistakes(t *testing.T) {
 			c.rt.Base = unused(t)
 			check(t, c.rt, "", c.field, false, c.auth)
 			if q, ok := c.rt.Limiter.(*partnerauth.Quota); ok {
-				if err := q.Wait(context.Background()); err == nil || !strings.Contains(err.Error(), c.field) {
-					t.Errorf("got %v from Wait, want an error that names %s", err, c.field)
-				}
+				err := q.Wait(context.Background())
+				errorIf(t, err == nil || !strings.Contains(err.Error(), c.field), "got %v from Wait, want an error that names %s", err, c.field)
 			}
 		})
 	}
@@ -130,9 +125,7 @@ func checkMistake(t *testing.T, err error, provider, field string, insecure, isA
 	if errors.As(err, &outer) {
 		text = outer.Err.Error()
 	}
-	if !strings.HasPrefix(text, "partnerauth: ") || !strings.Contains(text, field) || strings.Contains(text, "hunter2") {
-		t.Errorf("got %q, want the name of %s and no password", text, field)
-	}
+	errorIf(t, !strings.HasPrefix(text, "partnerauth: ") || !strings.Contains(text, field) || strings.Contains(text, "hunter2"), "got %q, want the name of %s and no password", text, field)
 	var auth *partnerauth.AuthError
 	if errors.As(err, &auth) != isAuth || isAuth && (auth.Provider != provider || auth.Op != "config" || auth.StatusCode != 0 || auth.RetryAfter != 0) {
 		t.Errorf("got %#v, want an AuthError (%t) of %q about the configuration", auth, isAuth, provider)
@@ -187,13 +180,9 @@ func TestProvidersFromEnv(t *testing.T) {
 				t.Setenv(name, c.env[name])
 			}
 			got, err := c.read()
-			if got != c.want {
-				t.Errorf("got another provider than %v", c.want)
-			}
+			errorIf(t, got != c.want, "got another provider than %v", c.want)
 			if c.missing == "" {
-				if err != nil {
-					t.Errorf("got %v", err)
-				}
+				errorIf(t, err != nil, "got %v", err)
 				return
 			}
 			provider, _, _ := strings.Cut(strings.ToLower(c.name), " ")

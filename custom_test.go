@@ -20,12 +20,9 @@ func TestCustomSourceWithOurMethods(t *testing.T) {
 		get(t, rt, "/")
 		p.revokeAll()
 		began := time.Now()
-		if code := get(t, rt, "/"); code != 200 || p.count("login") != 2 {
-			t.Errorf("got %d after %d logins, want 200 after 2", code, p.count("login"))
-		}
-		if time.Since(began) < time.Minute {
-			t.Error("the login of a wrapped Source took no permit")
-		}
+		code := get(t, rt, "/")
+		errorIf(t, code != 200 || p.count("login") != 2, "got %d after %d logins, want 200 after 2", code, p.count("login"))
+		errorIf(t, time.Since(began) < time.Minute, "the login of a wrapped Source took no permit")
 	})
 }
 
@@ -33,12 +30,10 @@ func TestCustomSourceWithOurMethods(t *testing.T) {
 func TestCustomSourceWithoutOurMethods(t *testing.T) {
 	p := new(partner)
 	rt := p.custom(oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "key", TokenType: "token"}), nil)
-	if code := get(t, rt, "/"); code != 401 || p.count("call") != 1 {
-		t.Errorf("got %d after %d calls, want the 401 of one", code, p.count("call"))
-	}
-	if got := p.seen()[0].header.Get("Authorization"); got != "token key" {
-		t.Errorf("got Authorization %q, want the token's own type", got)
-	}
+	code := get(t, rt, "/")
+	errorIf(t, code != 401 || p.count("call") != 1, "got %d after %d calls, want the 401 of one", code, p.count("call"))
+	got := p.seen()[0].header.Get("Authorization")
+	errorIf(t, got != "token key", "got Authorization %q, want the token's own type", got)
 }
 
 func TestCustomSourceFails(t *testing.T) {
@@ -51,9 +46,7 @@ func TestCustomSourceFails(t *testing.T) {
 		p, body := new(partner), watched("x")
 		_, err := p.custom(source, nil).RoundTrip(posting(t, body))
 		var auth *partnerauth.AuthError
-		if !errors.As(err, &auth) || auth.Op != "token" || (name == "error") != errors.Is(err, errTest) {
-			t.Errorf("%s: got %v, want an AuthError about the token", name, err)
-		}
+		errorIf(t, !errors.As(err, &auth) || auth.Op != "token" || (name == "error") != errors.Is(err, errTest), "%s: got %v, want an AuthError about the token", name, err)
 		if body.closed.Load() != 1 || len(p.seen()) > 0 {
 			t.Errorf("%s: body closed %d times, %v sent", name, body.closed.Load(), p.seen())
 		}
@@ -69,9 +62,8 @@ func TestCustomInvalidateIsBounded(t *testing.T) {
 		for range 500 {
 			get(t, rt, "/")
 		}
-		if n := p.count("login"); n < 4 || n > 25 {
-			t.Errorf("500 calls cost %d logins, want 4 to 25", n)
-		}
+		n := p.count("login")
+		errorIf(t, n < 4 || n > 25, "500 calls cost %d logins, want 4 to 25", n)
 
 		p = new(partner)
 		stubborn := renewable{func() (*oauth2.Token, error) { return &oauth2.Token{AccessToken: "t"}, nil }, func(*oauth2.Token) {}}

@@ -104,16 +104,13 @@ func checkFailure(t *testing.T, p *partner, source *partnerauth.Source, provider
 	if err == nil {
 		t.Fatalf("got the token %q, want an error", token.AccessToken)
 	}
-	if want := "partnerauth: " + provider + " login: " + f.text; !strings.HasPrefix(err.Error(), want) {
-		t.Errorf("got %q, want %q and more", err, want)
-	}
+	want := "partnerauth: " + provider + " login: " + f.text
+	errorIf(t, !strings.HasPrefix(err.Error(), want), "got %q, want %q and more", err, want)
 	var auth *partnerauth.AuthError
 	if !errors.As(err, &auth) || auth.Provider != provider || auth.Op != "login" || auth.StatusCode != f.status {
 		t.Fatalf("got %#v, want an AuthError of %s with status %d", err, provider, f.status)
 	}
-	if auth.RetryAfter <= 0 {
-		t.Errorf("got RetryAfter %v, want when the partner is asked again", auth.RetryAfter)
-	}
+	errorIf(t, auth.RetryAfter <= 0, "got RetryAfter %v, want when the partner is asked again", auth.RetryAfter)
 	var answered *oauth2.RetrieveError
 	switch is := errors.As(err, &answered); {
 	case is != (f.status != 0):
@@ -123,20 +120,14 @@ func checkFailure(t *testing.T, p *partner, source *partnerauth.Source, provider
 	case is && strings.Contains(answered.Error(), "Planted-Secret"):
 		t.Errorf("%v has the secret in it", answered)
 	}
-	if f.reply.err != nil && !errors.Is(err, f.reply.err) {
-		t.Errorf("%v does not unwrap to the network error", err)
-	}
+	errorIf(t, f.reply.err != nil && !errors.Is(err, f.reply.err), "%v does not unwrap to the network error", err)
 	refused := f.status == 400 || f.status == 401 || f.status == 403
-	if errors.Is(err, partnerauth.ErrCredentials) != refused {
-		t.Errorf("got ErrCredentials %t for %d", !refused, f.status)
-	}
-	if text := fmt.Sprintf("%v %+[1]v %#[1]v", err); strings.Contains(text, "Echo") || strings.Contains(text, "Planted") {
-		t.Errorf("%s has the partner's answer or a secret in it", text)
-	}
+	errorIf(t, errors.Is(err, partnerauth.ErrCredentials) != refused, "got ErrCredentials %t for %d", !refused, f.status)
+	text := fmt.Sprintf("%v %+[1]v %#[1]v", err)
+	errorIf(t, strings.Contains(text, "Echo") || strings.Contains(text, "Planted"), "%s has the partner's answer or a secret in it", text)
 	// whatever went wrong, the next caller does not cost a request at once
-	if _, again := source.Token(); again != err || p.count("login") != f.tries {
-		t.Errorf("the next caller got %v after %d requests, want the same error after %d", again, p.count("login"), f.tries)
-	}
+	_, again := source.Token()
+	errorIf(t, again != err || p.count("login") != f.tries, "the next caller got %v after %d requests, want the same error after %d", again, p.count("login"), f.tries)
 }
 
 // What an error unwraps to, from where users of http.Client stand.
@@ -152,19 +143,15 @@ func TestErrorsThroughHTTPClient(t *testing.T) {
 		if !errors.As(err, &outer) || !errors.As(err, &auth) || !errors.As(err, &answered) || !errors.Is(err, partnerauth.ErrCredentials) {
 			t.Fatalf("got %v, want a url.Error, AuthError, RetrieveError and ErrCredentials", err)
 		}
-		if want := "partnerauth: " + provider + " login: 401 Unauthorized"; !strings.HasPrefix(auth.Error(), want) || !strings.Contains(err.Error(), want) {
-			t.Errorf("got %q, want %q in it", err, want)
-		}
+		want := "partnerauth: " + provider + " login: 401 Unauthorized"
+		errorIf(t, !strings.HasPrefix(auth.Error(), want) || !strings.Contains(err.Error(), want), "got %q, want %q in it", err, want)
 		if answered.Response.Header.Get("X-Request-Id") != "42" || !strings.Contains(string(answered.Body), "no such") {
 			t.Errorf("got the answer %+v with %q", answered.Response, answered.Body)
 		}
-		if errors.Is(err, partnerauth.ErrRateLimited) || errors.Is(err, partnerauth.ErrInsecureURL) || auth.Timeout() {
-			t.Errorf("%v is more than it should be", err)
-		}
+		errorIf(t, errors.Is(err, partnerauth.ErrRateLimited) || errors.Is(err, partnerauth.ErrInsecureURL) || auth.Timeout(), "%v is more than it should be", err)
 	}
-	if n := p.count("call"); n != 0 {
-		t.Errorf("got %d calls without a token", n)
-	}
+	n := p.count("call")
+	errorIf(t, n != 0, "got %d calls without a token", n)
 }
 
 // Nothing is sent with a token that a header cannot carry.
@@ -176,9 +163,7 @@ func TestUnsendableTokenReachesNoAPI(t *testing.T) {
 			body := watched("{}")
 			_, err := (&partnerauth.Transport{Source: source, Base: p}).RoundTrip(posting(t, body))
 			var auth *partnerauth.AuthError
-			if !errors.As(err, &auth) || body.closed.Load() != 1 {
-				t.Errorf("%s: got %v, want an AuthError and the request's body closed", token, err)
-			}
+			errorIf(t, !errors.As(err, &auth) || body.closed.Load() != 1, "%s: got %v, want an AuthError and the request's body closed", token, err)
 		}
 		if p.count("login") != 2 || p.count("call") != 0 {
 			t.Errorf("%s: got %v, want only the token requests", token, p.seen())
@@ -191,12 +176,9 @@ func TestEndlessAnswer(t *testing.T) {
 	t.Parallel()
 	endless := &watchedBody{Reader: readerFunc(func(b []byte) (int, error) { return copy(b, bytes.Repeat([]byte(" "), len(b))), nil })}
 	p := &partner{script: always(reply{stream: endless})}
-	if _, err := p.nowPost().Token(); err == nil || !strings.Contains(err.Error(), "1 MiB") {
-		t.Errorf("got %v", err)
-	}
-	if endless.read.Load() > 1<<20+1 || endless.closed.Load() == 0 {
-		t.Errorf("got %d bytes read, closed %d times, want little more than 1 MiB", endless.read.Load(), endless.closed.Load())
-	}
+	_, err := p.nowPost().Token()
+	errorIf(t, err == nil || !strings.Contains(err.Error(), "1 MiB"), "got %v", err)
+	errorIf(t, endless.read.Load() > 1<<20+1 || endless.closed.Load() == 0, "got %d bytes read, closed %d times, want little more than 1 MiB", endless.read.Load(), endless.closed.Load())
 }
 
 // A gzip bomb is one MiB to us. The test is not parallel, since it measures
@@ -213,12 +195,9 @@ func TestGzipBomb(t *testing.T) {
 	_, err := rt.Source.Token()
 	runtime.ReadMemStats(&after)
 	var auth *partnerauth.AuthError
-	if !errors.As(err, &auth) || auth.StatusCode != 200 || !strings.Contains(err.Error(), "larger than 1 MiB") {
-		t.Errorf("got %v", err)
-	}
-	if took := after.TotalAlloc - before.TotalAlloc; took > 32<<20 {
-		t.Errorf("got %d MiB allocated for an answer of which 1 MiB is wanted", took>>20)
-	}
+	errorIf(t, !errors.As(err, &auth) || auth.StatusCode != 200 || !strings.Contains(err.Error(), "larger than 1 MiB"), "got %v", err)
+	took := after.TotalAlloc - before.TotalAlloc
+	errorIf(t, took > 32<<20, "got %d MiB allocated for an answer of which 1 MiB is wanted", took>>20)
 }
 
 // Token requests follow no redirect: credentials go nowhere else, not even to
@@ -231,13 +210,10 @@ func TestTokenRequestsFollowNoRedirect(t *testing.T) {
 			for _, source := range []*partnerauth.Source{p.nowPost(), p.ndovu()} {
 				_, err := (&http.Client{Transport: &partnerauth.Transport{Source: source, Base: p}}).Get(apiURL + "/orders")
 				var auth *partnerauth.AuthError
-				if !errors.As(err, &auth) || auth.StatusCode != code || !strings.Contains(err.Error(), "redirect") {
-					t.Errorf("got %v, want an AuthError that tells of a %d", err, code)
-				}
+				errorIf(t, !errors.As(err, &auth) || auth.StatusCode != code || !strings.Contains(err.Error(), "redirect"), "got %v, want an AuthError that tells of a %d", err, code)
 			}
-			if log := p.seen(); len(log) != 2 {
-				t.Errorf("got %v, want the two logins alone", log)
-			}
+			log := p.seen()
+			errorIf(t, len(log) != 2, "got %v, want the two logins alone", log)
 		}
 	}
 }
@@ -282,13 +258,10 @@ func TestRefusedCredentialsBackOff(t *testing.T) {
 			p := &partner{script: always(reply{status: status, body: `{"success":false}`})}
 			gaps := attempts(t, p, p.nowPost(), len(refusals)+9)
 			for i, gap := range gaps {
-				if least := refusals[min(i, len(refusals)-1)]; gap < least || gap > least*3/2+pollEvery {
-					t.Errorf("got %v before request %d, want %v and up to half of it more", gap, i+2, least)
-				}
+				least := refusals[min(i, len(refusals)-1)]
+				errorIf(t, gap < least || gap > least*3/2+pollEvery, "got %v before request %d, want %v and up to half of it more", gap, i+2, least)
 			}
-			if !spread(gaps[len(refusals):]) {
-				t.Errorf("got %v, want jitter", gaps)
-			}
+			errorIf(t, !spread(gaps[len(refusals):]), "got %v, want jitter", gaps)
 		})
 	}
 }
@@ -316,13 +289,9 @@ func TestOtherFailuresBackOff(t *testing.T) {
 				}
 			}
 			for i, gap := range fetches {
-				if gap < 500*time.Millisecond || gap > 30*time.Second+pollEvery || i > 8 && gap < 10*time.Second {
-					t.Errorf("got %v before fetch %d, want 0.5 s growing to 30 s", gap, i+2)
-				}
+				errorIf(t, gap < 500*time.Millisecond || gap > 30*time.Second+pollEvery || i > 8 && gap < 10*time.Second, "got %v before fetch %d, want 0.5 s growing to 30 s", gap, i+2)
 			}
-			if fetches[0] > 1500*time.Millisecond || !spread(fetches[9:]) {
-				t.Errorf("got %v, want a start at 0.5 s, and jitter", fetches)
-			}
+			errorIf(t, fetches[0] > 1500*time.Millisecond || !spread(fetches[9:]), "got %v, want a start at 0.5 s, and jitter", fetches)
 		})
 	}
 }
@@ -349,9 +318,8 @@ func TestBackOffStartsOverAfterSuccess(t *testing.T) {
 			}
 			good.Store(false)
 			source.Invalidate(token)
-			if gaps := attempts(t, p, source, 2); gaps[0] > 3*time.Second {
-				t.Errorf("got %v, want the first distance short again", gaps)
-			}
+			gaps := attempts(t, p, source, 2)
+			errorIf(t, gaps[0] > 3*time.Second, "got %v, want the first distance short again", gaps)
 		})
 	}
 }
@@ -368,12 +336,10 @@ func TestTriesInsideOneFetch(t *testing.T) {
 		bubble(t, name, func(t *testing.T) {
 			p := new(partner).on("login", append(fails, reply{})...)
 			began := time.Now()
-			if token, err := p.nowPost().Token(); err != nil || token.AccessToken != "token-1" {
-				t.Errorf("got %v, %v", token, err)
-			}
-			if took := time.Since(began); p.count("login") != len(fails)+1 || took > 5*time.Second || took == 0 {
-				t.Errorf("got %d requests in %v, want %d in seconds", p.count("login"), took, len(fails)+1)
-			}
+			token, err := p.nowPost().Token()
+			errorIf(t, err != nil || token.AccessToken != "token-1", "got %v, %v", token, err)
+			took := time.Since(began)
+			errorIf(t, p.count("login") != len(fails)+1 || took > 5*time.Second || took == 0, "got %d requests in %v, want %d in seconds", p.count("login"), took, len(fails)+1)
 		})
 	}
 }
@@ -399,9 +365,7 @@ func TestTokenRequestMeets429(t *testing.T) {
 				t.Fatalf("got %v after %d requests, want a token of the third", err, p.count("login"))
 			}
 			for _, gap := range p.gaps() {
-				if gap < c.least || gap > c.least+2*time.Second {
-					t.Errorf("got %v between requests, want %v", gap, c.least)
-				}
+				errorIf(t, gap < c.least || gap > c.least+2*time.Second, "got %v between requests, want %v", gap, c.least)
 			}
 		})
 	}
@@ -413,13 +377,11 @@ func TestTokenRequestMeets429(t *testing.T) {
 		if !errors.As(err, &auth) || auth.StatusCode != 429 || auth.RetryAfter < 20*time.Second || errors.Is(err, partnerauth.ErrCredentials) {
 			t.Errorf("got %v, want an AuthError with 429 that names the wait", err)
 		}
-		if n := p.count("login"); n < 2 || n > 10 {
-			t.Errorf("got %d requests before the caller was told, want a few", n)
-		}
+		n := p.count("login")
+		errorIf(t, n < 2 || n > 10, "got %d requests before the caller was told, want a few", n)
 		attempts(t, p, source, 20)
-		if least := slices.Min(p.gaps()); least < 20*time.Second {
-			t.Errorf("got %v between requests, want 20 s", least)
-		}
+		least := slices.Min(p.gaps())
+		errorIf(t, least < 20*time.Second, "got %v between requests, want 20 s", least)
 	})
 	bubble(t, "a caller's deadline", func(t *testing.T) {
 		p := new(partner).on("login", busy("20"), reply{})
@@ -427,9 +389,7 @@ func TestTokenRequestMeets429(t *testing.T) {
 		ctx := deadline(t, time.Second)
 		began := time.Now()
 		_, err := source.TokenContext(ctx)
-		if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > time.Second {
-			t.Errorf("got %v after %v", err, time.Since(began))
-		}
+		errorIf(t, !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > time.Second, "got %v after %v", err, time.Since(began))
 		if _, err := source.Token(); err != nil || p.count("login") != 2 {
 			t.Errorf("got %v after %d requests, want the token of the same fetch", err, p.count("login"))
 		}
@@ -459,9 +419,8 @@ func TestSlowLogin(t *testing.T) {
 	for _, took := range []time.Duration{time.Second, 7 * time.Second} {
 		bubble(t, took.String(), func(t *testing.T) {
 			p := new(partner).on("login", reply{after: took})
-			if _, err := p.nowPost().Token(); err != nil || p.count("login") != 1 {
-				t.Errorf("got %v after %d logins, want a token of one", err, p.count("login"))
-			}
+			_, err := p.nowPost().Token()
+			errorIf(t, err != nil || p.count("login") != 1, "got %v after %d logins, want a token of one", err, p.count("login"))
 		})
 	}
 }
@@ -472,12 +431,9 @@ func TestFetchHasThirtySecondsOnTheWire(t *testing.T) {
 		began := time.Now()
 		_, err := p.nowPost().Token()
 		var auth *partnerauth.AuthError
-		if !errors.As(err, &auth) || auth.Op != "login" {
-			t.Errorf("got %v, want an AuthError of a login", err)
-		}
-		if took := time.Since(began); took < 30*time.Second || took > 32*time.Second {
-			t.Errorf("took %v, want 30 s", took)
-		}
+		errorIf(t, !errors.As(err, &auth) || auth.Op != "login", "got %v, want an AuthError of a login", err)
+		took := time.Since(began)
+		errorIf(t, took < 30*time.Second || took > 32*time.Second, "took %v, want 30 s", took)
 	})
 }
 
@@ -489,41 +445,28 @@ func fuzzAnswer(t *testing.T, body []byte, date string, status int, provider str
 	}
 	synctest.Test(t, func(t *testing.T) {
 		p := &partner{script: func(a asked) reply {
-			if a.op == "call" && !sendable(a.token) {
-				t.Errorf("the API was sent %q", a.token)
-			}
+			errorIf(t, a.op == "call" && !sendable(a.token), "the API was sent %q", a.token)
 			return reply{status: status, header: http.Header{"Date": {date}}, body: string(body)}
 		}}
 		source := of(p)
 		token, err := source.Token()
 		asked := len(p.seen())
-		if asked > 6 {
-			t.Errorf("got %d requests in one fetch", asked)
-		}
+		errorIf(t, asked > 6, "got %d requests in one fetch", asked)
 		if err != nil {
 			var auth *partnerauth.AuthError
 			if !errors.As(err, &auth) || auth.Provider != provider || auth.StatusCode != status || !strings.HasPrefix(err.Error(), "partnerauth: "+provider+" login: ") {
 				t.Errorf("got %v", err)
 			}
 			var answered *oauth2.RetrieveError
-			if !errors.As(err, &answered) || answered.Response == nil || answered.Error() == "" {
-				t.Errorf("got %v, want an oauth2.RetrieveError", err)
-			}
+			errorIf(t, !errors.As(err, &answered) || answered.Response == nil || answered.Error() == "", "got %v, want an oauth2.RetrieveError", err)
 			refused := errors.Is(err, partnerauth.ErrCredentials)
-			if status == 401 && !refused || refused && status != 400 && status != 401 && status != 403 {
-				t.Errorf("got %v for %d", err, status)
-			}
-			if _, again := source.Token(); again != err || len(p.seen()) != asked {
-				t.Errorf("got %v at once after %v", again, err)
-			}
+			errorIf(t, status == 401 && !refused || refused && status != 400 && status != 401 && status != 403, "got %v for %d", err, status)
+			_, again := source.Token()
+			errorIf(t, again != err || len(p.seen()) != asked, "got %v at once after %v", again, err)
 			return
 		}
-		if status < 200 || status > 299 {
-			t.Errorf("got a token from a %d", status)
-		}
-		if !sendable(token.AccessToken) || token.TokenType != "Bearer" || !token.Expiry.After(time.Now()) || token.Expiry.After(time.Now().AddDate(20, 0, 0)) {
-			t.Errorf("got %+v", token)
-		}
+		errorIf(t, status < 200 || status > 299, "got a token from a %d", status)
+		errorIf(t, !sendable(token.AccessToken) || token.TokenType != "Bearer" || !token.Expiry.After(time.Now()) || token.Expiry.After(time.Now().AddDate(20, 0, 0)), "got %+v", token)
 		try(t.Context(), &partnerauth.Transport{Source: source, Base: p}, "/orders")
 		synctest.Wait()
 	})

@@ -65,20 +65,13 @@ func checkLife(t *testing.T, first reply, of func(*partner) *partnerauth.Source,
 		}
 	}
 	second := p.seen()[1]
-	if second.op != op || second.at < want*75/100 || second.at > want*85/100+want/500 {
-		t.Errorf("got a %s after %v of %v, want a %s after 75 %% to 85 %%", second.op, second.at, want, op)
-	}
-	if ends := token.Expiry.Sub(began); ends != want {
-		t.Errorf("the token ends after %v, want %v", ends, want)
-	}
+	errorIf(t, second.op != op || second.at < want*75/100 || second.at > want*85/100+want/500, "got a %s after %v of %v, want a %s after 75 %% to 85 %%", second.op, second.at, want, op)
+	ends := token.Expiry.Sub(began)
+	errorIf(t, ends != want, "the token ends after %v, want %v", ends, want)
 	time.Sleep(time.Until(token.Expiry) - time.Millisecond)
-	if !served() {
-		t.Errorf("the token is not served %v after it was asked for, a millisecond before its end", time.Since(began))
-	}
+	errorIf(t, !served(), "the token is not served %v after it was asked for, a millisecond before its end", time.Since(began))
 	time.Sleep(time.Millisecond)
-	if served() {
-		t.Errorf("the token is served %v after it was asked for, when it has ended", time.Since(began))
-	}
+	errorIf(t, served(), "the token is served %v after it was asked for, when it has ended", time.Since(began))
 	return second.at
 }
 
@@ -90,9 +83,7 @@ func TestRenewalsAreSpread(t *testing.T) {
 		for range 12 {
 			seen = append(seen, checkLife(t, reply{body: aToken}, (*partner).nowPost, 24*time.Hour, "refresh"))
 		}
-		if !spread(seen) || slices.Max(seen)-slices.Min(seen) < 24*time.Hour*2/100 {
-			t.Errorf("got renewals after %v, want them spread", seen)
-		}
+		errorIf(t, !spread(seen) || slices.Max(seen)-slices.Min(seen) < 24*time.Hour*2/100, "got renewals after %v, want them spread", seen)
 	})
 }
 
@@ -136,13 +127,9 @@ func TestAnswerPastItsOwnExpiry(t *testing.T) {
 					waited++
 				}
 			}
-			if waited > 1 && c.reply.after == 0 {
-				t.Errorf("got %d callers that waited, want the first alone", waited)
-			}
+			errorIf(t, waited > 1 && c.reply.after == 0, "got %d callers that waited, want the first alone", waited)
 			log := p.seen()
-			if len(log) < 5 || p.count("refresh") > 0 {
-				t.Errorf("got %s in ten minutes, want several logins", p.ops())
-			}
+			errorIf(t, len(log) < 5 || p.count("refresh") > 0, "got %s in ten minutes, want several logins", p.ops())
 			for i := 10; i < len(log); i++ {
 				if d := log[i].at - log[i-10].at; d < time.Minute {
 					t.Fatalf("got more than 10 token requests in a minute: %v", d)
@@ -180,9 +167,7 @@ func TestTokensOfAnyLifetime(t *testing.T) {
 				if tokens < lives || tokens > lives*10/7+2 || waited > 1 || p.count(op) < tokens-1 {
 					t.Errorf("got %s in %d lifetimes and %d callers that waited, want one token in 80 %% of each and one caller", p.ops(), lives, waited)
 				}
-				if p.count("call 401") > 0 || p.count("refresh 401") > 0 {
-					t.Error("a token was sent that had ended")
-				}
+				errorIf(t, p.count("call 401") > 0 || p.count("refresh 401") > 0, "a token was sent that had ended")
 				time.Sleep(lifetime)
 			})
 		}
@@ -202,9 +187,7 @@ func TestEndedTokenIsNotRefreshed(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if p.ops() != "login login login login" {
-			t.Errorf("got %s, want logins", p.ops())
-		}
+		errorIf(t, p.ops() != "login login login login", "got %s, want logins", p.ops())
 	})
 	bubble(t, "slow limiter", func(t *testing.T) {
 		p := &partner{lifetime: time.Minute}
@@ -213,8 +196,6 @@ func TestEndedTokenIsNotRefreshed(t *testing.T) {
 			get(t, rt, "/orders")
 		}
 		time.Sleep(10 * time.Minute)
-		if p.count("refresh") > 0 || p.count("login") < 5 || p.count("call 401") > 0 {
-			t.Errorf("got %s, want logins since the refreshes come too late", p.ops())
-		}
+		errorIf(t, p.count("refresh") > 0 || p.count("login") < 5 || p.count("call 401") > 0, "got %s, want logins since the refreshes come too late", p.ops())
 	})
 }

@@ -85,9 +85,7 @@ func TestNdovuHugeLifetimes(t *testing.T) {
 				}
 				time.Sleep(24 * time.Hour)
 			}
-			if p.ops() != "login" {
-				t.Errorf("%s: got %s in a hundred days, want one", n, p.ops())
-			}
+			errorIf(t, p.ops() != "login", "%s: got %s in a hundred days, want one", n, p.ops())
 		})
 	}
 }
@@ -177,9 +175,8 @@ func TestNdovuRenewalFails(t *testing.T) {
 				}
 			}
 			// at distances that grow to half a minute or more, of up to three tries
-			if got := len(p.seen()); got < c.least || got > 3*75*3+50 {
-				t.Errorf("got %d token requests", got)
-			}
+			got := len(p.seen())
+			errorIf(t, got < c.least || got > 3*75*3+50, "got %d token requests", got)
 		})
 	}
 }

@@ -18,14 +18,10 @@ import (
 // checkWire compares a token request as a server got it.
 func checkWire(t *testing.T, r partnertest.Request, proto, path, body string, header ...string) {
 	t.Helper()
-	if r.Proto != proto || r.Method != "POST" || r.Path != path || r.RawQuery != "" {
-		t.Errorf("got %s %s %s?%s, want %s POST %s", r.Proto, r.Method, r.Path, r.RawQuery, proto, path)
-	}
+	errorIf(t, r.Proto != proto || r.Method != "POST" || r.Path != path || r.RawQuery != "", "got %s %s %s?%s, want %s POST %s", r.Proto, r.Method, r.Path, r.RawQuery, proto, path)
 	want := headers(append(header, "Accept: application/json", "Accept-Encoding: gzip", fmt.Sprint("Content-Length: ", len(body)))...)
 	want["User-Agent"] = r.Header["User-Agent"] // Go's own
-	if !maps.EqualFunc(r.Header, want, slices.Equal) {
-		t.Errorf("got headers %v, want %v", r.Header, want)
-	}
+	errorIf(t, !maps.EqualFunc(r.Header, want, slices.Equal), "got headers %v, want %v", r.Header, want)
 	if string(r.Body) != body || r.ContentLength != int64(len(body)) || len(r.TransferEncoding) > 0 {
 		t.Errorf("got the body %q, length %d, encoding %v, want %q", r.Body, r.ContentLength, r.TransferEncoding, body)
 	}
@@ -64,9 +60,8 @@ func TestNowPostLoginBody(t *testing.T) {
 	p := new(partner)
 	partnerauth.NowPost{Email: "your-email@example.com", Password: "your-password", BaseURL: apiURL, Base: p}.TokenSource().Token()
 	const want = `{"email":"your-email@example.com","password":"your-password"}`
-	if got := p.seen()[0].body; got != want {
-		t.Errorf("got %s, want %s", got, want)
-	}
+	got := p.seen()[0].body
+	errorIf(t, got != want, "got %s, want %s", got, want)
 }
 
 func TestNowPostLifetimes(t *testing.T) {
@@ -251,17 +246,15 @@ func TestNowPostRefreshAnswers(t *testing.T) {
 			if token.AccessToken != c.token || token.Expiry.Sub(began)-last.at != c.lasts {
 				t.Errorf("got %q for %v, want %q for %v", token.AccessToken, token.Expiry.Sub(began)-last.at, c.token, c.lasts)
 			}
-			if took := last.at - log[1].at; p.ops() != c.ops || took > c.within {
-				t.Errorf("got %s, the last %v after the first refresh, want %s within %v", p.ops(), took, c.ops, c.within)
-			}
+			took := last.at - log[1].at
+			errorIf(t, p.ops() != c.ops || took > c.within, "got %s, the last %v after the first refresh, want %s within %v", p.ops(), took, c.ops, c.within)
 			for _, a := range log {
 				if a.op == "refresh" && (a.method != "POST" || a.url != apiURL+renewPath || a.token != "old" || a.body != "" || a.at >= life || a.header.Get("Content-Type") != "") {
 					t.Errorf("got the refresh %+v, want an empty POST with the token while it is good", a)
 				}
 			}
-			if waited := time.Since(began); last.at < life && waited > last.at+time.Second {
-				t.Errorf("the new token came after %v, its answer after %v", waited, last.at)
-			}
+			waited := time.Since(began)
+			errorIf(t, last.at < life && waited > last.at+time.Second, "the new token came after %v, its answer after %v", waited, last.at)
 		})
 	}
 }

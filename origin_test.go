@@ -84,9 +84,7 @@ func TestTokenStaysAtItsOrigin(t *testing.T) {
 		resp.Body.Close()
 		log := p.seen()
 		last := log[len(log)-1]
-		if last.path != "/orders" || (last.header.Get("Authorization") != "") != pinned {
-			t.Errorf("%s: %s was sent Authorization %q", target, last.url, last.header.Get("Authorization"))
-		}
+		errorIf(t, last.path != "/orders" || (last.header.Get("Authorization") != "") != pinned, "%s: %s was sent Authorization %q", target, last.url, last.header.Get("Authorization"))
 	}
 
 	for _, target := range []string{"http://api.example/v1/orders", "http://API.example.:80/"} {
@@ -110,18 +108,14 @@ func TestElsewhereIsUntouched(t *testing.T) {
 		want := &http.Response{StatusCode: 401}
 		rec := newRecording()
 		rt := rec.plain(roundTripFunc(func(got *http.Request) (*http.Response, error) {
-			if got != req || got.Header != nil {
-				t.Errorf("%s: the Base got another request: %v", raw, got)
-			}
+			errorIf(t, got != req || got.Header != nil, "%s: the Base got another request: %v", raw, got)
 			return want, nil
 		}))
 		rt.Limiter = limiterFunc(func(context.Context) error { return errTest })
-		if resp, err := rt.RoundTrip(req); resp != want || err != nil {
-			t.Errorf("%s: got %v, %v, want the Base's own answer", raw, resp, err)
-		}
-		if n := len(rec.spans.Started()); n != 0 || rec.points(t) != "" {
-			t.Errorf("%s: got %d spans and these metrics:\n%s", raw, n, rec.points(t))
-		}
+		resp, err := rt.RoundTrip(req)
+		errorIf(t, resp != want || err != nil, "%s: got %v, %v, want the Base's own answer", raw, resp, err)
+		n := len(rec.spans.Started())
+		errorIf(t, n != 0 || rec.points(t) != "", "%s: got %d spans and these metrics:\n%s", raw, n, rec.points(t))
 	}
 }
 
@@ -193,16 +187,11 @@ func checkPinning(t *testing.T, base, target string) {
 			u, _ := url.Parse(a.url)
 			to := dialedURL(u)
 			login := strings.Contains(a.body, "Planted-Secret")
-			if login && a.op != "login" {
-				t.Errorf("the password was sent to %s", a.url)
-			}
+			errorIf(t, login && a.op != "login", "the password was sent to %s", a.url)
 			if login || strings.Contains(fmt.Sprint(a.header, a.url), "Planted-Token") {
-				if want := dialed(t, base); to != want {
-					t.Errorf("%s, that is %q, was sent a secret of %s, that is %q", a.url, to, base, want)
-				}
-				if !confidential(to) {
-					t.Errorf("%s was sent a secret in the clear", to)
-				}
+				want := dialed(t, base)
+				errorIf(t, to != want, "%s, that is %q, was sent a secret of %s, that is %q", a.url, to, base, want)
+				errorIf(t, !confidential(to), "%s was sent a secret in the clear", to)
 			}
 			return reply{body: `{"token":"Planted-Token"}`}
 		}},

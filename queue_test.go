@@ -50,9 +50,7 @@ func TestQueueIsInOrder(t *testing.T) {
 			for i := range paths {
 				_, paths[i], _ = strings.Cut(paths[i], " ")
 			}
-			if len(paths) != 500 || !slices.IsSorted(paths) {
-				t.Errorf("%d requests arrived, want 500 in order: %v", len(paths), arrived)
-			}
+			errorIf(t, len(paths) != 500 || !slices.IsSorted(paths), "%d requests arrived, want 500 in order: %v", len(paths), arrived)
 		})
 	}
 }
@@ -76,13 +74,9 @@ func TestTokenRequestsGoFirst(t *testing.T) {
 			log := p.seen()[before:]
 			login := log[slices.IndexFunc(log, func(a asked) bool { return a.op == "login" })]
 			for _, a := range log {
-				if a.at > since && a.at < login.at {
-					t.Errorf("%s went %v before the login", a.path, login.at-a.at)
-				}
+				errorIf(t, a.at > since && a.at < login.at, "%s went %v before the login", a.path, login.at-a.at)
 			}
-			if len(log) != 501 {
-				t.Errorf("%d requests arrived, want 500 and one login", len(log))
-			}
+			errorIf(t, len(log) != 501, "%d requests arrived, want 500 and one login", len(log))
 		})
 	}
 }
@@ -94,13 +88,9 @@ func TestRenewalWhileAllQueue(t *testing.T) {
 		wg, _ := queue500(t, p, p.transport(rate.NewLimiter(100./60, 1)), 1)
 		wg.Wait()
 		for _, a := range p.seen() {
-			if a.op == "refresh" && (a.at < 3*time.Minute || a.at%(4*time.Minute) > 4*time.Minute) {
-				t.Errorf("got a refresh after %v, want it in the last minute of the token", a.at)
-			}
+			errorIf(t, a.op == "refresh" && (a.at < 3*time.Minute || a.at > 4*time.Minute), "got a refresh after %v, want it in the last minute of the token", a.at)
 		}
-		if p.count("login") != 1 || p.count("call 401") != 0 || p.count("refresh") == 0 {
-			t.Errorf("got %s and %d rejections, want one login, a refresh and none", p.ops(), p.count("call 401"))
-		}
+		errorIf(t, p.count("login") != 1 || p.count("call 401") != 0 || p.count("refresh") == 0, "got %s and %d rejections, want one login, a refresh and none", p.ops(), p.count("call 401"))
 	})
 }
 
@@ -138,9 +128,8 @@ func TestWaitersAreWoken(t *testing.T) {
 				time.AfterFunc(10*time.Second, leave)
 			}
 			get(t, rt, "/waiter")
-			if got := time.Since(began); got != c.want {
-				t.Errorf("the waiter went after %v, want %v", got, c.want)
-			}
+			got := time.Since(began)
+			errorIf(t, got != c.want, "the waiter went after %v, want %v", got, c.want)
 			time.Sleep(time.Hour)
 		})
 	}
@@ -160,9 +149,8 @@ func TestWaitersAreWoken(t *testing.T) {
 		source.Invalidate(token)
 		wg.Go(func() { source.Token() })
 		wg.Wait()
-		if took := time.Since(began); p.seen()[2].op != "login" || took != 2*(window+guard) {
-			t.Errorf("got %v in %v, want the login first and the last waiter a window after it", p.seen(), took)
-		}
+		took := time.Since(began)
+		errorIf(t, p.seen()[2].op != "login" || took != 2*(window+guard), "got %v in %v, want the login first and the last waiter a window after it", p.seen(), took)
 	})
 }
 
@@ -196,9 +184,8 @@ func TestGivingUpCostsNothing(t *testing.T) {
 					})
 				}
 				wg.Wait()
-				if served := float64(p.count("call 200")) / length.Minutes(); served < 95 {
-					t.Errorf("served %.1f a minute, want 95", served)
-				}
+				served := float64(p.count("call 200")) / length.Minutes()
+				errorIf(t, served < 95, "served %.1f a minute, want 95", served)
 			})
 		}
 	}
@@ -236,13 +223,10 @@ func TestRefusedAtOnce(t *testing.T) {
 			if !errors.Is(err, partnerauth.ErrRateLimited) || !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &told) {
 				t.Fatalf("got %v, want ErrRateLimited and a deadline exceeded", err)
 			}
-			if d := told.RetryAfter(); d < c.wait || d > c.wait+time.Second && c.wait < time.Hour {
-				t.Errorf("told to wait %v, want %v", d, c.wait)
-			}
+			d := told.RetryAfter()
+			errorIf(t, d < c.wait || d > c.wait+time.Second && c.wait < time.Hour, "told to wait %v, want %v", d, c.wait)
 			var timeout interface{ Timeout() bool }
-			if !errors.As(err, &timeout) || !timeout.Timeout() {
-				t.Errorf("%v is no timeout", err)
-			}
+			errorIf(t, !errors.As(err, &timeout) || !timeout.Timeout(), "%v is no timeout", err)
 			if time.Since(began) > 0 || len(p.seen()) != c.before || body.closed.Load() != 1 {
 				t.Errorf("refused after %v, %d sent, body closed %d times, want at once, none, once", time.Since(began), len(p.seen())-c.before, body.closed.Load())
 			}
@@ -261,9 +245,7 @@ func TestRefusedAtOnceWithoutAToken(t *testing.T) {
 		ctx := deadline(t, 30*time.Second)
 		began := time.Now()
 		_, err := try(ctx, rt, "/")
-		if !errors.Is(err, partnerauth.ErrRateLimited) || time.Since(began) > 0 {
-			t.Errorf("got %v after %v, want ErrRateLimited at once", err, time.Since(began))
-		}
+		errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited) || time.Since(began) > 0, "got %v after %v, want ErrRateLimited at once", err, time.Since(began))
 		time.Sleep(time.Hour) // for the login, which others may want
 	})
 }
@@ -278,9 +260,7 @@ func TestThousandOnAColdSource(t *testing.T) {
 				wg.Go(func() { get(t, rt, "/") })
 			}
 			wg.Wait()
-			if p.count("login") != 1 || p.count("call 200") != 1000 {
-				t.Errorf("got %d logins and %d answers 200, want 1 and 1000", p.count("login"), p.count("call 200"))
-			}
+			errorIf(t, p.count("login") != 1 || p.count("call 200") != 1000, "got %d logins and %d answers 200, want 1 and 1000", p.count("login"), p.count("call 200"))
 		})
 	}
 }
@@ -291,9 +271,8 @@ func TestTokenThatEndsInTheQueueIsReplaced(t *testing.T) {
 		rt := p.transport(&partnerauth.Quota{Requests: 2})
 		get(t, rt, "/")
 		time.Sleep(5 * time.Second)
-		if code := get(t, rt, "/"); code != 200 || p.count("call 401") != 0 {
-			t.Errorf("got %d and %d rejections, want 200 and a token replaced before it was sent", code, p.count("call 401"))
-		}
+		code := get(t, rt, "/")
+		errorIf(t, code != 200 || p.count("call 401") != 0, "got %d and %d rejections, want 200 and a token replaced before it was sent", code, p.count("call 401"))
 	})
 }
 
@@ -316,9 +295,8 @@ func TestGivenBackPermitsCostNoPace(t *testing.T) {
 		source.Invalidate(token)
 		wg.Wait()
 		// 30 permits and a login at 100 a minute
-		if took := time.Since(began); took > 20*time.Second {
-			t.Errorf("30 calls took %v, want less than 20 s", took)
-		}
+		took := time.Since(began)
+		errorIf(t, took > 20*time.Second, "30 calls took %v, want less than 20 s", took)
 	})
 }
 
@@ -349,9 +327,8 @@ func TestLimiterThatIgnoresItsContext(t *testing.T) {
 		before := len(p.seen())
 		go try(t.Context(), rt, "/")
 		three := <-asked // which deadlocks if it is not asked
-		if n := len(p.seen()) - before; n != 0 {
-			t.Errorf("%d requests went without asking the Limiter", n)
-		}
+		n := len(p.seen()) - before
+		errorIf(t, n != 0, "%d requests went without asking the Limiter", n)
 		three <- errTest
 		synctest.Wait()
 	})
@@ -386,8 +363,7 @@ func TestQueueRaces(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if n := int(served.Load()); n < 100 || n > p.count("call 200") {
-			t.Errorf("%T: %d served, %d answered, want 100 served at least", l, n, p.count("call 200"))
-		}
+		n := int(served.Load())
+		errorIf(t, n < 100 || n > p.count("call 200"), "%T: %d served, %d answered, want 100 served at least", l, n, p.count("call 200"))
 	}
 }

@@ -35,9 +35,8 @@ func TestHundredAtOnceFromIdle(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if took := time.Since(began); took > time.Second {
-				t.Errorf("100 permits took %v, want them within a second", took)
-			}
+			took := time.Since(began)
+			errorIf(t, took > time.Second, "100 permits took %v, want them within a second", took)
 			time.Sleep(2 * time.Minute)
 		}
 	})
@@ -73,9 +72,8 @@ func TestSharedQuota(t *testing.T) {
 			}
 		}
 		// 99 and the login
-		if err := quota.Wait(ctx); !errors.Is(err, partnerauth.ErrRateLimited) {
-			t.Errorf("got %v, want ErrRateLimited", err)
-		}
+		err := quota.Wait(ctx)
+		errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited), "got %v, want ErrRateLimited", err)
 		if _, err := try(ctx, two, "/"); !errors.Is(err, partnerauth.ErrRateLimited) {
 			t.Errorf("got %v, want ErrRateLimited", err)
 		}
@@ -111,9 +109,8 @@ func TestHungAndGivenUpCalls(t *testing.T) {
 			began := time.Now()
 			get(t, rt, "/") // in place of the login
 			get(t, rt, "/") // in place of the one that hangs
-			if took := time.Since(began); took < c.least || took > c.most {
-				t.Errorf("the call kept its place for %v, want %v", took, c.least)
-			}
+			took := time.Since(began)
+			errorIf(t, took < c.least || took > c.most, "the call kept its place for %v, want %v", took, c.least)
 			giveUp()
 			wg.Wait()
 		})
@@ -146,9 +143,7 @@ func TestLimiterThatEmbedsAnother(t *testing.T) {
 	for range 3 {
 		get(t, rt, "/")
 	}
-	if waits != 3 {
-		t.Errorf("its own Wait was asked %d times, want 3", waits)
-	}
+	errorIf(t, waits != 3, "its own Wait was asked %d times, want 3", waits)
 }
 
 // hidden makes what it embeds lie one level deeper than a method beside it.

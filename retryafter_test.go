@@ -126,9 +126,8 @@ func checkPause(t *testing.T, status int, header http.Header, least, most time.D
 	if _, err := p.nowPost().Token(); err != nil {
 		t.Fatal(err)
 	}
-	if gaps := p.gaps(); len(gaps) != 1 || gaps[0] < least || gaps[0] > most {
-		t.Errorf("got requests after %v, want one after %v to %v", gaps, least, most)
-	}
+	gaps := p.gaps()
+	errorIf(t, len(gaps) != 1 || gaps[0] < least || gaps[0] > most, "got requests after %v, want one after %v to %v", gaps, least, most)
 }
 
 // Without a Date, times are by our own clock.

@@ -234,20 +234,14 @@ func TestHunt(t *testing.T) {
 	for i, text := range shown {
 		before := silent.errors
 		h.search(fmt.Sprint(i), "", "before "+text+" after", true)
-		if silent.errors != before+1 {
-			t.Errorf("the secret was not found in %s", text)
-		}
+		errorIf(t, silent.errors != before+1, "the secret was not found in %s", text)
 	}
 	before := silent.errors
 	h.search("elsewhere", "", "nothing", true)
 	h.failed("an error", fmt.Errorf("outer: %w", errors.New("inner")))
-	if silent.errors != before {
-		t.Error("the secret was found where it is not")
-	}
+	errorIf(t, silent.errors != before, "the secret was found where it is not")
 	h.failed("an error", fmt.Errorf("%.0w", errors.New(secret)))
-	if silent.errors == before {
-		t.Error("the secret was not found in a wrapped error")
-	}
+	errorIf(t, silent.errors == before, "the secret was not found in a wrapped error")
 }
 
 type silentTB struct {
@@ -296,9 +290,7 @@ func TestSecretsInValues(t *testing.T) {
 		h.printed(name+" in a struct", struct{ Partner any }{v})
 		h.printed(name+" in a slice", []any{v})
 	}
-	if h.seen < 1000 {
-		t.Errorf("searched %d texts, want more", h.seen)
-	}
+	errorIf(t, h.seen < 1000, "searched %d texts, want more", h.seen)
 }
 
 // Errors of configuration name the field or variable and not what is in it.
@@ -474,9 +466,7 @@ func TestSecretsInTokenErrors(t *testing.T) {
 				_, err := rt.RoundTrip(newRequest(t, "GET", pipeURL, ""))
 				h.failed(what, err)
 				var auth *partnerauth.AuthError
-				if !errors.As(err, &auth) {
-					t.Errorf("%s: got a %T, want an *AuthError", what, err)
-				}
+				errorIf(t, !errors.As(err, &auth), "%s: got a %T, want an *AuthError", what, err)
 				h.exported(what, rec)
 			})
 		}
@@ -551,9 +541,8 @@ func TestSecretsInCalls(t *testing.T) {
 				t.Errorf("%s: %v", test.name, err)
 			default:
 				resp.Body.Close()
-				if a := resp.Request.Header["Authorization"]; a != nil || strings.Contains(fmt.Sprint(resp.Request.Header), token) {
-					t.Errorf("%s: resp.Request has Authorization %q", test.name, a)
-				}
+				a := resp.Request.Header["Authorization"]
+				errorIf(t, a != nil || strings.Contains(fmt.Sprint(resp.Request.Header), token), "%s: resp.Request has Authorization %q", test.name, a)
 			}
 			h.exported(test.name, rec)
 		})
@@ -584,9 +573,8 @@ func TestSecretsInALife(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
-		if a := resp.Request.Header["Authorization"]; a != nil || resp.StatusCode != want {
-			t.Errorf("%s %s: got status %d, want %d, and resp.Request has Authorization %q", method, path, resp.StatusCode, want, a)
-		}
+		a := resp.Request.Header["Authorization"]
+		errorIf(t, a != nil || resp.StatusCode != want, "%s %s: got status %d, want %d, and resp.Request has Authorization %q", method, path, resp.StatusCode, want, a)
 		token, err := source.Token()
 		if err != nil {
 			t.Fatal(err)
@@ -643,9 +631,7 @@ func TestSecretsInCustomErrors(t *testing.T) {
 		h.printed(name+": the AuthError in a struct", struct{ E error }{auth})
 		h.exported(name, rec)
 		var unwrapped *oauth2.RetrieveError
-		if !errors.As(got, &unwrapped) {
-			t.Errorf("%s: the error does not unwrap to the source's own", name)
-		}
+		errorIf(t, !errors.As(got, &unwrapped), "%s: the error does not unwrap to the source's own", name)
 	}
 }
 

@@ -233,26 +233,18 @@ func TestSimulation(t *testing.T) {
 			r := simulate(t, p.make(), seed, seed%2 == 1, 10*minute)
 			served, last := r.perMinute(0, 10*minute), r.perMinute(5*minute, 10*minute)
 			t.Logf("%-34s served %5.1f, last 5 %5.1f, %3d refused, %2d of them late, longest %s", p.name, served, last, len(r.refused), len(r.late), r.longest.Round(time.Second))
-			if r.callers429 > 0 {
-				t.Errorf("%s: %d callers got a 429, want none", p.name, r.callers429)
-			}
+			errorIf(t, r.callers429 > 0, "%s: %d callers got a 429, want none", p.name, r.callers429)
 			if !p.learns {
-				if served < 97 || len(r.refused) > 0 {
-					t.Errorf("%s: served %.1f a minute and %d refused, want 97 at least and none", p.name, served, len(r.refused))
-				}
+				errorIf(t, served < 97 || len(r.refused) > 0, "%s: served %.1f a minute and %d refused, want 97 at least and none", p.name, served, len(r.refused))
 				continue
 			}
-			if n := within(r.late, 0, 3*minute); n > 10 {
-				t.Errorf("%s: %d refused in the first 3 minutes after the first 429 came back, want 10 at most", p.name, n)
-			}
+			n := within(r.late, 0, 3*minute)
+			errorIf(t, n > 10, "%s: %d refused in the first 3 minutes after the first 429 came back, want 10 at most", p.name, n)
 			for m := 3 * minute; m < 10*minute; m += minute {
-				if n := within(r.late, m, m+minute); n > 2 {
-					t.Errorf("%s: %d refused in a minute, want 2 at most", p.name, n)
-				}
+				n := within(r.late, m, m+minute)
+				errorIf(t, n > 2, "%s: %d refused in a minute, want 2 at most", p.name, n)
 			}
-			if last < 85 {
-				t.Errorf("%s: served %.1f a minute in the last five, want 85 at least", p.name, last)
-			}
+			errorIf(t, last < 85, "%s: served %.1f a minute in the last five, want 85 at least", p.name, last)
 		}
 	}
 }
@@ -268,11 +260,8 @@ func TestStrayRefusal(t *testing.T) {
 			return window(at)
 		}, seed, true, 75*minute)
 		back := r.first + unnamed
-		if r.callers429 > 0 || len(r.refused) != 1 {
-			t.Errorf("got %d refusals, %d of them by callers, want 1 and 0", len(r.refused), r.callers429)
-		}
-		if soon, later := r.perMinute(back, back+5*minute), r.perMinute(back+45*minute, back+60*minute); soon < 85 || later < 95 {
-			t.Errorf("served %.1f a minute right after and %.1f at the end of the hour, want 85 and 95", soon, later)
-		}
+		errorIf(t, r.callers429 > 0 || len(r.refused) != 1, "got %d refusals, %d of them by callers, want 1 and 0", len(r.refused), r.callers429)
+		soon, later := r.perMinute(back, back+5*minute), r.perMinute(back+45*minute, back+60*minute)
+		errorIf(t, soon < 85 || later < 95, "served %.1f a minute right after and %.1f at the end of the hour, want 85 and 95", soon, later)
 	}
 }

@@ -27,9 +27,8 @@ func TestColdSourceLogsInOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := server.LoginRequests(); n != 1 {
-		t.Errorf("got %d login requests, want 1", n)
-	}
+	n := server.LoginRequests()
+	errorIf(t, n != 1, "got %d login requests, want 1", n)
 }
 
 // Nobody waits for a renewal while the old token is good, and nobody sees a 401.
@@ -48,16 +47,14 @@ func TestShortTokensUnderLoad(t *testing.T) {
 					good := asked.Before(p.held)
 					p.mu.Unlock()
 					get(t, rt, "/")
-					if waited := time.Since(asked); good && waited > 0 {
-						t.Errorf("waited %v while there was a good token", waited)
-					}
+					waited := time.Since(asked)
+					errorIf(t, good && waited > 0, "waited %v while there was a good token", waited)
 				})
 			}
 			wg.Wait()
 			time.Sleep(time.Minute) // for the last renewal
-			if n := len(p.seen()) - p.count("call 200"); p.count("call 401") > 0 || n < 5 {
-				t.Errorf("got %d answers 401 and %d token requests, want none and several", p.count("call 401"), n)
-			}
+			n := len(p.seen()) - p.count("call 200")
+			errorIf(t, p.count("call 401") > 0 || n < 5, "got %d answers 401 and %d token requests, want none and several", p.count("call 401"), n)
 		})
 	}
 }
@@ -80,13 +77,10 @@ func TestShortTokensOnSockets(t *testing.T) {
 	defer tick.Stop()
 	for range 110 {
 		<-tick.C
-		if code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "")); code != 200 {
-			t.Errorf("got status %d, want 200", code)
-		}
+		code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", ""))
+		errorIf(t, code != 200, "got status %d, want 200", code)
 	}
-	if server.LoginRequests() != 1 || server.Refreshes() == 0 {
-		t.Errorf("got %d logins and %d refreshes, want one and some", server.LoginRequests(), server.Refreshes())
-	}
+	errorIf(t, server.LoginRequests() != 1 || server.Refreshes() == 0, "got %d logins and %d refreshes, want one and some", server.LoginRequests(), server.Refreshes())
 	for _, r := range server.Requests() {
 		if r.Path == renewPath {
 			checkWire(t, r, "HTTP/1.1", renewPath, "", "Authorization: Bearer "+first.AccessToken)
@@ -122,9 +116,8 @@ func TestCallerLeavesHangingLogin(t *testing.T) {
 			}
 		})
 		wg.Wait()
-		if n := p.count("login"); n != 1 {
-			t.Errorf("got %d logins, want 1", n)
-		}
+		n := p.count("login")
+		errorIf(t, n != 1, "got %d logins, want 1", n)
 	})
 }
 
@@ -135,16 +128,14 @@ func TestLeaderCancelsAndOthersGetTheToken(t *testing.T) {
 		source := p.nowPost()
 		ctx, cancel := context.WithCancelCause(t.Context())
 		go func() {
-			if _, err := source.TokenContext(ctx); !errors.Is(err, context.Canceled) || !errors.Is(err, errTest) {
-				t.Errorf("got %v, want context.Canceled and its cause", err)
-			}
+			_, err := source.TokenContext(ctx)
+			errorIf(t, !errors.Is(err, context.Canceled) || !errors.Is(err, errTest), "got %v, want context.Canceled and its cause", err)
 		}()
 		synctest.Wait()
 		cancel(errTest)
 		synctest.Wait()
-		if _, err := source.Token(); err != nil || p.count("login") != 1 {
-			t.Errorf("got %v after %d logins, want a token of one", err, p.count("login"))
-		}
+		_, err := source.Token()
+		errorIf(t, err != nil || p.count("login") != 1, "got %v after %d logins, want a token of one", err, p.count("login"))
 		if _, err := p.nowPost().TokenContext(ctx); !errors.Is(err, context.Canceled) || p.count("login") != 1 {
 			t.Errorf("got %v, want no login for a caller that has gone already", err)
 		}
@@ -168,13 +159,10 @@ func TestInvalidationOutrunsRenewal(t *testing.T) {
 		source.Invalidate(first)
 		began := time.Now()
 		token, err := source.Token()
-		if err != nil || token.AccessToken != "token-3" || time.Since(began) > 0 {
-			t.Errorf("got %v, %v after %v, want token-3 of a new login at once", token, err, time.Since(began))
-		}
+		errorIf(t, err != nil || token.AccessToken != "token-3" || time.Since(began) > 0, "got %v, %v after %v, want token-3 of a new login at once", token, err, time.Since(began))
 		time.Sleep(time.Minute)
-		if now, _ := source.Token(); now != token {
-			t.Errorf("the late answer replaced the newer token")
-		}
+		now, _ := source.Token()
+		errorIf(t, now != token, "the late answer replaced the newer token")
 		if p.ops() != "login refresh login" || p.seen()[1].status != 0 {
 			t.Errorf("got %s, the refresh answered %d, want it given up for a login", p.ops(), p.seen()[1].status)
 		}
@@ -219,16 +207,14 @@ func TestFailedRenewalServesTheOldToken(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		if n, most := len(p.seen())-1, 40+80*renewalTries; n < 20 || n > most {
-			t.Errorf("got %d token requests in about 12 minutes of failing, want 20 to %d", n, most)
-		}
+		n, most := len(p.seen())-1, 40+80*renewalTries
+		errorIf(t, n < 20 || n > most, "got %d token requests in about 12 minutes of failing, want 20 to %d", n, most)
 		failing.Store(false)
 		time.Sleep(31 * time.Second)
 		source.Token()
 		synctest.Wait()
-		if now, err := source.Token(); err != nil || now == first {
-			t.Errorf("got %v, %v after the partner recovered, want a new token", now, err)
-		}
+		now, err := source.Token()
+		errorIf(t, err != nil || now == first, "got %v, %v after the partner recovered, want a new token", now, err)
 	})
 }
 
@@ -242,9 +228,8 @@ func TestTokenByHandKeepsToTheQuota(t *testing.T) {
 		first, _ := source.Token()
 		source.Invalidate(first)
 		began := time.Now()
-		if _, err := source.Token(); err != nil || time.Since(began) < time.Minute {
-			t.Errorf("got %v after %v, want a login when the quota allows it", err, time.Since(began))
-		}
+		_, err := source.Token()
+		errorIf(t, err != nil || time.Since(began) < time.Minute, "got %v after %v, want a login when the quota allows it", err, time.Since(began))
 	})
 }
 
@@ -259,7 +244,6 @@ func TestHooksDoNotSeeTokenRequests(t *testing.T) {
 	requests := 0
 	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { requests++ }})
 	req := newRequest(t, "GET", server.URL+"/api/v3/partners/acme/plans", "").WithContext(ctx)
-	if code := status(t, client.Transport, req); code != 200 || requests != 1 || server.Logins() != 1 {
-		t.Errorf("got %d, %d requests and %d logins, want 200, one and one", code, requests, server.Logins())
-	}
+	code := status(t, client.Transport, req)
+	errorIf(t, code != 200 || requests != 1 || server.Logins() != 1, "got %d, %d requests and %d logins, want 200, one and one", code, requests, server.Logins())
 }

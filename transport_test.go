@@ -40,9 +40,8 @@ func TestRevokedUnderLoad(t *testing.T) {
 					for i := range each {
 						req := newRequest(t, "POST", server.URL+"/api/v1/orders", orderBody(fmt.Sprintf("order-%d-%d", w, i)))
 						req.Header.Set("Content-Type", "application/json")
-						if code := status(t, rt, req); code != 201 {
-							t.Errorf("got %d, want an order", code)
-						}
+						code := status(t, rt, req)
+						errorIf(t, code != 201, "got %d, want an order", code)
 						if done.Add(1) == workers*each/2 {
 							server.RevokeAll()
 						}
@@ -52,14 +51,12 @@ func TestRevokedUnderLoad(t *testing.T) {
 			wg.Wait()
 			for w := range workers {
 				for i := range each {
-					if n := server.Created(fmt.Sprintf("order-%d-%d", w, i)); n != 1 {
-						t.Errorf("order-%d-%d was created %d times, want once", w, i, n)
-					}
+					n := server.Created(fmt.Sprintf("order-%d-%d", w, i))
+					errorIf(t, n != 1, "order-%d-%d was created %d times, want once", w, i, n)
 				}
 			}
-			if n := server.LoginRequests(); n != 2 || server.Status(401) == 0 {
-				t.Errorf("got %d logins and %d answers 401, want the first login and one for all who were answered 401", n, server.Status(401))
-			}
+			n := server.LoginRequests()
+			errorIf(t, n != 2 || server.Status(401) == 0, "got %d logins and %d answers 401, want the first login and one for all who were answered 401", n, server.Status(401))
 		})
 	}
 }
@@ -81,15 +78,13 @@ func TestManyRejectionsOneLogin(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 10_000 {
 			wg.Go(func() {
-				if code := get(t, rt, "/"); code != 200 {
-					t.Errorf("got %d, want 200", code)
-				}
+				code := get(t, rt, "/")
+				errorIf(t, code != 200, "got %d, want 200", code)
 			})
 		}
 		wg.Wait()
-		if n := p.count("login"); n != 2 {
-			t.Errorf("got %d logins, want 2", n)
-		}
+		n := p.count("login")
+		errorIf(t, n != 2, "got %d logins, want 2", n)
 	})
 }
 
@@ -106,9 +101,7 @@ func TestLateRejectionKeepsTheNewToken(t *testing.T) {
 		before, _ := rt.Source.Token()
 		time.Sleep(time.Minute)
 		after, _ := rt.Source.Token()
-		if before != after || p.count("login") != 2 || p.count("/slow") != 2 {
-			t.Errorf("got %d logins, want 2 and the token kept", p.count("login"))
-		}
+		errorIf(t, before != after || p.count("login") != 2 || p.count("/slow") != 2, "got %d logins, want 2 and the token kept", p.count("login"))
 	})
 }
 
@@ -119,12 +112,9 @@ func TestUnauthorizedAnswers(t *testing.T) {
 		if err != nil || resp.StatusCode != 401 {
 			t.Fatalf("got %v, %v, want 401", resp, err)
 		}
-		if body, _ := io.ReadAll(resp.Body); string(body) != "always" {
-			t.Errorf("got body %q, want it whole", body)
-		}
-		if p.count("call") != 2 || p.count("login") != 2 {
-			t.Errorf("got %d calls and %d logins, want 2 and 2", p.count("call"), p.count("login"))
-		}
+		body, _ := io.ReadAll(resp.Body)
+		errorIf(t, string(body) != "always", "got body %q, want it whole", body)
+		errorIf(t, p.count("call") != 2 || p.count("login") != 2, "got %d calls and %d logins, want 2 and 2", p.count("call"), p.count("login"))
 	})
 
 	for name, getBody := range map[string]func() (io.ReadCloser, error){
@@ -138,9 +128,8 @@ func TestUnauthorizedAnswers(t *testing.T) {
 			p.revokeAll()
 			req := posting(t, watched("once"))
 			req.GetBody = getBody
-			if code := status(t, rt, req); code != 401 || p.count("call") != 2 {
-				t.Errorf("got %d after %d calls, want the 401 of one", code, p.count("call")-1)
-			}
+			code := status(t, rt, req)
+			errorIf(t, code != 401 || p.count("call") != 2, "got %d after %d calls, want the 401 of one", code, p.count("call")-1)
 			if code := get(t, rt, "/"); code != 200 || p.count("call 401") != 1 {
 				t.Errorf("got %d after %d rejections, want 200 with a new token at once", code, p.count("call 401"))
 			}
@@ -154,9 +143,7 @@ func TestUnauthorizedAnswers(t *testing.T) {
 		p.revokeAll()
 		_, err := (&http.Client{Transport: rt}).Get(apiURL)
 		var auth *partnerauth.AuthError
-		if !errors.As(err, &auth) || auth.StatusCode != 403 || auth.Op != "login" || !errors.Is(err, partnerauth.ErrCredentials) {
-			t.Errorf("got %v, want an AuthError with 403", err)
-		}
+		errorIf(t, !errors.As(err, &auth) || auth.StatusCode != 403 || auth.Op != "login" || !errors.Is(err, partnerauth.ErrCredentials), "got %v, want an AuthError with 403", err)
 	})
 
 	bubble(t, "an endpoint that misuses 401", func(t *testing.T) {
@@ -167,13 +154,11 @@ func TestUnauthorizedAnswers(t *testing.T) {
 				t.Fatalf("got %d, want 401", code)
 			}
 		}
-		if n := p.count("login"); n < 4 || n > 25 {
-			t.Errorf("500 calls cost %d logins, want 4 to 25", n)
-		}
+		n := p.count("login")
+		errorIf(t, n < 4 || n > 25, "500 calls cost %d logins, want 4 to 25", n)
 		token, _ := rt.Source.Token()
-		if code := get(t, rt, "/"); code != 200 {
-			t.Errorf("got %d elsewhere, want 200", code)
-		}
+		code := get(t, rt, "/")
+		errorIf(t, code != 200, "got %d elsewhere, want 200", code)
 		if now, _ := rt.Source.Token(); now != token {
 			t.Error("the token was not kept")
 		}
@@ -222,20 +207,17 @@ func TestRateLimitedAnswers(t *testing.T) {
 		synctest.Wait()
 		began := time.Now()
 		get(t, rt, "/second")
-		if took := time.Since(began); took < 30*time.Second {
-			t.Errorf("the second went after %v, want the pause of 30 s", took)
-		}
+		took := time.Since(began)
+		errorIf(t, took < 30*time.Second, "the second went after %v, want the pause of 30 s", took)
 		var order []string
 		for _, a := range p.seen() {
 			order = append(order, a.path)
 		}
-		if want := []string{loginPath, "/first", "/first", "/second"}; !slices.Equal(order, want) {
-			t.Errorf("got order %v, want %v", order, want)
-		}
+		want := []string{loginPath, "/first", "/first", "/second"}
+		errorIf(t, !slices.Equal(order, want), "got order %v, want %v", order, want)
 		ctx := deadline(t, 5*time.Second)
-		if code, err := try(ctx, rt, "/first"); code != 429 {
-			t.Errorf("got %d, %v, want 429", code, err)
-		}
+		code, err := try(ctx, rt, "/first")
+		errorIf(t, code != 429, "got %d, %v, want 429", code, err)
 		began = time.Now()
 		if _, err := try(ctx, rt, "/"); !errors.Is(err, partnerauth.ErrRateLimited) || time.Since(began) > 0 {
 			t.Errorf("got %v after %v, want ErrRateLimited at once", err, time.Since(began))
@@ -251,30 +233,25 @@ func TestRateLimitedAnswers(t *testing.T) {
 		ctx := deadline(t, 80*time.Second)
 		began := time.Now()
 		_, err := try(ctx, rt, "/")
-		if !errors.Is(err, partnerauth.ErrRateLimited) || time.Since(began) != 5*time.Second {
-			t.Errorf("got %v after %v, want ErrRateLimited when the pause began", err, time.Since(began))
-		}
+		errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited) || time.Since(began) != 5*time.Second, "got %v after %v, want ErrRateLimited when the pause began", err, time.Since(began))
 		time.Sleep(time.Hour)
 	})
 
 	bubble(t, "503 pauses and is returned", func(t *testing.T) {
 		p := new(partner).on("call", reply{status: 503, header: headers("Retry-After: 20")})
 		rt := p.transport(nil)
-		if code := get(t, rt, "/"); code != 503 || p.count("call") != 1 {
-			t.Errorf("got %d after %d calls, want 503 after one", code, p.count("call"))
-		}
+		code := get(t, rt, "/")
+		errorIf(t, code != 503 || p.count("call") != 1, "got %d after %d calls, want 503 after one", code, p.count("call"))
 		began := time.Now()
 		get(t, rt, "/")
-		if took := time.Since(began); took != 20*time.Second {
-			t.Errorf("the next went after %v, want 20 s", took)
-		}
+		took := time.Since(began)
+		errorIf(t, took != 20*time.Second, "the next went after %v, want 20 s", took)
 	})
 
 	bubble(t, "429 and then 401", func(t *testing.T) {
 		rt := new(partner).on("call", busy("1"), reply{status: 401}, reply{}).transport(&partnerauth.Quota{})
-		if code := status(t, rt, newRequest(t, "PUT", apiURL, "body")); code != 200 {
-			t.Errorf("got %d, want 200 after one more try for each", code)
-		}
+		code := status(t, rt, newRequest(t, "PUT", apiURL, "body"))
+		errorIf(t, code != 200, "got %d, want 200 after one more try for each", code)
 	})
 }
 
@@ -283,18 +260,13 @@ func TestRateLimitedAnswers(t *testing.T) {
 func TestRejectedAnswerFreesItsConnection(t *testing.T) {
 	server, rt := onSockets(t, partnertest.Options{})
 	server.Inject(partnertest.Fault{Path: "/api/v1/orders", Times: 1, Status: 401, Body: strings.Repeat("no ", 10_000)})
-	if code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "")); code != 200 {
-		t.Errorf("got %d, want 200", code)
-	}
+	code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", ""))
+	errorIf(t, code != 200, "got %d, want 200", code)
 	seen := server.Requests()
 	for _, r := range seen {
-		if r.RemoteAddr != seen[0].RemoteAddr {
-			t.Errorf("%s %s came on another connection than the first", r.Method, r.Path)
-		}
+		errorIf(t, r.RemoteAddr != seen[0].RemoteAddr, "%s %s came on another connection than the first", r.Method, r.Path)
 	}
-	if len(seen) != 4 {
-		t.Errorf("got %d requests, want login, 401, login, 200", len(seen))
-	}
+	errorIf(t, len(seen) != 4, "got %d requests, want login, 401, login, 200", len(seen))
 }
 
 // A rejected answer whose body never ends costs a second, not for ever.
@@ -303,9 +275,8 @@ func TestRejectedAnswerThatNeverEnds(t *testing.T) {
 		endless, _ := io.Pipe()
 		rt := new(partner).on("call", reply{status: 401, stream: endless}, reply{}).transport(nil)
 		began := time.Now()
-		if code := get(t, rt, "/"); code != 200 || time.Since(began) > 2*time.Second {
-			t.Errorf("got %d after %v, want 200 within two seconds", code, time.Since(began))
-		}
+		code := get(t, rt, "/")
+		errorIf(t, code != 200 || time.Since(began) > 2*time.Second, "got %d after %v, want 200 within two seconds", code, time.Since(began))
 	})
 }
 
@@ -376,13 +347,9 @@ func TestRoundTripperContract(t *testing.T) {
 				if !maps.EqualFunc(header, req.Header, slices.Equal) || req.Method != copied.Method || req.URL != copied.URL || req.Body != copied.Body {
 					t.Errorf("the request was changed: %v", req)
 				}
-				if len(bodies) != c.tries {
-					t.Errorf("%d bodies were opened, want %d", len(bodies), c.tries)
-				}
+				errorIf(t, len(bodies) != c.tries, "%d bodies were opened, want %d", len(bodies), c.tries)
 				for i, b := range bodies {
-					if b.closed.Load() != 1 {
-						t.Errorf("body %d was closed %d times, want once", i, b.closed.Load())
-					}
+					errorIf(t, b.closed.Load() != 1, "body %d was closed %d times, want once", i, b.closed.Load())
 				}
 			})
 		}
@@ -390,9 +357,8 @@ func TestRoundTripperContract(t *testing.T) {
 
 	t.Run("bad requests", func(t *testing.T) {
 		rt := new(partner).transport(nil)
-		if code := status(t, rt, &http.Request{URL: &url.URL{Scheme: "https", Host: "api.example", Path: "/"}}); code != 200 {
-			t.Errorf("nil header and no method: got %d, want 200", code)
-		}
+		code := status(t, rt, &http.Request{URL: &url.URL{Scheme: "https", Host: "api.example", Path: "/"}})
+		errorIf(t, code != 200, "nil header and no method: got %d, want 200", code)
 		if _, err := rt.RoundTrip(&http.Request{}); err == nil {
 			t.Error("no URL: got no error")
 		}
@@ -420,13 +386,9 @@ func TestRoundTripperContract(t *testing.T) {
 				io.Copy(io.Discard, resp.Body)
 				resp.Body.Close()
 			}
-			if fault.Reset != (err != nil) {
-				t.Errorf("%+v: got %v", fault, err)
-			}
+			errorIf(t, fault.Reset != (err != nil), "%+v: got %v", fault, err)
 			for i, b := range bodies {
-				if b.closed.Load() != 1 {
-					t.Errorf("%+v: body %d was closed %d times, want once", fault, i, b.closed.Load())
-				}
+				errorIf(t, b.closed.Load() != 1, "%+v: body %d was closed %d times, want once", fault, i, b.closed.Load())
 			}
 		}
 	})
@@ -447,9 +409,8 @@ func TestWritesOfASmallPost(t *testing.T) {
 	for range 10 {
 		status(t, rt, newRequest(t, "POST", server.URL, "hello"))
 	}
-	if n := writes.n.Load(); n != 10 {
-		t.Errorf("10 POSTs took %d writes, want 10", n)
-	}
+	n := writes.n.Load()
+	errorIf(t, n != 10, "10 POSTs took %d writes, want 10", n)
 }
 
 type countedConn struct {
