@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"runtime"
 	"slices"
 	"strings"
@@ -128,30 +127,6 @@ func checkFailure(t *testing.T, p *partner, source *partnerauth.Source, provider
 	// whatever went wrong, the next caller does not cost a request at once
 	_, again := source.Token()
 	errorIf(t, again != err || p.count("login") != f.tries, "the next caller got %v after %d requests, want the same error after %d", again, p.count("login"), f.tries)
-}
-
-// What an error unwraps to, from where users of http.Client stand.
-func TestErrorsThroughHTTPClient(t *testing.T) {
-	t.Parallel()
-	p := &partner{script: always(reply{status: 401, header: headers("X-Request-Id: 42"), body: `{"message":"no such account"}`})}
-	for provider, source := range map[string]*partnerauth.Source{"nowpost": p.nowPost(), "ndovu": p.ndovu()} {
-		client := &http.Client{Transport: &partnerauth.Transport{Source: source, Base: p}}
-		_, err := client.Get(apiURL + "/orders")
-		var outer *url.Error
-		var auth *partnerauth.AuthError
-		var answered *oauth2.RetrieveError
-		if !errors.As(err, &outer) || !errors.As(err, &auth) || !errors.As(err, &answered) || !errors.Is(err, partnerauth.ErrCredentials) {
-			t.Fatalf("got %v, want a url.Error, AuthError, RetrieveError and ErrCredentials", err)
-		}
-		want := "partnerauth: " + provider + " login: 401 Unauthorized"
-		errorIf(t, !strings.HasPrefix(auth.Error(), want) || !strings.Contains(err.Error(), want), "got %q, want %q in it", err, want)
-		if answered.Response.Header.Get("X-Request-Id") != "42" || !strings.Contains(string(answered.Body), "no such") {
-			t.Errorf("got the answer %+v with %q", answered.Response, answered.Body)
-		}
-		errorIf(t, errors.Is(err, partnerauth.ErrRateLimited) || errors.Is(err, partnerauth.ErrInsecureURL) || auth.Timeout(), "%v is more than it should be", err)
-	}
-	n := p.count("call")
-	errorIf(t, n != 0, "got %d calls without a token", n)
 }
 
 // Nothing is sent with a token that a header cannot carry.

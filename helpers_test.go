@@ -433,6 +433,23 @@ func try(ctx context.Context, rt http.RoundTripper, path string) (int, error) {
 	return resp.StatusCode, nil
 }
 
+// atOnce calls f from n goroutines, which the WaitGroup waits for.
+func atOnce(n int, f func(i int)) *sync.WaitGroup {
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() { f(i) })
+	}
+	return &wg
+}
+
+// reject makes the next caller sign in again.
+func reject(rt *partnerauth.Transport) *partnerauth.Source {
+	source := rt.Source.(*partnerauth.Source)
+	token, _ := source.Token()
+	source.Invalidate(token)
+	return source
+}
+
 // deadline is a context that has one.
 func deadline(t testing.TB, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), d)

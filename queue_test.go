@@ -61,11 +61,9 @@ func TestTokenRequestsGoFirst(t *testing.T) {
 		bubble(t, l.name, func(t *testing.T) {
 			p := new(partner)
 			rt := p.transport(l.make())
-			source := rt.Source.(*partnerauth.Source)
 			wg, before := queue500(t, p, rt, l.burst)
 			time.Sleep(90 * time.Second)
-			token, _ := source.Token()
-			source.Invalidate(token)
+			source := reject(rt)
 			since := time.Since(p.began)
 			if _, err := source.Token(); err != nil {
 				t.Error(err)
@@ -138,15 +136,9 @@ func TestWaitersAreWoken(t *testing.T) {
 		rt := p.transport(&partnerauth.Quota{Requests: 2})
 		get(t, rt, "/")
 		began := time.Now()
-		var wg sync.WaitGroup
-		for range 2 {
-			wg.Go(func() { get(t, rt, "/waiter") })
-		}
-		synctest.Wait()
+		wg := atOnce(2, func(int) { get(t, rt, "/waiter") })
 		time.Sleep(10 * time.Second)
-		source := rt.Source.(*partnerauth.Source)
-		token, _ := source.Token()
-		source.Invalidate(token)
+		source := reject(rt)
 		wg.Go(func() { source.Token() })
 		wg.Wait()
 		took := time.Since(began)
@@ -165,25 +157,16 @@ func TestGivingUpCostsNothing(t *testing.T) {
 				began := time.Now()
 				random := rand.New(rand.NewPCG(1, 2))
 				var mu sync.Mutex
-				var wg sync.WaitGroup
-				for range callers {
-					wg.Go(func() {
-						for time.Since(began) < length {
-							mu.Lock()
-							patience := time.Duration(random.Int64N(int64(time.Minute)))
-							mu.Unlock()
-							// a cancellation, not a deadline, or it would be refused at once
-							ctx, cancel := context.WithCancel(t.Context())
-							stop := time.AfterFunc(patience, cancel)
-							if _, err := try(ctx, rt, "/"); err != nil && !errors.Is(err, context.Canceled) {
-								t.Error(err)
-							}
-							stop.Stop()
-							cancel()
-						}
-					})
-				}
-				wg.Wait()
+				atOnce(callers, func(int) {
+					for time.Since(began) < length {
+						mu.Lock()
+						patience := time.Duration(random.Int64N(int64(time.Minute)))
+						mu.Unlock()
+						// a cancellation, not a deadline, or it would be refused at once
+						_, err := try(leaving(t, patience), rt, "/")
+						errorIf(t, err != nil && !errors.Is(err, context.Canceled), "got %v", err)
+					}
+				}).Wait()
 				served := float64(p.count("call 200")) / length.Minutes()
 				errorIf(t, served < 95, "served %.1f a minute, want 95", served)
 			})
@@ -211,10 +194,7 @@ func TestRefusedAtOnce(t *testing.T) {
 				get(t, rt, "/")
 			}
 			waiting, leave := context.WithCancel(t.Context())
-			var wg sync.WaitGroup
-			for range c.queued {
-				wg.Go(func() { try(waiting, rt, "/") })
-			}
+			wg := atOnce(c.queued, func(int) { try(waiting, rt, "/") })
 			synctest.Wait()
 			ctx := deadline(t, 10*time.Second)
 			began := time.Now()
@@ -255,11 +235,7 @@ func TestThousandOnAColdSource(t *testing.T) {
 		bubble(t, l.name, func(t *testing.T) {
 			p := new(partner)
 			rt := p.transport(l.make())
-			var wg sync.WaitGroup
-			for range 1000 {
-				wg.Go(func() { get(t, rt, "/") })
-			}
-			wg.Wait()
+			atOnce(1000, func(int) { get(t, rt, "/") }).Wait()
 			errorIf(t, p.count("login") != 1 || p.count("call 200") != 1000, "got %d logins and %d answers 200, want 1 and 1000", p.count("login"), p.count("call 200"))
 		})
 	}
@@ -285,14 +261,9 @@ func TestGivenBackPermitsCostNoPace(t *testing.T) {
 			get(t, rt, "/")
 		}
 		began := time.Now()
-		var wg sync.WaitGroup
-		for range 30 {
-			wg.Go(func() { get(t, rt, "/") })
-		}
+		wg := atOnce(30, func(int) { get(t, rt, "/") })
 		synctest.Wait()
-		source := rt.Source.(*partnerauth.Source)
-		token, _ := source.Token()
-		source.Invalidate(token)
+		reject(rt)
 		wg.Wait()
 		// 30 permits and a login at 100 a minute
 		took := time.Since(began)
@@ -342,27 +313,21 @@ func TestQueueRaces(t *testing.T) {
 		p := new(partner)
 		rt := p.transport(l)
 		var served atomic.Int32
-		var wg sync.WaitGroup
-		for i := range 300 {
-			wg.Go(func() {
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
-				patience := time.Duration(i) * time.Millisecond / 10
-				switch i % 3 {
-				case 1:
-					ctx, cancel = context.WithTimeout(ctx, patience)
-					defer cancel()
-				case 2:
-					defer time.AfterFunc(patience, cancel).Stop()
-				}
-				if _, err := try(ctx, rt, "/"); err == nil {
-					served.Add(1)
-				} else if i%3 == 0 {
-					t.Error(err) // it had no reason to leave
-				}
-			})
-		}
-		wg.Wait()
+		atOnce(300, func(i int) {
+			patience := time.Duration(i) * time.Millisecond / 10
+			ctx := t.Context()
+			switch i % 3 {
+			case 1:
+				ctx = deadline(t, patience)
+			case 2:
+				ctx = leaving(t, patience)
+			}
+			if _, err := try(ctx, rt, "/"); err == nil {
+				served.Add(1)
+			} else if i%3 == 0 {
+				t.Error(err) // it had no reason to leave
+			}
+		}).Wait()
 		n := int(served.Load())
 		errorIf(t, n < 100 || n > p.count("call 200"), "%T: %d served, %d answered, want 100 served at least", l, n, p.count("call 200"))
 	}

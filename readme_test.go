@@ -1,7 +1,6 @@
 package partnerauth_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"go/ast"
@@ -18,8 +17,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
 
 // fragment is what the README's code that is no whole file stands in: imports,
@@ -146,37 +143,6 @@ func TestReadmeCode(t *testing.T) {
 			}
 		}}
 		config.Check("readme", fset, []*ast.File{file}, nil)
-	}
-}
-
-// The program of the first screen does what it says, on a stand-in.
-func TestReadmeProgram(t *testing.T) {
-	t.Parallel()
-	programs := slices.DeleteFunc(blocks(document(t, "README.md"), "go"), func(block string) bool {
-		return !strings.HasPrefix(block, "package main")
-	})
-	if len(programs) == 0 {
-		t.Fatal("found no program in the README")
-	}
-	server := partnertest.StartNowPost(partnertest.Options{})
-	defer server.Close()
-	dir := t.TempDir()
-	source, binary := filepath.Join(dir, "main.go"), filepath.Join(dir, "readme.exe")
-	text := programs[0]
-	if err := os.WriteFile(source, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("go", "build", "-o", binary, source).CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	program := exec.Command(binary)
-	program.Env = append(os.Environ(), "NOWPOST_EMAIL="+partnertest.Email, "NOWPOST_PASSWORD="+partnertest.Password, "NOWPOST_BASE_URL="+server.URL)
-	out, err := program.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("200 OK")) {
-		t.Errorf("got %v and %q, want 200 OK", err, out)
-	}
-	if server.Logins() != 1 || server.Status(200) != 2 {
-		t.Errorf("got %d logins and %d answers 200, want 1 and 2", server.Logins(), server.Status(200))
 	}
 }
 

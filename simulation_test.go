@@ -191,22 +191,18 @@ func simulate(t *testing.T, p policy, seed uint64, slow bool, length time.Durati
 		r.simServer = &simServer{policy: p, start: time.Now(), random: rand.New(rand.NewPCG(seed, 1)), slow: slow}
 		rt := (&partner{script: r.simServer.answer}).custom(static("t"), nil)
 		var mu sync.Mutex
-		var wg sync.WaitGroup
-		for range 50 {
-			wg.Go(func() {
-				for time.Since(r.start) < length {
-					began := time.Now()
-					code := get(t, rt, "/")
-					mu.Lock()
-					r.longest = max(r.longest, time.Since(began))
-					if code == 429 {
-						r.callers429++
-					}
-					mu.Unlock()
+		atOnce(50, func(int) {
+			for time.Since(r.start) < length {
+				began := time.Now()
+				code := get(t, rt, "/")
+				mu.Lock()
+				r.longest = max(r.longest, time.Since(began))
+				if code == 429 {
+					r.callers429++
 				}
-			})
-		}
-		wg.Wait()
+				mu.Unlock()
+			}
+		}).Wait()
 	})
 	return r
 }

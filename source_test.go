@@ -3,9 +3,9 @@ package partnerauth_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http/httptrace"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,15 +18,10 @@ var errTest = errors.New("the shop is closed")
 
 func TestColdSourceLogsInOnce(t *testing.T) {
 	server, rt := onSockets(t, partnertest.Options{TLS: true, Latency: 20 * time.Millisecond})
-	var wg sync.WaitGroup
-	for range 2000 {
-		wg.Go(func() {
-			if _, err := rt.Source.Token(); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
+	atOnce(2000, func(int) {
+		_, err := rt.Source.Token()
+		errorIf(t, err != nil, "got %v", err)
+	}).Wait()
 	n := server.LoginRequests()
 	errorIf(t, n != 1, "got %d login requests, want 1", n)
 }
@@ -68,8 +63,7 @@ func TestShortTokensOnSockets(t *testing.T) {
 	t.Parallel()
 	server, rt := onSockets(t, partnertest.Options{Lifetime: 2 * time.Second, Limit: -1})
 	server.Inject(partnertest.Fault{Path: renewPath, Delay: 100 * time.Millisecond})
-	source := rt.Source.(*partnerauth.Source)
-	first, err := source.Token()
+	first, err := rt.Source.Token()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,9 +83,7 @@ func TestShortTokensOnSockets(t *testing.T) {
 	}
 	// a renewal that may be under way is given up for a login, so that no
 	// goroutine is left over
-	token, _ := source.Token()
-	source.Invalidate(token)
-	if _, err := source.Token(); err != nil {
+	if _, err := reject(rt).Token(); err != nil {
 		t.Error(err)
 	}
 }
@@ -186,36 +178,50 @@ func TestInvalidateForgetsOnlyTheCurrentToken(t *testing.T) {
 	})
 }
 
+// A renewal that fails is nothing to callers until the token ends. Then they
+// get its error, and with the next that succeeds a token again.
 func TestFailedRenewalServesTheOldToken(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var failing atomic.Bool
-		p := &partner{lifetime: time.Hour, script: func(asked) reply {
-			if failing.Load() {
-				return reply{status: 503}
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		of     func(*partner) *partnerauth.Source
+		fails  reply
+		least  int           // requests in the last minutes of the token
+		most   int           // likewise
+		within time.Duration // of the partner's recovery there is a token
+	}{
+		{"NowPost 503", (*partner).nowPost, reply{status: 503}, 20, 40 + 80*renewalTries, time.Minute},
+		{"Ndovu 503", (*partner).ndovu, reply{status: 503}, 20, 40 + 40*renewalTries, time.Minute},
+		{"Ndovu 401", (*partner).ndovu, reply{status: 401}, 4, 30, 25 * time.Minute},
+		{"Ndovu no token", (*partner).ndovu, reply{body: "{}"}, 20, 60, time.Minute},
+		{"Ndovu network", (*partner).ndovu, reply{err: io.EOF}, 20, 40 + 40*renewalTries, time.Minute},
+	} {
+		bubble(t, c.name, func(t *testing.T) {
+			p := &partner{lifetime: time.Hour}
+			began := time.Now()
+			p.script = func(a asked) reply {
+				if a.n > 0 && time.Since(began) < 2*time.Hour {
+					return c.fails
+				}
+				return reply{}
 			}
-			return reply{}
-		}}
-		source := p.nowPost()
-		first, err := source.Token()
-		if err != nil {
-			t.Fatal(err)
-		}
-		failing.Store(true)
-		for began := time.Now(); time.Since(began) < 59*time.Minute; time.Sleep(time.Second) {
-			if now, err := source.Token(); now != first {
-				t.Fatalf("got %v, %v after %v, want the first token until it ends", now, err, time.Since(began))
+			source := c.of(p)
+			for ; time.Since(began) < 2*time.Hour+c.within+time.Minute; time.Sleep(time.Second) {
+				token, err := source.Token()
+				switch age := time.Since(began); {
+				case age < time.Hour && (err != nil || token.AccessToken != "token-1"):
+					t.Fatalf("got %v, %v after %v, want the first token", token, err, age)
+				case age == time.Hour:
+					n := len(p.seen()) - 1
+					errorIf(t, n < c.least || n > c.most, "got %d requests in about 12 minutes of failing, want %d to %d", n, c.least, c.most)
+				case age > time.Hour && age < 2*time.Hour && err == nil:
+					t.Fatalf("got %v after %v", token, age)
+				case age > 2*time.Hour+c.within && err != nil:
+					t.Fatalf("got %v after %v", err, age)
+				}
 			}
-		}
-		synctest.Wait()
-		n, most := len(p.seen())-1, 40+80*renewalTries
-		errorIf(t, n < 20 || n > most, "got %d token requests in about 12 minutes of failing, want 20 to %d", n, most)
-		failing.Store(false)
-		time.Sleep(31 * time.Second)
-		source.Token()
-		synctest.Wait()
-		now, err := source.Token()
-		errorIf(t, err != nil || now == first, "got %v, %v after the partner recovered, want a new token", now, err)
-	})
+		})
+	}
 }
 
 // A Source that a Transport has used keeps to its quota when asked by hand.
@@ -224,10 +230,7 @@ func TestTokenByHandKeepsToTheQuota(t *testing.T) {
 		p := new(partner)
 		rt := p.transport(&partnerauth.Quota{Requests: 2})
 		get(t, rt, "/") // and the login: nothing is left
-		source := rt.Source.(*partnerauth.Source)
-		first, _ := source.Token()
-		source.Invalidate(first)
-		began := time.Now()
+		source, began := reject(rt), time.Now()
 		_, err := source.Token()
 		errorIf(t, err != nil || time.Since(began) < time.Minute, "got %v after %v, want a login when the quota allows it", err, time.Since(began))
 	})

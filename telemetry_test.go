@@ -27,6 +27,7 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/sdk/instrumentation"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -685,6 +686,10 @@ func TestMetrics(t *testing.T) {
 			partnerauth.token.fetch.duration s {partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=unauthorized} count=1 sum=1
 			partnerauth.token.fetch.duration s {partnerauth.provider=nowpost partnerauth.token.operation=refresh partnerauth.token.trigger=expiring} count=1 sum=2`)
 
+		time.Sleep(24 * time.Hour)
+		s.call(ctx, "/orders/5", 200)
+		errorIf(t, !strings.Contains(s.points(t), "pace 1 {partnerauth.provider=nowpost} 1\n"), "the pace is not back a day later:\n%s", s.points(t))
+
 		// The types and, for semantic conventions' own instrument, the buckets.
 		semconvBuckets := []float64{.005, .01, .025, .05, .075, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10}
 		for _, m := range s.collect(t) {
@@ -704,10 +709,23 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
-// A source of the user's own has no name to tell.
+// A source of the user's own has no name to tell. The library has, and a schema,
+// for traces and metrics alike. A pace that was never lowered is no metric.
 func TestMetricsOfACustomSource(t *testing.T) {
 	rec := newRecording()
 	get(t, rec.plain(&partner{open: true}), "/")
+	var scopes []instrumentation.Scope
+	for _, s := range rec.ended() {
+		scopes = append(scopes, s.InstrumentationScope())
+	}
+	var rm metricdata.ResourceMetrics
+	rec.reader.Collect(context.Background(), &rm)
+	for _, m := range rm.ScopeMetrics {
+		scopes = append(scopes, m.Scope)
+	}
+	for _, s := range scopes {
+		errorIf(t, s.Name != "github.com/partnerauth/partnerauth" || !strings.HasPrefix(s.SchemaURL, "https://opentelemetry.io/schemas/1."), "got scope %q, schema %q", s.Name, s.SchemaURL)
+	}
 	sameLines(t, "metrics", regexp.MustCompile(`(count=\d+) sum=.*`).ReplaceAllString(rec.points(t), "$1"), `
 		http.client.request.duration s {http.request.method=GET http.response.status_code=200 network.protocol.version=1.1 server.address=api.example server.port=443} count=1
 		partnerauth.rate_limit.wait_time s {partnerauth.rate_limit.result=acquired} count=1`)
@@ -763,31 +781,6 @@ func TestQueuedRequests(t *testing.T) {
 			partnerauth.rate_limit.wait_time s {partnerauth.rate_limit.result=acquired} count=2 sum=61
 			partnerauth.rate_limit.wait_time s {partnerauth.rate_limit.result=canceled} count=3 sum=3
 			partnerauth.rate_limit.wait_time s {partnerauth.rate_limit.result=deadline_exceeded} count=1 sum=0`)
-	})
-}
-
-// A pace that was never lowered is not worth a metric; one that was is, until
-// it is back.
-func TestPace(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t)
-		pace := func() string {
-			for line := range strings.Lines(s.points(t)) {
-				if strings.HasPrefix(line, "partnerauth.rate_limit.pace") {
-					return line[strings.Index(line, "} ")+2:]
-				}
-			}
-			return "none\n"
-		}
-		s.on("call", got(200), slowDown(), got(200))
-		for i, want := range []string{"none\n", "below 1\n", "1\n"} {
-			s.call(t.Context(), "/", 200)
-			got := pace()
-			errorIf(t, got != want, "after call %d the pace is %s, want %s", i+1, got, want)
-			if i > 0 {
-				time.Sleep(24 * time.Hour)
-			}
-		}
 	})
 }
 
@@ -914,23 +907,6 @@ func TestGlobals(t *testing.T) {
 	}
 	if h := p.seen()[3].header; h.Get("Traceparent") == "" {
 		t.Errorf("with fields nil: sent %v", h)
-	}
-}
-
-// The library names itself and its schema, for traces and metrics alike.
-func TestScope(t *testing.T) {
-	rec := newRecording()
-	get(t, rec.plain(&partner{open: true}), "/")
-	const name = "github.com/partnerauth/partnerauth"
-	schema := regexp.MustCompile(`^https://opentelemetry\.io/schemas/\d`)
-	for _, s := range rec.ended() {
-		scope := s.InstrumentationScope()
-		errorIf(t, scope.Name != name || !schema.MatchString(scope.SchemaURL), "%s: scope %q, schema %q", s.Name(), scope.Name, scope.SchemaURL)
-	}
-	var rm metricdata.ResourceMetrics
-	rec.reader.Collect(context.Background(), &rm)
-	for _, m := range rm.ScopeMetrics {
-		errorIf(t, m.Scope.Name != name || !schema.MatchString(m.Scope.SchemaURL), "metrics: scope %q, schema %q", m.Scope.Name, m.Scope.SchemaURL)
 	}
 }
 

@@ -18,6 +18,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/oauth2"
+
 	"github.com/partnerauth/partnerauth"
 	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
@@ -75,14 +77,10 @@ func TestManyRejectionsOneLogin(t *testing.T) {
 			return reply{status: 401}
 		}}
 		rt := p.transport(nil)
-		var wg sync.WaitGroup
-		for range 10_000 {
-			wg.Go(func() {
-				code := get(t, rt, "/")
-				errorIf(t, code != 200, "got %d, want 200", code)
-			})
-		}
-		wg.Wait()
+		atOnce(10_000, func(int) {
+			code := get(t, rt, "/")
+			errorIf(t, code != 200, "got %d, want 200", code)
+		}).Wait()
 		n := p.count("login")
 		errorIf(t, n != 2, "got %d logins, want 2", n)
 	})
@@ -137,13 +135,18 @@ func TestUnauthorizedAnswers(t *testing.T) {
 	}
 
 	t.Run("failed login after 401", func(t *testing.T) {
-		p := new(partner).on("login", reply{}, reply{status: 403, body: "{}"})
+		p := new(partner).on("login", reply{}, reply{status: 403, header: headers("X-Request-Id: 42"), body: "{}"})
 		rt := p.transport(nil)
 		get(t, rt, "/")
 		p.revokeAll()
-		_, err := (&http.Client{Transport: rt}).Get(apiURL)
+		_, err := (&http.Client{Transport: rt}).Get(apiURL) // so that it is inside a *url.Error
 		var auth *partnerauth.AuthError
-		errorIf(t, !errors.As(err, &auth) || auth.StatusCode != 403 || auth.Op != "login" || !errors.Is(err, partnerauth.ErrCredentials), "got %v, want an AuthError with 403", err)
+		var answered *oauth2.RetrieveError
+		if !errors.As(err, &auth) || !errors.As(err, &answered) || !errors.Is(err, partnerauth.ErrCredentials) || errors.Is(err, partnerauth.ErrRateLimited) || auth.Timeout() {
+			t.Fatalf("got %v, want an AuthError with an oauth2.RetrieveError and ErrCredentials, and nothing else", err)
+		}
+		errorIf(t, auth.StatusCode != 403 || auth.Op != "login" || answered.Response.Header.Get("X-Request-Id") != "42" || string(answered.Body) != "{}",
+			"got %v and the answer %+v with %q, want that to the login", auth, answered.Response, answered.Body)
 	})
 
 	bubble(t, "an endpoint that misuses 401", func(t *testing.T) {
