@@ -128,10 +128,8 @@ func (p *partner) RoundTrip(req *http.Request) (*http.Response, error) {
 		r = p.healthy(a, r)
 	}
 	if r.after > 0 {
-		select {
-		case <-time.After(r.after):
-		case <-req.Context().Done():
-			return nil, req.Context().Err()
+		if err := sleep(req.Context(), r.after); err != nil {
+			return nil, err
 		}
 	}
 	if r.err != nil {
@@ -150,10 +148,7 @@ func (p *partner) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.log[a.n].status = resp.StatusCode
-	if !r.ends.IsZero() {
-		p.held = r.ends
-	}
+	p.log[a.n].status, p.held = resp.StatusCode, cmp.Or(r.ends, p.held)
 	return resp, nil
 }
 
@@ -329,7 +324,7 @@ type limiterFunc func(context.Context) error
 
 func (f limiterFunc) Wait(ctx context.Context) error { return f(ctx) }
 
-// sleep waits in a Limiter's manner.
+// sleep waits for d or the end of ctx.
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):

@@ -20,7 +20,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"golang.org/x/oauth2"
 
@@ -181,20 +180,8 @@ func (h *hunt) unwrapped(what string, err error) {
 func (h *hunt) exported(where string, rec *recording) {
 	h.Helper()
 	spans := tracetest.SpanStubsFromReadOnlySpans(rec.ended())
-	text, err := json.Marshal(spans)
-	if err != nil {
-		h.Fatal(err)
-	}
-	h.search(where+": spans", "exported", string(text)+fmt.Sprintf("%+v", spans), true)
-	var rm metricdata.ResourceMetrics
-	if err := rec.reader.Collect(context.Background(), &rm); err != nil {
-		h.Fatal(err)
-	}
-	text, err = json.Marshal(rm)
-	if err != nil {
-		h.Fatal(err)
-	}
-	h.search(where+": metrics", "exported", string(text)+rec.points(h.TB), true)
+	h.search(where+": spans", "exported", jsonOf(spans)+fmt.Sprintf("%+v", spans), true)
+	h.search(where+": metrics", "exported", jsonOf(rec.collect(h.TB))+rec.points(h.TB), true)
 	if len(spans) == 0 {
 		h.Errorf("%s: there are no spans to search", where)
 	}

@@ -14,7 +14,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -81,14 +80,10 @@ func (r *recording) clients() []sdktrace.ReadOnlySpan {
 	return slices.DeleteFunc(r.ended(), func(s sdktrace.ReadOnlySpan) bool { return s.SpanKind() != trace.SpanKindClient })
 }
 
-// ended are the spans in the order in which they started.
+// ended are the spans in the order of their start.
 func (r *recording) ended() []sdktrace.ReadOnlySpan {
-	var done []sdktrace.ReadOnlySpan
-	for _, s := range r.spans.Started() {
-		if !s.EndTime().IsZero() {
-			done = append(done, s)
-		}
-	}
+	done := r.spans.Ended()
+	slices.SortStableFunc(done, func(a, b sdktrace.ReadOnlySpan) int { return a.StartTime().Compare(b.StartTime()) })
 	return done
 }
 
@@ -183,23 +178,13 @@ func attributes(s sdktrace.ReadOnlySpan) []string {
 	return out
 }
 
-func attributeOf(s sdktrace.ReadOnlySpan, key string) string {
-	for _, kv := range s.Attributes() {
-		if string(kv.Key) == key {
-			return kv.Value.String()
-		}
-	}
-	return ""
-}
+func attributeOf(s sdktrace.ReadOnlySpan, key string) string { return mapped(s.Attributes())[key] }
 
 // collect reads all metrics.
-func (r *recording) collect(t testing.TB) []metricdata.Metrics {
-	t.Helper()
+func (r *recording) collect(t testing.TB) (all []metricdata.Metrics) {
 	var rm metricdata.ResourceMetrics
-	if err := r.reader.Collect(context.Background(), &rm); err != nil {
-		t.Fatal(err)
-	}
-	var all []metricdata.Metrics
+	err := r.reader.Collect(context.Background(), &rm)
+	errorIf(t, err != nil, "metrics: %v", err)
 	for _, scope := range rm.ScopeMetrics {
 		all = append(all, scope.Metrics...)
 	}
@@ -381,11 +366,9 @@ func TestSpanTree(t *testing.T) {
 			  partnerauth.rate_limit.wait INTERNAL Unset @7.3s+7s partnerauth.rate_limit.result=acquired
 			  GET CLIENT Unset @14.3s+100ms http.response.status_code=200 url.full=~/orders`},
 		{name: "somebody else's fetch", cold: true, play: func(s *scene) {
-			var wg sync.WaitGroup
-			wg.Go(func() { s.call(ctx, "/first", 200) })
+			go s.call(ctx, "/first", 200)
 			time.Sleep(50 * time.Millisecond)
 			s.call(ctx, "/plans", 200)
-			wg.Wait()
 		}, want: signIn + `
 			nowpost call INTERNAL Unset @50ms+350ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=shared
 			  partnerauth.token.wait INTERNAL Unset @50ms+250ms ->partnerauth.token.fetch@0s
@@ -415,11 +398,10 @@ func TestSpanTree(t *testing.T) {
 			  POST CLIENT Unset @15m0.1s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login`},
 		{name: "failed login, for somebody who waits too, and a call that is spared another", cold: true, play: func(s *scene) {
 			s.on("login", got(401))
-			var wg sync.WaitGroup
-			wg.Go(func() { s.fail(ctx, "/orders", partnerauth.ErrCredentials) })
+			go s.fail(ctx, "/orders", partnerauth.ErrCredentials)
 			time.Sleep(50 * time.Millisecond)
 			s.fail(ctx, "/plans", partnerauth.ErrCredentials)
-			wg.Wait()
+			synctest.Wait()
 			s.fail(ctx, "/orders", partnerauth.ErrCredentials)
 		}, want: `
 			nowpost call INTERNAL Error @0s+100ms error.type=*partnerauth.AuthError partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
@@ -438,31 +420,22 @@ func TestSpanTree(t *testing.T) {
 			    POST CLIENT Unset http.request.resend_count=1 http.response.status_code=200 url.full=~/api/v1/auth/login
 			  GET /orders CLIENT Unset http.response.status_code=200 url.full=~/orders url.template=/orders`},
 		{name: "refused by the quota at once", limiter: &partnerauth.Quota{Requests: 2}, play: func(s *scene) {
-			hasty := deadline(s, 10*time.Second)
-			s.fail(hasty, "/orders", partnerauth.ErrRateLimited, context.DeadlineExceeded)
+			s.fail(deadline(s, 10*time.Second), "/orders", partnerauth.ErrRateLimited, context.DeadlineExceeded)
 		}, want: `
 			nowpost call INTERNAL Error @0s+0s error.type=*partnerauth.… partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache`},
-		{name: "given up by the limiter at the deadline", limiter: after7s(2), play: func(s *scene) {
-			hasty := deadline(s, time.Second)
-			s.fail(hasty, "/orders", partnerauth.ErrRateLimited, context.DeadlineExceeded)
+		{name: "given up at the deadline in the queue, and canceled there", limiter: after7s(2), play: func(s *scene) {
+			s.fail(deadline(s, time.Second), "/orders", partnerauth.ErrRateLimited, context.DeadlineExceeded)
+			s.fail(leaving(s, time.Second), "/orders", context.Canceled)
 		}, want: `
 			nowpost call INTERNAL Error @0s+1s error.type=*partnerauth.… partnerauth.attempts=0 partnerauth.rate_limit.wait_time=1 partnerauth.token.source=cache
-			  partnerauth.rate_limit.wait INTERNAL Error @0s+1s error.type=*partnerauth.… partnerauth.rate_limit.result=deadline_exceeded`},
-		{name: "canceled in the queue", limiter: after7s(2), play: func(s *scene) {
-			gone := leaving(s, time.Second)
-			s.fail(gone, "/orders", context.Canceled)
-		}, want: `
-			nowpost call INTERNAL Unset @0s+1s partnerauth.attempts=0 partnerauth.rate_limit.wait_time=1 partnerauth.token.source=cache
-			  partnerauth.rate_limit.wait INTERNAL Unset @0s+1s partnerauth.rate_limit.result=canceled`},
+			  partnerauth.rate_limit.wait INTERNAL Error @0s+1s error.type=*partnerauth.… partnerauth.rate_limit.result=deadline_exceeded
+			nowpost call INTERNAL Unset @1s+1s partnerauth.attempts=0 partnerauth.rate_limit.wait_time=1 partnerauth.token.source=cache
+			  partnerauth.rate_limit.wait INTERNAL Unset @1s+1s partnerauth.rate_limit.result=canceled`},
 		{name: "canceled during the login, which goes on", cold: true, play: func(s *scene) {
-			gone, cancel := context.WithCancel(ctx)
-			var wg sync.WaitGroup
-			wg.Go(func() { s.fail(gone, "/orders", context.Canceled) })
+			gone := leaving(s, 100*time.Millisecond)
+			go s.fail(gone, "/orders", context.Canceled)
 			time.Sleep(50 * time.Millisecond)
-			wg.Go(func() { s.fail(gone, "/plans", context.Canceled) })
-			time.Sleep(50 * time.Millisecond)
-			cancel()
-			wg.Wait()
+			s.fail(gone, "/plans", context.Canceled)
 			time.Sleep(time.Second)
 		}, want: `
 			nowpost call INTERNAL Unset @0s+100ms partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
@@ -470,24 +443,18 @@ func TestSpanTree(t *testing.T) {
 			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
 			nowpost call INTERNAL Unset @50ms+50ms partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
 			  partnerauth.token.wait INTERNAL Unset @50ms+50ms ->partnerauth.token.fetch@0s`},
-		{name: "canceled on the wire", play: func(s *scene) {
-			gone := leaving(s, 50*time.Millisecond)
-			s.fail(gone, "/orders", context.Canceled)
-		}, want: `
-			nowpost call INTERNAL Unset @0s+50ms partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
-			  GET CLIENT Unset @0s+50ms url.full=~/orders`},
-		{name: "deadline on the wire", play: func(s *scene) {
-			hasty := deadline(s, 50*time.Millisecond)
-			s.fail(hasty, "/orders", context.DeadlineExceeded)
-		}, want: `
-			nowpost call INTERNAL Error @0s+50ms error.type=context.deadlineExceededError partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
-			  GET CLIENT Error @0s+50ms error.type=context.deadlineExceededError url.full=~/orders`},
-		{name: "Base fails", play: func(s *scene) {
+		{name: "deadline on the wire, cancellation, and an error of the Base", play: func(s *scene) {
+			s.fail(deadline(s, 50*time.Millisecond), "/orders", context.DeadlineExceeded)
+			s.fail(leaving(s, 50*time.Millisecond), "/orders", context.Canceled)
 			s.on("call", reply{after: 100 * time.Millisecond, err: errTest})
 			s.fail(ctx, "/orders", errTest)
 		}, want: `
-			nowpost call INTERNAL Error @0s+100ms error.type=*errors.errorString partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
-			  GET CLIENT Error @0s+100ms error.type=*errors.errorString url.full=~/orders`},
+			nowpost call INTERNAL Error @0s+50ms error.type=context.deadlineExceededError partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			  GET CLIENT Error @0s+50ms error.type=context.deadlineExceededError url.full=~/orders
+			nowpost call INTERNAL Unset @50ms+50ms partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			  GET CLIENT Unset @50ms+50ms url.full=~/orders
+			nowpost call INTERNAL Error @100ms+100ms error.type=*errors.errorString partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
+			  GET CLIENT Error @100ms+100ms error.type=*errors.errorString url.full=~/orders`},
 		{name: "404 is an error, 301 is none", play: func(s *scene) {
 			s.on("call", got(404), got(301))
 			s.call(ctx, "/orders", 404)
@@ -736,48 +703,30 @@ func TestMetricsOfACustomSource(t *testing.T) {
 // What waits is counted, however the wait ends, and each wait is a point.
 func TestQueuedRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t)
-		s.transport = s.plain(s.partner)
-		s.transport.Limiter = &partnerauth.Quota{Requests: 1}
-		queued := func(want int64) {
+		rec := newRecording()
+		rt := rec.plain(&partner{open: true})
+		rt.Limiter = &partnerauth.Quota{Requests: 1}
+		waits := func(want string) {
 			t.Helper()
-			for _, m := range s.collect(t) {
-				if m.Name != "partnerauth.rate_limit.queued_requests" {
-					continue
-				}
-				n := m.Data.(metricdata.Sum[int64]).DataPoints[0].Value
-				errorIf(t, n != want, "%d requests are queued, want %d", n, want)
-				return
-			}
-			t.Error("nothing tells how many requests are queued")
+			synctest.Wait()
+			sameLines(t, "waits", strings.Join(regexp.MustCompile(`(?m)^partnerauth.rate_limit.(queued|wait).*\n`).FindAllString(rec.points(t), -1), ""), want)
 		}
-		s.on("call", reply{status: 200})
-		s.call(t.Context(), "/", 200)
-		gone, cancel := context.WithCancel(t.Context())
-		var wg sync.WaitGroup
-		wg.Go(func() { s.call(t.Context(), "/", 200) })
+		get(t, rt, "/")
+		wg := atOnce(1, func(int) { get(t, rt, "/") })
 		synctest.Wait()
-		for range 3 {
-			wg.Go(func() { s.fail(gone, "/", context.Canceled) })
-		}
-		synctest.Wait()
-		queued(4)
-		time.Sleep(time.Second)
-		cancel()
-		synctest.Wait()
-		queued(1)
+		gone := atOnce(3, func(int) { try(leaving(t, time.Second), rt, "/") })
+		waits(`
+			partnerauth.rate_limit.queued_requests {request} {} sum=4
+			partnerauth.rate_limit.wait_time s {partnerauth.rate_limit.result=acquired} count=1 sum=0`)
+		gone.Wait()
+		waits(`
+			partnerauth.rate_limit.queued_requests {request} {} sum=1
+			partnerauth.rate_limit.wait_time s {partnerauth.rate_limit.result=acquired} count=1 sum=0
+			partnerauth.rate_limit.wait_time s {partnerauth.rate_limit.result=canceled} count=3 sum=3`)
 		wg.Wait()
-		queued(0)
-		hasty := deadline(t, time.Second)
-		s.fail(hasty, "/", partnerauth.ErrRateLimited)
-		queued(0)
-		var waits []string
-		for line := range strings.Lines(s.points(t)) {
-			if strings.HasPrefix(line, "partnerauth.rate_limit.wait_time") {
-				waits = append(waits, line)
-			}
-		}
-		sameLines(t, "waits", strings.Join(waits, ""), `
+		try(deadline(t, time.Second), rt, "/") // refused
+		waits(`
+			partnerauth.rate_limit.queued_requests {request} {} sum=0
 			partnerauth.rate_limit.wait_time s {partnerauth.rate_limit.result=acquired} count=2 sum=61
 			partnerauth.rate_limit.wait_time s {partnerauth.rate_limit.result=canceled} count=3 sum=3
 			partnerauth.rate_limit.wait_time s {partnerauth.rate_limit.result=deadline_exceeded} count=1 sum=0`)
@@ -805,24 +754,19 @@ func TestPropagation(t *testing.T) {
 		}
 		errorIf(t, !maps.EqualFunc(mine, before, slices.Equal[[]string]), "the caller's header is %v, want %v", mine, before)
 
-		sent := map[string]asked{} // by traceparent
-		for _, a := range s.seen() {
-			got := a.header["Traceparent"]
-			errorIf(t, len(got) != 1, "%s: traceparent is %q, want one", a.path, got)
-			sent[a.header.Get("Traceparent")] = a
-			errorIf(t, a.op == "call" && a.header.Get("Baggage") != "shop=7", "%s: baggage is %q, want shop=7", a.path, a.header["Baggage"])
-			if got := a.header.Get("X-Odd-Name"); got != "set, then read: "+a.header.Get("Baggage") {
-				t.Errorf("%s: X-Odd-Name is %q", a.path, got)
-			}
+		spans := map[string]sdktrace.ReadOnlySpan{} // by traceparent
+		for _, s := range s.clients() {
+			spans[fmt.Sprintf("00-%s-%s-01", s.SpanContext().TraceID(), s.SpanContext().SpanID())] = s
 		}
-		spans := s.clients()
-		errorIf(t, len(spans) != 6 || len(sent) != 6, "got %d spans and %d traceparents, want login, 401, login, 200, 200 and refresh", len(spans), len(sent))
-		for _, span := range spans {
-			sc := span.SpanContext()
-			a := sent[fmt.Sprintf("00-%s-%s-01", sc.TraceID(), sc.SpanID())]
-			if attributeOf(span, "url.full") != a.url || attributeOf(span, "http.request.method") != a.method {
-				t.Errorf("%s %s carried the context of the span for %s", a.method, a.url, attributeOf(span, "url.full"))
+		errorIf(t, len(spans) != 6 || len(s.seen()) != 6, "got %d spans and %d requests, want login, 401, login, 200, 200 and refresh", len(spans), len(s.seen()))
+		for _, a := range s.seen() {
+			span := spans[a.header.Get("Traceparent")]
+			if span == nil || len(a.header["Traceparent"]) != 1 || attributeOf(span, "url.full") != a.url || attributeOf(span, "http.request.method") != a.method {
+				t.Errorf("%s carried the traceparent %q, want that of its span", a.path, a.header["Traceparent"])
 			}
+			errorIf(t, a.op == "call" && a.header.Get("Baggage") != "shop=7", "%s: baggage is %q, want shop=7", a.path, a.header["Baggage"])
+			got := a.header.Get("X-Odd-Name")
+			errorIf(t, got != "set, then read: "+a.header.Get("Baggage"), "%s: X-Odd-Name is %q", a.path, got)
 		}
 	})
 }
@@ -890,23 +834,20 @@ func TestGlobals(t *testing.T) {
 		global.meter.Shutdown(context.Background())
 	}()
 
-	p := new(partner)
-	rt := own.transport(p)
+	p := &partner{open: true}
+	rt := own.plain(p)
 	rt.Propagator = oddPropagator{}
 	get(t, rt, "/")
-	n, m := len(own.clients()), len(global.spans.Started())
-	errorIf(t, n != 2 || m != 0 || global.points(t) != "", "with fields set: got %d client spans and %d global ones, want 2 and 0, and these metrics:\n%s", n, m, global.points(t))
-	h := p.seen()[1].header
-	errorIf(t, h.Get("Traceparent") != "" || h.Get("X-Odd-Name") == "", "with fields set: sent %v", h)
-
-	rt = own.transport(p)
+	h := p.seen()[0].header
+	if len(own.clients()) != 1 || len(global.spans.Started()) != 0 || global.points(t) != "" || h.Get("Traceparent") != "" || h.Get("X-Odd-Name") == "" {
+		t.Errorf("with fields set: got spans %v, global ones %v, sent %v, and these metrics:\n%s", own.clients(), global.spans.Started(), h, global.points(t))
+	}
+	rt = own.plain(p)
 	rt.TracerProvider, rt.MeterProvider, rt.Propagator = nil, nil, nil
 	get(t, rt, "/")
-	if n, points := len(global.clients()), global.points(t); n != 2 || !strings.Contains(points, "http.client.request.duration") || !strings.Contains(points, "partnerauth.token.fetch.duration") {
-		t.Errorf("with fields nil: got %d global client spans, want 2, and these metrics:\n%s", n, points)
-	}
-	if h := p.seen()[3].header; h.Get("Traceparent") == "" {
-		t.Errorf("with fields nil: sent %v", h)
+	h = p.seen()[1].header
+	if len(global.clients()) != 1 || !strings.Contains(global.points(t), "http.client.request.duration") || h.Get("Traceparent") == "" {
+		t.Errorf("with fields nil: got global spans %v, sent %v, and these metrics:\n%s", global.clients(), h, global.points(t))
 	}
 }
 
@@ -962,16 +903,12 @@ func TestManyAtOnce(t *testing.T) {
 	}}
 	rt := rec.plain(p)
 	rt.Limiter = abundance()
-	var wg sync.WaitGroup
-	for worker := range 8 {
-		wg.Go(func() {
-			for i := range 25 {
-				path := fmt.Sprint("/", 600+worker*25+i)
-				try(partnerauth.WithURLTemplate(context.Background(), path), rt, path+"?q="+path)
-			}
-		})
-	}
-	wg.Wait()
+	atOnce(8, func(worker int) {
+		for i := range 25 {
+			path := fmt.Sprint("/", 600+worker*25+i)
+			try(partnerauth.WithURLTemplate(context.Background(), path), rt, path+"?q="+path)
+		}
+	}).Wait()
 	calls := map[trace.SpanID]string{} // status
 	for _, s := range rec.byName("partnerauth call") {
 		calls[s.SpanContext().SpanID()] = attributeOf(s, "http.response.status_code")

@@ -34,7 +34,7 @@ func TestRevokedUnderLoad(t *testing.T) {
 	for _, useTLS := range []bool{false, true} {
 		t.Run(fmt.Sprintf("tls=%v", useTLS), func(t *testing.T) {
 			server, rt := onSockets(t, partnertest.Options{TLS: useTLS, Limit: -1})
-			const workers, each = 200, 5
+			const workers, each = 200, 3
 			var done atomic.Int32
 			var wg sync.WaitGroup
 			for w := range workers {
@@ -283,75 +283,68 @@ func TestRejectedAnswerThatNeverEnds(t *testing.T) {
 	})
 }
 
+// replayable makes req a POST of text that can be had again, and returns what
+// was opened of it.
+func replayable(req *http.Request, text string) func() []*watchedBody {
+	var mu sync.Mutex
+	var bodies []*watchedBody
+	req.GetBody = func() (io.ReadCloser, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		bodies = append(bodies, watched(text))
+		return bodies[len(bodies)-1], nil
+	}
+	req.Body, _ = req.GetBody()
+	return func() []*watchedBody { return bodies }
+}
+
 // The contract of http.RoundTripper, on every way that a request can take.
 func TestRoundTripperContract(t *testing.T) {
-	// as is what p answers to calls, changed
-	as := func(p *partner, change func(*http.Response) (*http.Response, error)) http.RoundTripper {
-		return roundTripFunc(func(req *http.Request) (*http.Response, error) {
-			resp, err := p.RoundTrip(req)
-			if req.URL.Path != "/" {
-				return resp, err
-			}
-			return change(resp)
-		})
-	}
+	type answering func(*http.Response) (*http.Response, error)
 	for _, c := range []struct {
-		name  string
-		base  func(p *partner) http.RoundTripper
-		want  int // 0: an error
-		tries int // that read a body
+		name   string
+		what   string // is answered
+		turns  []reply
+		change answering // of what is answered to a call
+		want   int       // 0: an error
+		tries  int       // that open the body
 	}{
-		{"200", func(p *partner) http.RoundTripper { return p }, 200, 1},
-		{"401 and 200", func(p *partner) http.RoundTripper { return p.on("call", reply{status: 401}, reply{}) }, 200, 2},
-		{"error, body not closed", func(p *partner) http.RoundTripper {
-			return roundTripFunc(func(req *http.Request) (*http.Response, error) {
-				if req.URL.Path == "/" {
-					return nil, errTest
-				}
-				return p.RoundTrip(req)
-			})
-		}, 0, 1},
-		{"response and error", func(p *partner) http.RoundTripper {
-			return as(p, func(resp *http.Response) (*http.Response, error) { return resp, errTest })
-		}, 0, 1},
-		{"nil and nil", func(p *partner) http.RoundTripper {
-			return as(p, func(*http.Response) (*http.Response, error) { return nil, nil })
-		}, 0, 1},
-		{"nil body", func(p *partner) http.RoundTripper {
-			return as(p, func(resp *http.Response) (*http.Response, error) { resp.Body = nil; return resp, nil })
-		}, 200, 1},
-		{"login fails", func(p *partner) http.RoundTripper { return p.on("login", reply{status: 401}) }, 0, 1},
+		{"200", "call", nil, nil, 200, 1},
+		{"401 and 200", "call", []reply{{status: 401}, {}}, nil, 200, 2},
+		{"error", "call", []reply{{err: errTest}}, nil, 0, 1},
+		{"response and error", "call", nil, func(resp *http.Response) (*http.Response, error) { return resp, errTest }, 0, 1},
+		{"nil and nil", "call", nil, func(*http.Response) (*http.Response, error) { return nil, nil }, 0, 1},
+		{"nil body", "call", nil, func(resp *http.Response) (*http.Response, error) { resp.Body = nil; return resp, nil }, 200, 1},
+		{"login fails", "login", []reply{{status: 401}}, nil, 0, 1},
 	} {
 		for _, method := range []string{"GET", "POST", "ODD\x01"} {
 			t.Run(c.name+" "+method, func(t *testing.T) {
-				p := new(partner)
-				rt := &partnerauth.Transport{Source: p.nowPost(), Base: c.base(p)}
-				var bodies []*watchedBody
-				open := func() (io.ReadCloser, error) {
-					bodies = append(bodies, watched("body"))
-					return bodies[len(bodies)-1], nil
-				}
+				p := new(partner).on(c.what, c.turns...)
+				rt := p.transport(nil)
+				rt.Base = roundTripFunc(func(req *http.Request) (*http.Response, error) {
+					resp, err := p.RoundTrip(req)
+					if c.change != nil && err == nil {
+						return c.change(resp)
+					}
+					return resp, err
+				})
 				req := newRequest(t, "GET", apiURL+"/", "")
-				req.Method = method
-				req.Header = http.Header{"Accept": {"a/b"}, "Authorization": {"mine"}, "Nil": nil}
-				req.Body, _ = open()
-				req.GetBody = open
+				req.Method, req.Header = method, http.Header{"Accept": {"a/b"}, "Authorization": {"mine"}, "Nil": nil}
+				bodies := replayable(req, "body")
 				header, copied := maps.Clone(req.Header), *req
 				resp, err := rt.RoundTrip(req)
 				if (c.want == 0) != (err != nil) || (resp == nil) != (err != nil) {
 					t.Fatalf("got %v, %v", resp, err)
 				}
 				if err == nil {
-					if resp.StatusCode != c.want || resp.Body == nil || resp.Request != req {
-						t.Errorf("got status %d, body %v, request %p, want %d and the caller's request", resp.StatusCode, resp.Body, resp.Request, c.want)
-					}
+					errorIf(t, resp.StatusCode != c.want || resp.Body == nil || resp.Request != req, "got %v, want %d with a body and the caller's request", resp, c.want)
 					resp.Body.Close()
 				}
 				if !maps.EqualFunc(header, req.Header, slices.Equal) || req.Method != copied.Method || req.URL != copied.URL || req.Body != copied.Body {
 					t.Errorf("the request was changed: %v", req)
 				}
-				errorIf(t, len(bodies) != c.tries, "%d bodies were opened, want %d", len(bodies), c.tries)
-				for i, b := range bodies {
+				errorIf(t, len(bodies()) != c.tries, "%d bodies were opened, want %d", len(bodies()), c.tries)
+				for i, b := range bodies() {
 					errorIf(t, b.closed.Load() != 1, "body %d was closed %d times, want once", i, b.closed.Load())
 				}
 			})
@@ -362,9 +355,8 @@ func TestRoundTripperContract(t *testing.T) {
 		rt := new(partner).transport(nil)
 		code := status(t, rt, &http.Request{URL: &url.URL{Scheme: "https", Host: "api.example", Path: "/"}})
 		errorIf(t, code != 200, "nil header and no method: got %d, want 200", code)
-		if _, err := rt.RoundTrip(&http.Request{}); err == nil {
-			t.Error("no URL: got no error")
-		}
+		_, err := rt.RoundTrip(&http.Request{})
+		errorIf(t, err == nil, "no URL: got no error")
 	})
 
 	t.Run("with net/http", func(t *testing.T) {
@@ -373,24 +365,15 @@ func TestRoundTripperContract(t *testing.T) {
 			server.ClearFaults()
 			fault.Path = "/api/v1/orders"
 			server.Inject(fault)
-			var mu sync.Mutex
-			var bodies []*watchedBody
-			open := func() (io.ReadCloser, error) {
-				mu.Lock()
-				defer mu.Unlock()
-				bodies = append(bodies, watched(orderBody("o")))
-				return bodies[len(bodies)-1], nil
-			}
 			req := newRequest(t, "POST", server.URL+"/api/v1/orders", "")
-			req.Body, _ = open()
-			req.GetBody = open
+			bodies := replayable(req, orderBody("o"))
 			resp, err := rt.RoundTrip(req)
 			if err == nil {
 				io.Copy(io.Discard, resp.Body)
 				resp.Body.Close()
 			}
 			errorIf(t, fault.Reset != (err != nil), "%+v: got %v", fault, err)
-			for i, b := range bodies {
+			for i, b := range bodies() {
 				errorIf(t, b.closed.Load() != 1, "%+v: body %d was closed %d times, want once", fault, i, b.closed.Load())
 			}
 		}
