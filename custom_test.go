@@ -47,9 +47,7 @@ func TestCustomSourceFails(t *testing.T) {
 		_, err := p.custom(source, nil).RoundTrip(posting(t, body))
 		var auth *partnerauth.AuthError
 		errorIf(t, !errors.As(err, &auth) || auth.Op != "token" || (name == "error") != errors.Is(err, errTest), "%s: got %v, want an AuthError about the token", name, err)
-		if body.closed.Load() != 1 || len(p.seen()) > 0 {
-			t.Errorf("%s: body closed %d times, %v sent", name, body.closed.Load(), p.seen())
-		}
+		errorIf(t, body.closed.Load() != 1 || len(p.seen()) > 0, "%s: body closed %d times, %v sent", name, body.closed.Load(), p.seen())
 	}
 }
 

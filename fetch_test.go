@@ -140,9 +140,7 @@ func TestUnsendableTokenReachesNoAPI(t *testing.T) {
 			var auth *partnerauth.AuthError
 			errorIf(t, !errors.As(err, &auth) || body.closed.Load() != 1, "%s: got %v, want an AuthError and the request's body closed", token, err)
 		}
-		if p.count("login") != 2 || p.count("call") != 0 {
-			t.Errorf("%s: got %v, want only the token requests", token, p.seen())
-		}
+		errorIf(t, p.count("login") != 2 || p.count("call") != 0, "%s: got %v, want only the token requests", token, p.seen())
 	}
 }
 
@@ -288,9 +286,7 @@ func TestBackOffStartsOverAfterSuccess(t *testing.T) {
 			good.Store(true)
 			time.Sleep(time.Hour)
 			token, err := source.Token()
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			good.Store(false)
 			source.Invalidate(token)
 			gaps := attempts(t, p, source, 2)
@@ -349,9 +345,8 @@ func TestTokenRequestMeets429(t *testing.T) {
 		source := p.nowPost()
 		_, err := source.Token()
 		var auth *partnerauth.AuthError
-		if !errors.As(err, &auth) || auth.StatusCode != 429 || auth.RetryAfter < 20*time.Second || errors.Is(err, partnerauth.ErrCredentials) {
-			t.Errorf("got %v, want an AuthError with 429 that names the wait", err)
-		}
+		errorIf(t, !errors.As(err, &auth) || auth.StatusCode != 429 || auth.RetryAfter < 20*time.Second || errors.Is(err, partnerauth.ErrCredentials),
+			"got %v, want an AuthError with 429 that names the wait", err)
 		n := p.count("login")
 		errorIf(t, n < 2 || n > 10, "got %d requests before the caller was told, want a few", n)
 		attempts(t, p, source, 20)
@@ -379,9 +374,8 @@ func TestLongUnavailabilityIsTold(t *testing.T) {
 		began := time.Now()
 		_, err := source.Token()
 		var auth *partnerauth.AuthError
-		if !errors.As(err, &auth) || auth.StatusCode != 503 || auth.RetryAfter != 10*time.Minute || time.Since(began) > 0 {
-			t.Errorf("got %v after %v, want the 503 and its Retry-After at once", err, time.Since(began))
-		}
+		errorIf(t, !errors.As(err, &auth) || auth.StatusCode != 503 || auth.RetryAfter != 10*time.Minute || time.Since(began) > 0,
+			"got %v after %v, want the 503 and its Retry-After at once", err, time.Since(began))
 		time.Sleep(599 * time.Second)
 		if source.Token(); p.count("login") != 1 {
 			t.Errorf("got %d logins, want one until the partner is back", p.count("login"))
@@ -429,9 +423,8 @@ func fuzzAnswer(t *testing.T, body []byte, date string, status int, provider str
 		errorIf(t, asked > 6, "got %d requests in one fetch", asked)
 		if err != nil {
 			var auth *partnerauth.AuthError
-			if !errors.As(err, &auth) || auth.Provider != provider || auth.StatusCode != status || !strings.HasPrefix(err.Error(), "partnerauth: "+provider+" login: ") {
-				t.Errorf("got %v", err)
-			}
+			errorIf(t, !errors.As(err, &auth) || auth.Provider != provider || auth.StatusCode != status || !strings.HasPrefix(err.Error(), "partnerauth: "+provider+" login: "),
+				"got %v", err)
 			var answered *oauth2.RetrieveError
 			errorIf(t, !errors.As(err, &answered) || answered.Response == nil || answered.Error() == "", "got %v, want an oauth2.RetrieveError", err)
 			refused := errors.Is(err, partnerauth.ErrCredentials)

@@ -380,9 +380,7 @@ func newRequest(t testing.TB, method, url, body string) *http.Request {
 		r = strings.NewReader(body)
 	}
 	req, err := http.NewRequest(method, url, r)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return req
 }
 
@@ -469,6 +467,14 @@ func onSockets(t *testing.T, o partnertest.Options) (*partnertest.NowPost, *part
 	})
 	account := partnerauth.NowPost{Email: cmp.Or(o.Email, partnertest.Email), Password: cmp.Or(o.Password, partnertest.Password), BaseURL: server.URL, Base: base}
 	return server, &partnerauth.Transport{Source: account.TokenSource(), Base: base, Limiter: &partnerauth.Quota{Requests: 10_000}}
+}
+
+// must ends the test if there is an error.
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // errorIf reports what is wrong if something is.

@@ -47,9 +47,7 @@ func checkLife(t *testing.T, first reply, of func(*partner) *partnerauth.Source,
 	}
 	source, began := of(p), time.Now()
 	token, err := source.Token()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer time.Sleep(time.Hour) // until what hangs has given up
 	served := func() bool {
 		ctx := deadline(t, time.Microsecond)
@@ -164,9 +162,8 @@ func TestTokensOfAnyLifetime(t *testing.T) {
 					time.Sleep(lifetime * lives / calls)
 				}
 				tokens := p.count("login") + p.count("refresh")
-				if tokens < lives || tokens > lives*10/7+2 || waited > 1 || p.count(op) < tokens-1 {
-					t.Errorf("got %s in %d lifetimes and %d callers that waited, want one token in 80 %% of each and one caller", p.ops(), lives, waited)
-				}
+				errorIf(t, tokens < lives || tokens > lives*10/7+2 || waited > 1 || p.count(op) < tokens-1,
+					"got %s in %d lifetimes and %d callers that waited, want one token in 80 %% of each and one caller", p.ops(), lives, waited)
 				errorIf(t, p.count("call 401") > 0 || p.count("refresh 401") > 0, "a token was sent that had ended")
 				time.Sleep(lifetime)
 			})

@@ -22,9 +22,8 @@ func checkWire(t *testing.T, r partnertest.Request, proto, path, body string, he
 	want := headers(append(header, "Accept: application/json", "Accept-Encoding: gzip", fmt.Sprint("Content-Length: ", len(body)))...)
 	want["User-Agent"] = r.Header["User-Agent"] // Go's own
 	errorIf(t, !maps.EqualFunc(r.Header, want, slices.Equal), "got headers %v, want %v", r.Header, want)
-	if string(r.Body) != body || r.ContentLength != int64(len(body)) || len(r.TransferEncoding) > 0 {
-		t.Errorf("got the body %q, length %d, encoding %v, want %q", r.Body, r.ContentLength, r.TransferEncoding, body)
-	}
+	errorIf(t, string(r.Body) != body || r.ContentLength != int64(len(body)) || len(r.TransferEncoding) > 0,
+		"got the body %q, length %d, encoding %v, want %q", r.Body, r.ContentLength, r.TransferEncoding, body)
 }
 
 // wires are plain HTTP/1.1 and HTTP/2 over TLS.
@@ -236,22 +235,18 @@ func TestNowPostRefreshAnswers(t *testing.T) {
 			source, began := p.nowPost(), time.Now()
 			token, err := source.Token()
 			for old := token; token == old; token, err = source.Token() {
-				if err != nil {
-					t.Fatal(err)
-				}
+				must(t, err)
 				time.Sleep(50 * time.Millisecond)
 			}
 			log := p.seen()
 			last := log[len(log)-1]
-			if token.AccessToken != c.token || token.Expiry.Sub(began)-last.at != c.lasts {
-				t.Errorf("got %q for %v, want %q for %v", token.AccessToken, token.Expiry.Sub(began)-last.at, c.token, c.lasts)
-			}
+			errorIf(t, token.AccessToken != c.token || token.Expiry.Sub(began)-last.at != c.lasts,
+				"got %q for %v, want %q for %v", token.AccessToken, token.Expiry.Sub(began)-last.at, c.token, c.lasts)
 			took := last.at - log[1].at
 			errorIf(t, p.ops() != c.ops || took > c.within, "got %s, the last %v after the first refresh, want %s within %v", p.ops(), took, c.ops, c.within)
 			for _, a := range log {
-				if a.op == "refresh" && (a.method != "POST" || a.url != apiURL+renewPath || a.token != "old" || a.body != "" || a.at >= life || a.header.Get("Content-Type") != "") {
-					t.Errorf("got the refresh %+v, want an empty POST with the token while it is good", a)
-				}
+				errorIf(t, a.op == "refresh" && (a.method != "POST" || a.url != apiURL+renewPath || a.token != "old" || a.body != "" || a.at >= life || a.header.Get("Content-Type") != ""),
+					"got the refresh %+v, want an empty POST with the token while it is good", a)
 			}
 			waited := time.Since(began)
 			errorIf(t, last.at < life && waited > last.at+time.Second, "the new token came after %v, its answer after %v", waited, last.at)

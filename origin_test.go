@@ -59,9 +59,8 @@ func TestBaseURLs(t *testing.T) {
 		api := strings.TrimSuffix(login, "/auth/login") + "/orders"
 		status(t, client.Transport, newRequest(t, "GET", api, ""))
 		log := p.seen()
-		if len(log) != 2 || !strings.EqualFold(log[0].url, login) || log[0].token != "" || !strings.EqualFold(log[1].url, api) || log[1].token != "token-1" {
-			t.Errorf("%s: got %v, want a login at %s and a call with its token", base, log, login)
-		}
+		errorIf(t, len(log) != 2 || !strings.EqualFold(log[0].url, login) || log[0].token != "" || !strings.EqualFold(log[1].url, api) || log[1].token != "token-1",
+			"%s: got %v, want a login at %s and a call with its token", base, log, login)
 	}
 }
 
@@ -143,9 +142,7 @@ func TestHostsThatFoldAlike(t *testing.T) {
 		{"http://[::1]", "http://127.0.0.1"},
 		{"https://127.0.0.1", "http://127.0.0.1:443"},
 	} {
-		if dialed(t, c[0]) == dialed(t, c[1]) {
-			t.Errorf("%s and %s are both %s", c[0], c[1], dialed(t, c[0]))
-		}
+		errorIf(t, dialed(t, c[0]) == dialed(t, c[1]), "%s and %s are both %s", c[0], c[1], dialed(t, c[0]))
 		checkPinning(t, c[0], c[1])
 	}
 }

@@ -207,9 +207,8 @@ func TestRefusedAtOnce(t *testing.T) {
 			errorIf(t, d < c.wait || d > c.wait+time.Second && c.wait < time.Hour, "told to wait %v, want %v", d, c.wait)
 			var timeout interface{ Timeout() bool }
 			errorIf(t, !errors.As(err, &timeout) || !timeout.Timeout(), "%v is no timeout", err)
-			if time.Since(began) > 0 || len(p.seen()) != c.before || body.closed.Load() != 1 {
-				t.Errorf("refused after %v, %d sent, body closed %d times, want at once, none, once", time.Since(began), len(p.seen())-c.before, body.closed.Load())
-			}
+			errorIf(t, time.Since(began) > 0 || len(p.seen()) != c.before || body.closed.Load() != 1,
+				"refused after %v, %d sent, body closed %d times, want at once, none, once", time.Since(began), len(p.seen())-c.before, body.closed.Load())
 			leave()
 			wg.Wait()
 		})

@@ -126,9 +126,8 @@ func TestLimiterThatFails(t *testing.T) {
 			rt = p.transport(failing)
 		}
 		_, err := rt.RoundTrip(posting(t, body))
-		if !errors.Is(err, errTest) || len(p.seen()) != 0 || body.closed.Load() != 1 {
-			t.Errorf("cold %t: got %v, %v sent, body closed %d times, want the limiter's error, nothing, once", cold, err, p.seen(), body.closed.Load())
-		}
+		errorIf(t, !errors.Is(err, errTest) || len(p.seen()) != 0 || body.closed.Load() != 1,
+			"cold %t: got %v, %v sent, body closed %d times, want the limiter's error, nothing, once", cold, err, p.seen(), body.closed.Load())
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"go/token"
 	"go/types"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,9 +57,7 @@ var (
 func document(t *testing.T, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return string(text)
 }
 
@@ -94,9 +91,7 @@ func goFile(fset *token.FileSet, block string) (*ast.File, error) {
 func exports(t *testing.T) types.Importer {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "", fragment, parser.ImportsOnly)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	args := []string{"list", "-export", "-deps", "-f", "{{.ImportPath}} {{.Export}}"}
 	for _, spec := range file.Imports {
 		args = append(args, strings.Trim(spec.Path.Value, `"`))
@@ -171,45 +166,24 @@ func TestReadmeCommands(t *testing.T) {
 
 // Every test that SECURITY.md names exists, and every promise there has one.
 func TestSecurityTests(t *testing.T) {
-	exist := map[string]bool{}
-	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
-	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case entry.IsDir() && strings.HasPrefix(entry.Name(), ".") && path != ".":
-			return filepath.SkipDir
-		case !strings.HasSuffix(path, "_test.go"):
-			return nil
-		}
-		text, err := os.ReadFile(path)
-		for _, m := range function.FindAllSubmatch(text, -1) {
-			exist[string(m[1])] = true
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
+	files, err := filepath.Glob("*_test.go")
+	must(t, err)
+	var code strings.Builder
+	for _, file := range files {
+		code.WriteString(document(t, file))
 	}
-	name, promise := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w*`), regexp.MustCompile(`^\| \d+ \|`)
 	promises := 0
 	for line := range strings.Lines(document(t, "SECURITY.md")) {
-		names := name.FindAllString(line, -1)
-		if promise.MatchString(line) {
+		names := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w*`).FindAllString(line, -1)
+		if regexp.MustCompile(`^\| \d+ \|`).MatchString(line) {
 			promises++
-			if len(names) == 0 {
-				t.Errorf("a promise without a test: %s", line)
-			}
+			errorIf(t, len(names) == 0, "a promise without a test: %s", line)
 		}
-		for _, n := range names {
-			if !exist[n] {
-				t.Errorf("there is no %s: %s", n, line)
-			}
+		for _, name := range names {
+			errorIf(t, !strings.Contains(code.String(), "\nfunc "+name+"("), "there is no %s: %s", name, line)
 		}
 	}
-	if promises < 20 {
-		t.Errorf("found %d promises, want more", promises)
-	}
+	errorIf(t, promises < 20, "found %d promises, want more", promises)
 }
 
 // What the documents link to in the repository is there.
@@ -220,9 +194,8 @@ func TestDocumentLinks(t *testing.T) {
 			if strings.Contains(m[1], "://") {
 				continue
 			}
-			if _, err := os.Stat(m[1]); err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
+			_, err := os.Stat(m[1])
+			errorIf(t, err != nil, "%s: %v", name, err)
 		}
 	}
 }

@@ -192,13 +192,11 @@ func (h *hunt) answered(where string, resp *http.Response) {
 	h.Helper()
 	for req := resp.Request; req != nil; {
 		h.search(where+": resp.Request", "in %+v", fmt.Sprintf("%+v %v", req, req.Header), true)
-		if a := req.Header["Authorization"]; len(a) > 0 {
-			h.Errorf("%s: resp.Request has Authorization %q", where, a)
+		errorIf(h.TB, req.Header["Authorization"] != nil, "%s: resp.Request has Authorization %q", where, req.Header["Authorization"])
+		resp, req = req.Response, nil
+		if resp != nil {
+			req = resp.Request
 		}
-		if req.Response == nil {
-			break
-		}
-		req = req.Response.Request
 	}
 }
 
@@ -254,9 +252,7 @@ func TestSecretsInValues(t *testing.T) {
 		client.Transport = &partnerauth.Transport{Source: rt.Source, Base: roundTripFunc(p.RoundTrip)} // the log has what was sent
 		h.printed("an unused "+name+" client", client)
 		resp, err := client.Get(apiURL)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		h.watch(name+" token", token, false)
 		h.answered(name, resp)
 		h.printed("a "+name+" client", client)
@@ -440,11 +436,10 @@ func TestSecretsInTokenErrors(t *testing.T) {
 		for _, provider := range []string{"NowPost", "Ndovu"} {
 			what := provider + ", " + test.name
 			bubble(t, what, func(t *testing.T) {
-				h := newHunt(t)
+				h, rec := newHunt(t), newRecording()
 				secret, credential := h.plantAnswer("answer"), h.plant("credential")
 				h.watch("answer in digits", digits(secret), true)
 				h.watch("Basic pair", base64.StdEncoding.EncodeToString([]byte("acme:"+credential)), false)
-				rec := newRecording()
 				rt := rec.transport(overPipes(func(e heard) string { e.secret = secret; return test.answer(e) }))
 				rt.Source = partnerauth.NowPost{Email: "shop@example.com", Password: credential, BaseURL: pipeURL}.TokenSource()
 				if provider == "Ndovu" {
@@ -452,8 +447,8 @@ func TestSecretsInTokenErrors(t *testing.T) {
 				}
 				_, err := rt.RoundTrip(newRequest(t, "GET", pipeURL, ""))
 				h.failed(what, err)
-				var auth *partnerauth.AuthError
-				errorIf(t, !errors.As(err, &auth), "%s: got a %T, want an *AuthError", what, err)
+				_, is := errors.AsType[*partnerauth.AuthError](err)
+				errorIf(t, !is, "%s: got a %T, want an *AuthError", what, err)
 				h.exported(what, rec)
 			})
 		}
@@ -464,11 +459,9 @@ func TestSecretsInTokenErrors(t *testing.T) {
 func TestSecretsInRefreshes(t *testing.T) {
 	for _, test := range hostile {
 		bubble(t, test.name, func(t *testing.T) {
-			h := newHunt(t)
-			secret, password, token := h.plantAnswer("answer"), h.plant("password"), rand.Text()+rand.Text()
+			h, rec := newHunt(t), newRecording()
+			secret, token, logins := h.plantAnswer("answer"), rand.Text()+rand.Text(), 0
 			h.watch("token", token, false)
-			logins := 0
-			rec := newRecording()
 			rt := rec.transport(overPipes(func(e heard) string {
 				e.secret = secret
 				switch {
@@ -480,18 +473,16 @@ func TestSecretsInRefreshes(t *testing.T) {
 				}
 				return respond(200, "")
 			}))
-			rt.Source = partnerauth.NowPost{Email: "shop@example.com", Password: password, BaseURL: pipeURL}.TokenSource()
+			rt.Source = partnerauth.NowPost{Email: "shop@example.com", Password: h.plant("password"), BaseURL: pipeURL}.TokenSource()
 			// the token is new, then due and good for 100 s more, then over
 			for i, wait := range []time.Duration{0, 900 * time.Second, 24 * time.Hour} {
 				time.Sleep(wait)
 				resp, err := rt.RoundTrip(newRequest(t, "GET", pipeURL, ""))
-				switch {
-				case err == nil:
+				if err == nil {
 					h.answered(test.name, resp)
 					resp.Body.Close()
-				case i == 0:
-					t.Fatal(err)
-				default: // a 429 to the refresh pauses calls, too
+				} else { // a 429 to the refresh pauses calls, too
+					errorIf(t, i == 0, "got %v", err)
 					h.failed(test.name, err)
 				}
 			}
@@ -556,16 +547,12 @@ func TestSecretsInALife(t *testing.T) {
 			h.failed(path, errors.Unwrap(err)) // the *url.Error has the URL, and is http.Client's
 			return
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		defer resp.Body.Close()
 		a := resp.Request.Header["Authorization"]
 		errorIf(t, a != nil || resp.StatusCode != want, "%s %s: got status %d, want %d, and resp.Request has Authorization %q", method, path, resp.StatusCode, want, a)
 		token, err := source.Token()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		h.watch("token", token.AccessToken, false)
 	}
 	server.Inject(partnertest.Fault{Path: "/moved", Status: 307, Header: headers("Location: /api/v1/orders?" + rand.Text())})
@@ -605,20 +592,18 @@ func TestSecretsInCustomErrors(t *testing.T) {
 		"url":     &url.Error{Op: "Post", URL: "https://x.example/token", Err: raw()},
 	} {
 		rec := newRecording()
-		tr := rec.plain(&partner{open: true})
-		tr.Source = tokenFunc(func() (*oauth2.Token, error) { return nil, err })
-		_, got := tr.RoundTrip(newRequest(t, "GET", apiURL, ""))
-		var auth *partnerauth.AuthError
-		if !errors.As(got, &auth) {
-			t.Errorf("%s: got %v, want an *AuthError", name, got)
-			continue
+		rt := rec.plain(new(partner))
+		rt.Source = tokenFunc(func() (*oauth2.Token, error) { return nil, err })
+		_, got := try(t.Context(), rt, "/")
+		auth, is := errors.AsType[*partnerauth.AuthError](got)
+		_, unwraps := errors.AsType[*oauth2.RetrieveError](got)
+		if !is || !unwraps {
+			t.Fatalf("%s: got %v, want an *AuthError that unwraps to the source's own", name, got)
 		}
 		h.printed(name+": the *AuthError", auth)
 		h.printed(name+": the AuthError as a value", *auth)
 		h.printed(name+": the AuthError in a struct", struct{ E error }{auth})
 		h.exported(name, rec)
-		var unwrapped *oauth2.RetrieveError
-		errorIf(t, !errors.As(got, &unwrapped), "%s: the error does not unwrap to the source's own", name)
 	}
 }
 

@@ -64,9 +64,7 @@ func TestShortTokensOnSockets(t *testing.T) {
 	server, rt := onSockets(t, partnertest.Options{Lifetime: 2 * time.Second, Limit: -1})
 	server.Inject(partnertest.Fault{Path: renewPath, Delay: 100 * time.Millisecond})
 	first, err := rt.Source.Token()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for range 110 {
@@ -97,9 +95,8 @@ func TestCallerLeavesHangingLogin(t *testing.T) {
 			ctx := deadline(t, 100*time.Millisecond)
 			began := time.Now()
 			_, err := source.TokenContext(ctx)
-			if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != 100*time.Millisecond {
-				t.Errorf("got %v after %v, want a deadline exceeded after 100ms", err, time.Since(began))
-			}
+			errorIf(t, !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != 100*time.Millisecond,
+				"got %v after %v, want a deadline exceeded after 100ms", err, time.Since(began))
 		})
 		wg.Go(func() {
 			ctx := deadline(t, 10*time.Second)
@@ -140,9 +137,7 @@ func TestInvalidationOutrunsRenewal(t *testing.T) {
 		p := (&partner{lifetime: time.Hour}).on("refresh", reply{after: 3 * time.Second})
 		source := p.nowPost()
 		first, err := source.Token()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		time.Sleep(55 * time.Minute)
 		if again, _ := source.Token(); again != first {
 			t.Fatal("a caller had to wait for the renewal")
@@ -155,9 +150,7 @@ func TestInvalidationOutrunsRenewal(t *testing.T) {
 		time.Sleep(time.Minute)
 		now, _ := source.Token()
 		errorIf(t, now != token, "the late answer replaced the newer token")
-		if p.ops() != "login refresh login" || p.seen()[1].status != 0 {
-			t.Errorf("got %s, the refresh answered %d, want it given up for a login", p.ops(), p.seen()[1].status)
-		}
+		errorIf(t, p.ops() != "login refresh login" || p.seen()[1].status != 0, "got %s, the refresh answered %d, want it given up for a login", p.ops(), p.seen()[1].status)
 	})
 }
 
@@ -172,9 +165,8 @@ func TestInvalidateForgetsOnlyTheCurrentToken(t *testing.T) {
 		second, _ := source.Token()
 		source.Invalidate(first) // late
 		third, err := source.Token()
-		if err != nil || second == first || third != second || p.ops() != "login login" {
-			t.Errorf("got %v, %v, %v, %v by %s, want a second token that stays", first, second, third, err, p.ops())
-		}
+		errorIf(t, err != nil || second == first || third != second || p.ops() != "login login",
+			"got %v, %v, %v, %v by %s, want a second token that stays", first, second, third, err, p.ops())
 	})
 }
 

@@ -664,9 +664,8 @@ func TestMetrics(t *testing.T) {
 			case metricdata.Histogram[float64]:
 				bounds := data.DataPoints[0].Bounds
 				errorIf(t, m.Name == "http.client.request.duration" && !slices.Equal(bounds, semconvBuckets), "%s has buckets %v, want %v", m.Name, bounds, semconvBuckets)
-				if m.Name == "partnerauth.rate_limit.wait_time" && (len(bounds) == 0 || bounds[0] != 0 || bounds[len(bounds)-1] < 60) {
-					t.Errorf("%s has buckets %v, want one for no wait and some for more than a minute", m.Name, bounds)
-				}
+				errorIf(t, m.Name == "partnerauth.rate_limit.wait_time" && (len(bounds) == 0 || bounds[0] != 0 || bounds[len(bounds)-1] < 60),
+					"%s has buckets %v, want one for no wait and some for more than a minute", m.Name, bounds)
 			case metricdata.Sum[int64]:
 				up := m.Name == "partnerauth.resends"
 				errorIf(t, data.IsMonotonic != up, "%s is monotonic: %v, want %v", m.Name, data.IsMonotonic, up)
@@ -761,9 +760,8 @@ func TestPropagation(t *testing.T) {
 		errorIf(t, len(spans) != 6 || len(s.seen()) != 6, "got %d spans and %d requests, want login, 401, login, 200, 200 and refresh", len(spans), len(s.seen()))
 		for _, a := range s.seen() {
 			span := spans[a.header.Get("Traceparent")]
-			if span == nil || len(a.header["Traceparent"]) != 1 || attributeOf(span, "url.full") != a.url || attributeOf(span, "http.request.method") != a.method {
-				t.Errorf("%s carried the traceparent %q, want that of its span", a.path, a.header["Traceparent"])
-			}
+			errorIf(t, span == nil || len(a.header["Traceparent"]) != 1 || attributeOf(span, "url.full") != a.url || attributeOf(span, "http.request.method") != a.method,
+				"%s carried the traceparent %q, want that of its span", a.path, a.header["Traceparent"])
 			errorIf(t, a.op == "call" && a.header.Get("Baggage") != "shop=7", "%s: baggage is %q, want shop=7", a.path, a.header["Baggage"])
 			got := a.header.Get("X-Odd-Name")
 			errorIf(t, got != "set, then read: "+a.header.Get("Baggage"), "%s: X-Odd-Name is %q", a.path, got)
@@ -839,16 +837,14 @@ func TestGlobals(t *testing.T) {
 	rt.Propagator = oddPropagator{}
 	get(t, rt, "/")
 	h := p.seen()[0].header
-	if len(own.clients()) != 1 || len(global.spans.Started()) != 0 || global.points(t) != "" || h.Get("Traceparent") != "" || h.Get("X-Odd-Name") == "" {
-		t.Errorf("with fields set: got spans %v, global ones %v, sent %v, and these metrics:\n%s", own.clients(), global.spans.Started(), h, global.points(t))
-	}
+	errorIf(t, len(own.clients()) != 1 || len(global.spans.Started()) != 0 || global.points(t) != "" || h.Get("Traceparent") != "" || h.Get("X-Odd-Name") == "",
+		"with fields set: got spans %v, global ones %v, sent %v, and these metrics:\n%s", own.clients(), global.spans.Started(), h, global.points(t))
 	rt = own.plain(p)
 	rt.TracerProvider, rt.MeterProvider, rt.Propagator = nil, nil, nil
 	get(t, rt, "/")
 	h = p.seen()[1].header
-	if len(global.clients()) != 1 || !strings.Contains(global.points(t), "http.client.request.duration") || h.Get("Traceparent") == "" {
-		t.Errorf("with fields nil: got global spans %v, sent %v, and these metrics:\n%s", global.clients(), h, global.points(t))
-	}
+	errorIf(t, len(global.clients()) != 1 || !strings.Contains(global.points(t), "http.client.request.duration") || h.Get("Traceparent") == "",
+		"with fields nil: got global spans %v, sent %v, and these metrics:\n%s", global.clients(), h, global.points(t))
 }
 
 // All is recorded when the headers are in: a body that nobody reads or closes
@@ -856,16 +852,13 @@ func TestGlobals(t *testing.T) {
 func TestBodyNeverClosed(t *testing.T) {
 	rec, body := newRecording(), watched("unread")
 	resp, err := rec.plain(&partner{script: always(reply{stream: body})}).RoundTrip(newRequest(t, "GET", apiURL, ""))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	started, ended := len(rec.spans.Started()), len(rec.ended())
 	errorIf(t, started != 2 || ended != 2, "%d spans started and %d ended, want 2 and 2", started, ended)
 	got := rec.points(t)
 	errorIf(t, !strings.Contains(got, "http.client.request.duration") || !strings.Contains(got, "wait_time"), "metrics:\n%s", got)
-	if resp.Body != io.ReadCloser(body) || body.read.Load() > 0 || body.closed.Load() > 0 {
-		t.Errorf("the body is a %T, %d bytes of it read, closed %d times; want that of the Base, untouched", resp.Body, body.read.Load(), body.closed.Load())
-	}
+	errorIf(t, resp.Body != io.ReadCloser(body) || body.read.Load() > 0 || body.closed.Load() > 0,
+		"the body is a %T, %d bytes of it read, closed %d times; want that of the Base, untouched", resp.Body, body.read.Load(), body.closed.Load())
 }
 
 // On real connections the answer tells the protocol, for token requests too.
@@ -883,9 +876,8 @@ func TestProtocolOnTheWire(t *testing.T) {
 				t.Errorf("HTTP/%s: span %q has network.protocol.version %q and went to %s, want %s", version, s.Name(), got, where, server.URL)
 			}
 		}
-		if len(spans) != 2 || strings.Count(rec.points(t), "network.protocol.version="+version+" ") != 2 {
-			t.Errorf("HTTP/%s: got %d spans and these metrics:\n%s", version, len(spans), rec.points(t))
-		}
+		errorIf(t, len(spans) != 2 || strings.Count(rec.points(t), "network.protocol.version="+version+" ") != 2,
+			"HTTP/%s: got %d spans and these metrics:\n%s", version, len(spans), rec.points(t))
 		for i, r := range server.Requests() {
 			want := spans[i].SpanContext().SpanID().String()
 			errorIf(t, !strings.Contains(r.Header.Get("Traceparent"), want), "HTTP/%s: request %d carried %q, want span %s", version, i, r.Header.Get("Traceparent"), want)

@@ -340,9 +340,8 @@ func TestRoundTripperContract(t *testing.T) {
 					errorIf(t, resp.StatusCode != c.want || resp.Body == nil || resp.Request != req, "got %v, want %d with a body and the caller's request", resp, c.want)
 					resp.Body.Close()
 				}
-				if !maps.EqualFunc(header, req.Header, slices.Equal) || req.Method != copied.Method || req.URL != copied.URL || req.Body != copied.Body {
-					t.Errorf("the request was changed: %v", req)
-				}
+				errorIf(t, !maps.EqualFunc(header, req.Header, slices.Equal) || req.Method != copied.Method || req.URL != copied.URL || req.Body != copied.Body,
+					"the request was changed: %v", req)
 				errorIf(t, len(bodies()) != c.tries, "%d bodies were opened, want %d", len(bodies()), c.tries)
 				for i, b := range bodies() {
 					errorIf(t, b.closed.Load() != 1, "body %d was closed %d times, want once", i, b.closed.Load())
