@@ -939,7 +939,7 @@ func TestBoundedCaches(t *testing.T) {
 }
 
 // Whatever the bytes, there is an answer or an error, no panic, and no name or
-// series made of foreign bytes.
+// series made of what somebody else wrote.
 func FuzzTelemetry(f *testing.F) {
 	f.Add("GET", "api.example", "/p", "a=1&b", "me", 200, 1, 1)
 	f.Add("", "API.example:443", "", "", "", 0, 0, 0)

@@ -34,7 +34,7 @@ func TestRevokedUnderLoad(t *testing.T) {
 	for _, useTLS := range []bool{false, true} {
 		t.Run(fmt.Sprintf("tls=%v", useTLS), func(t *testing.T) {
 			server, rt := onSockets(t, partnertest.Options{TLS: useTLS, Limit: -1})
-			const workers, each = 200, 3
+			const workers, each = 200, 2
 			var done atomic.Int32
 			var wg sync.WaitGroup
 			for w := range workers {
