@@ -38,161 +38,106 @@ func cheapAnswer(*http.Request) (*http.Response, error) {
 
 // signedIn is a Transport with a fresh token.
 func signedIn(t testing.TB) *partnerauth.Transport {
-	tr := &partnerauth.Transport{
-		Source: partnerauth.NowPost{
-			Email: "shop@example.com", Password: "hunter2", BaseURL: peerURL,
-			Base: newPeer().on("POST "+loginPath, reply{body: granted("t", 24*time.Hour)}),
-		}.TokenSource(),
-		Base: roundTripFunc(cheapAnswer), Limiter: abundance(),
-	}
-	if _, err := tr.Source.Token(); err != nil {
+	rt := &partnerauth.Transport{Source: new(partner).nowPost(), Base: roundTripFunc(cheapAnswer), Limiter: abundance()}
+	if _, err := rt.Source.Token(); err != nil {
 		t.Fatal(err)
 	}
-	return tr
+	return rt
 }
 
 func TestAllocations(t *testing.T) {
 	if underRace {
 		t.Skip("the race detector allocates, too")
 	}
-	tr := signedIn(t)
-	req, _ := http.NewRequest("GET", peerURL+"/orders", nil)
+	rt, req := signedIn(t), newRequest(t, "GET", apiURL+"/orders", "")
 	req.Header.Set("Accept", "application/json")
-	call := func() {
-		if _, err := tr.RoundTrip(req); err != nil {
-			t.Fatal(err)
+	source, quota := rt.Source.(*partnerauth.Source), abundance()
+	for _, c := range []struct {
+		name  string
+		most  float64
+		bytes uint64
+		call  func()
+	}{
+		// 10 and 1.5 kB are for us, the rest is the Base's answer
+		{"a call with otel's globals unset", 10 + 1, 1536 + 200, func() { rt.RoundTrip(req) }},
+		{"Source.Token on a fresh token", 0, 0, func() { source.Token() }},
+		{"Source.TokenContext on a fresh token", 0, 0, func() { source.TokenContext(t.Context()) }},
+		{"Quota.Wait when nobody waits", 0, 200, func() { quota.Wait(t.Context()) }},
+	} {
+		n := testing.AllocsPerRun(1000, c.call)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range 1000 {
+			c.call()
 		}
-	}
-	// The Base's answer is an allocation, but none of ours.
-	base := testing.AllocsPerRun(1000, func() { sinkResponse, _ = cheapAnswer(nil) })
-	if n := testing.AllocsPerRun(1000, call) - base; n > 10 {
-		t.Errorf("a call with otel's globals unset makes %v allocations, want at most 10", n)
-	}
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range 1000 {
-		call()
-	}
-	runtime.ReadMemStats(&after)
-	if n := (after.TotalAlloc - before.TotalAlloc) / 1000; n > 1536+uint64(base)*200 {
-		t.Errorf("a call with otel's globals unset allocates %d B, want at most 1536 beside the answer", n)
-	}
-
-	source := tr.Source.(*partnerauth.Source)
-	if n := testing.AllocsPerRun(1000, func() { source.Token() }); n != 0 {
-		t.Errorf("Source.Token makes %v allocations on a fresh token, want 0", n)
-	}
-	if n := testing.AllocsPerRun(1000, func() { source.TokenContext(t.Context()) }); n != 0 {
-		t.Errorf("Source.TokenContext makes %v allocations on a fresh token, want 0", n)
-	}
-	quota := abundance()
-	if n := testing.AllocsPerRun(1000, func() { quota.Wait(t.Context()) }); n != 0 {
-		t.Errorf("Quota.Wait makes %v allocations when nobody waits, want 0", n)
+		runtime.ReadMemStats(&after)
+		bytes := (after.TotalAlloc - before.TotalAlloc) / 1000
+		errorIf(t, n > c.most || bytes > c.bytes, "%s makes %v allocations of %d B, want at most %v of %d B", c.name, n, bytes, c.most, c.bytes)
 	}
 }
 
-var sinkResponse *http.Response
+// serialAndParallel measures what newCall makes, alone and at once.
+func serialAndParallel(b *testing.B, name string, newCall func(*testing.B) func()) {
+	b.Run(name+"/serial", func(b *testing.B) {
+		call := newCall(b)
+		b.ReportAllocs()
+		for b.Loop() {
+			call()
+		}
+	})
+	b.Run(name+"/parallel", func(b *testing.B) {
+		call := newCall(b)
+		b.ReportAllocs()
+		b.ResetTimer()
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				call()
+			}
+		})
+	})
+}
 
 func BenchmarkTransport(b *testing.B) {
 	recorder := func(sampler sdktrace.Sampler) *sdktrace.TracerProvider {
 		return sdktrace.NewTracerProvider(sdktrace.WithSampler(sampler), sdktrace.WithSpanProcessor(sink{}))
 	}
-	telemetries := []struct {
+	for _, telemetry := range []struct {
 		name string
 		set  func(*partnerauth.Transport)
 	}{
 		{"unset", func(*partnerauth.Transport) {}},
-		{"noop", func(tr *partnerauth.Transport) {
-			tr.TracerProvider, tr.MeterProvider = tracenoop.NewTracerProvider(), metricnoop.NewMeterProvider()
+		{"noop", func(rt *partnerauth.Transport) {
+			rt.TracerProvider, rt.MeterProvider = tracenoop.NewTracerProvider(), metricnoop.NewMeterProvider()
 		}},
-		{"never", func(tr *partnerauth.Transport) {
-			tr.TracerProvider, tr.Propagator = recorder(sdktrace.NeverSample()), propagation.TraceContext{}
+		{"never", func(rt *partnerauth.Transport) {
+			rt.TracerProvider, rt.Propagator = recorder(sdktrace.NeverSample()), propagation.TraceContext{}
 		}},
-		{"always+metrics", func(tr *partnerauth.Transport) {
-			tr.TracerProvider, tr.Propagator = recorder(sdktrace.AlwaysSample()), propagation.TraceContext{}
-			tr.MeterProvider = sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
+		{"always+metrics", func(rt *partnerauth.Transport) {
+			rt.TracerProvider, rt.Propagator = recorder(sdktrace.AlwaysSample()), propagation.TraceContext{}
+			rt.MeterProvider = sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
 		}},
-	}
-	for _, telemetry := range telemetries {
-		newCall := func(b *testing.B) func() {
-			tr := signedIn(b)
-			telemetry.set(tr)
-			req, _ := http.NewRequest("GET", peerURL+"/orders", nil)
-			req.Header.Set("Accept", "application/json")
-			b.ReportAllocs()
-			return func() {
-				if _, err := tr.RoundTrip(req); err != nil {
-					b.Fatal(err)
-				}
-			}
-		}
-		b.Run(telemetry.name+"/serial", func(b *testing.B) {
-			call := newCall(b)
-			for b.Loop() {
-				call()
-			}
-		})
-		b.Run(telemetry.name+"/parallel", func(b *testing.B) {
-			call := newCall(b)
-			b.ResetTimer()
-			b.RunParallel(func(pb *testing.PB) {
-				for pb.Next() {
-					call()
-				}
-			})
+	} {
+		serialAndParallel(b, telemetry.name, func(b *testing.B) func() {
+			rt, req := signedIn(b), newRequest(b, "GET", apiURL+"/orders", "")
+			telemetry.set(rt)
+			return func() { rt.RoundTrip(req) }
 		})
 	}
 }
 
 // A sink is where recorded spans end.
-type sink struct{}
+type sink struct{ sdktrace.SpanProcessor }
 
 func (sink) OnStart(context.Context, sdktrace.ReadWriteSpan) {}
 func (sink) OnEnd(sdktrace.ReadOnlySpan)                     {}
-func (sink) Shutdown(context.Context) error                  { return nil }
-func (sink) ForceFlush(context.Context) error                { return nil }
 
 func BenchmarkSourceToken(b *testing.B) {
 	source := signedIn(b).Source
-	b.Run("serial", func(b *testing.B) {
-		b.ReportAllocs()
-		for b.Loop() {
-			source.Token()
-		}
-	})
-	b.Run("parallel", func(b *testing.B) {
-		b.ReportAllocs()
-		b.RunParallel(func(pb *testing.PB) {
-			for pb.Next() {
-				source.Token()
-			}
-		})
-	})
+	serialAndParallel(b, "fresh", func(*testing.B) func() { return func() { source.Token() } })
 }
 
 func BenchmarkQuotaWait(b *testing.B) {
-	ctx := context.Background()
-	limiters := []struct {
-		name string
-		partnerauth.Limiter
-	}{
-		{"Quota", abundance()},
-		{"rate.Limiter", rate.NewLimiter(1e9, 1_000_000)},
-	}
-	for _, l := range limiters {
-		b.Run(l.name+"/serial", func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				l.Wait(ctx)
-			}
-		})
-		b.Run(l.name+"/parallel", func(b *testing.B) {
-			b.ReportAllocs()
-			b.RunParallel(func(pb *testing.PB) {
-				for pb.Next() {
-					l.Wait(ctx)
-				}
-			})
-		})
+	for name, l := range map[string]partnerauth.Limiter{"Quota": abundance(), "rate.Limiter": rate.NewLimiter(1e9, 1_000_000)} {
+		serialAndParallel(b, name, func(b *testing.B) func() { return func() { l.Wait(b.Context()) } })
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -151,7 +150,7 @@ func ExampleTransport() {
 func ExampleTransport_proxyAndCA() {
 	partner := partnertest.StartNowPost(partnertest.Options{TLS: true})
 	defer partner.Close()
-	proxy := startProxy()
+	proxy := partnertest.StartProxy()
 	defer proxy.Close()
 	proxyURL, err := url.Parse(proxy.URL)
 	if err != nil {
@@ -171,7 +170,7 @@ func ExampleTransport_proxyAndCA() {
 	}
 	defer resp.Body.Close()
 	fmt.Println(resp.Status, resp.Proto)
-	fmt.Println("through the proxy to", strings.TrimPrefix(partner.URL, "https://") == <-proxy.asked)
+	fmt.Println("through the proxy to", strings.TrimPrefix(partner.URL, "https://") == <-proxy.Asked)
 	// Output:
 	// 200 OK HTTP/2.0
 	// through the proxy to true
@@ -303,34 +302,4 @@ func ExampleWithURLTemplate() {
 	// internal partnerauth.token.fetch
 	// client GET /api/v1/orders/{id}
 	// internal nowpost call
-}
-
-// A connectProxy tunnels https, as a company's proxy does.
-type connectProxy struct {
-	*httptest.Server
-	asked chan string // the host and port of each tunnel
-}
-
-func startProxy() connectProxy {
-	asked := make(chan string, 10)
-	return connectProxy{httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asked <- r.Host
-		partner, err := net.Dial("tcp", r.Host)
-		if err != nil {
-			w.WriteHeader(http.StatusBadGateway)
-			return
-		}
-		defer partner.Close()
-		client, buffered, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			return
-		}
-		defer client.Close()
-		io.WriteString(client, "HTTP/1.1 200 OK\r\n\r\n")
-		go func() {
-			defer partner.Close()
-			io.Copy(partner, buffered)
-		}()
-		io.Copy(client, partner)
-	})), asked}
 }

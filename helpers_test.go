@@ -1,20 +1,296 @@
 package partnerauth_test
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/oauth2"
 
 	"github.com/partnerauth/partnerauth"
+	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	apiURL    = "https://api.example" // of every partner in memory
+	loginPath = "/api/v1/auth/login"  // NowPost's
+	renewPath = "/api/v1/auth/refresh"
+	authPath  = "/api/v3/partners/auth" // Ndovu's
+)
+
+// A partner is NowPost and Ndovu in memory: an http.RoundTripper, to be a Base.
+// The zero value is in good health. It issues the tokens token-1, token-2 and so
+// on, refuses all others with 401, answers calls with 200, and takes no time for
+// it. It keeps a log of what it was asked.
+//
+// What it answers otherwise is said by script where that depends on the request,
+// or else by on. It never waits but in virtual time, so it belongs in a bubble
+// of testing/synctest where a reply has a delay; without one it goes anywhere.
+type partner struct {
+	script   func(asked) reply // the zero reply: what on says
+	lifetime time.Duration     // of its tokens; 0: a day
+	open     bool              // its API takes any token
+
+	mu     sync.Mutex
+	turns  map[string][]reply
+	log    []asked
+	began  time.Time // the first request
+	issued int
+	tokens map[string]time.Time // that are good, and when they end
+	held   time.Time            // until then a client has a good token
+}
+
+// A reply is what a partner answers. One that has neither status, body nor err
+// is what the partner answers in good health.
+type reply struct {
+	status int // 0: 200
+	header http.Header
+	body   string
+	cut    bool          // the body breaks off after what there is of it
+	stream io.ReadCloser // in place of body
+	err    error         // in place of an answer
+	after  time.Duration // how long it takes; forever: until the client leaves
+
+	ends time.Time // of the token in it
+}
+
+const forever = time.Duration(math.MaxInt64)
+
+func (r reply) usual() bool { return r.status == 0 && r.body == "" && r.stream == nil && r.err == nil }
+
+// asked is one request as a partner got it.
+type asked struct {
+	n      int           // requests that came before
+	nth    int           // of its op, from 1
+	op     string        // login, refresh or call
+	at     time.Duration // since the first request
+	method string
+	url    string
+	path   string
+	header http.Header
+	token  string // that it carried, if any
+	body   string
+	status int // answered; 0: none yet, or no answer
+}
+
+// on makes the partner answer an op or a path with replies in turn, of which the
+// last one stays.
+func (p *partner) on(what string, replies ...reply) *partner {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.turns == nil {
+		p.turns = map[string][]reply{}
+	}
+	p.turns[what] = replies
+	return p
+}
+
+// always is a script that has one reply to everything.
+func always(r reply) func(asked) reply { return func(asked) reply { return r } }
+
+// busy is a 429.
+func busy(retryAfter string) reply {
+	return reply{status: 429, header: headers("Retry-After: " + retryAfter)}
+}
+
+func (p *partner) RoundTrip(req *http.Request) (*http.Response, error) {
+	var body []byte
+	if req.Body != nil {
+		var err error
+		body, err = io.ReadAll(req.Body)
+		req.Body.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+	a := p.enter(req, string(body))
+	var r reply
+	if p.script != nil {
+		r = p.script(a)
+	}
+	if r.usual() && r.after == 0 {
+		r = p.turn(a)
+	}
+	if r.usual() {
+		r = p.healthy(a, r)
+	}
+	if r.after > 0 {
+		if err := sleep(req.Context(), r.after); err != nil {
+			return nil, err
+		}
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	resp := answer(req, cmp.Or(r.status, 200), r.body)
+	if r.header != nil {
+		resp.Header = r.header.Clone()
+	}
+	switch {
+	case r.stream != nil:
+		resp.Body, resp.ContentLength = r.stream, -1
+	case r.cut:
+		rest := readerFunc(func([]byte) (int, error) { return 0, io.ErrUnexpectedEOF })
+		resp.Body = io.NopCloser(io.MultiReader(strings.NewReader(r.body), rest))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.log[a.n].status, p.held = resp.StatusCode, cmp.Or(r.ends, p.held)
+	return resp, nil
+}
+
+// enter puts a request into the log.
+func (p *partner) enter(req *http.Request, body string) asked {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.began.IsZero() {
+		p.began = time.Now()
+	}
+	a := asked{
+		n: len(p.log), nth: 1, op: "call", at: time.Since(p.began),
+		method: req.Method, url: req.URL.String(), path: req.URL.Path, header: req.Header.Clone(), body: body,
+	}
+	switch {
+	case strings.HasSuffix(a.path, loginPath), strings.HasSuffix(a.path, authPath):
+		a.op = "login"
+	case strings.HasSuffix(a.path, renewPath):
+		a.op = "refresh"
+	}
+	if token, ok := strings.CutPrefix(a.header.Get("Authorization"), "Bearer "); ok {
+		a.token = token
+	}
+	for i := len(p.log) - 1; i >= 0; i-- {
+		if p.log[i].op == a.op {
+			a.nth = p.log[i].nth + 1
+			break
+		}
+	}
+	p.log = append(p.log, a)
+	return a
+}
+
+func (p *partner) turn(a asked) (r reply) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, what := range []string{a.path, a.op} {
+		if replies := p.turns[what]; len(replies) > 0 {
+			if len(replies) > 1 {
+				p.turns[what] = replies[1:]
+			}
+			return replies[0]
+		}
+	}
+	return reply{}
+}
+
+// healthy completes a reply of which only the delay is known.
+func (p *partner) healthy(a asked, r reply) reply {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	switch good := p.open && a.op == "call" || now.Before(p.tokens[a.token]); {
+	case a.op != "login" && !good:
+		r.status, r.body = 401, "who are you?"
+	case a.op == "call":
+		r.status = 200
+	default:
+		if p.tokens == nil {
+			p.tokens = map[string]time.Time{}
+		}
+		p.issued++
+		token := fmt.Sprintf("token-%d", p.issued)
+		lifetime := cmp.Or(p.lifetime, 24*time.Hour)
+		r.ends = now.Add(lifetime)
+		p.tokens[token] = r.ends
+		r.status, r.header, r.body = 200, dated(now), granted(token, lifetime)
+	}
+	return r
+}
+
+// granted is the answer of either partner with a token that was made now.
+func granted(token string, lifetime time.Duration) string {
+	return fmt.Sprintf(`{"success":true,"data":{"token":%q,"expiresAt":%q},"access_token":%[1]q,"expires_in":%[3]v,"token_type":"Bearer"}`,
+		token, time.Now().Add(lifetime).UTC().Format(time.RFC3339Nano), lifetime.Seconds())
+}
+
+func (p *partner) revokeAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.tokens)
+}
+
+// seen is the log.
+func (p *partner) seen() []asked {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.log)
+}
+
+// count is how many requests there were for an op, a path, or an op that was
+// answered with a status, as in "call 401".
+func (p *partner) count(what string) (n int) {
+	for _, a := range p.seen() {
+		if a.op == what || a.path == what || fmt.Sprint(a.op, " ", a.status) == what {
+			n++
+		}
+	}
+	return n
+}
+
+// ops names the requests that were not calls.
+func (p *partner) ops() string {
+	var ops []string
+	for _, a := range p.seen() {
+		if a.op != "call" {
+			ops = append(ops, a.op)
+		}
+	}
+	return strings.Join(ops, " ")
+}
+
+// gaps are the times between the requests.
+func (p *partner) gaps() (gaps []time.Duration) {
+	log := p.seen()
+	for i := 1; i < len(log); i++ {
+		gaps = append(gaps, log[i].at-log[i-1].at)
+	}
+	return gaps
+}
+
+// nowPost is a Source that signs in to p by a Base of its own.
+func (p *partner) nowPost() *partnerauth.Source {
+	return partnerauth.NowPost{Email: "shop@example.com", Password: "Planted-Secret", BaseURL: apiURL, Base: p}.TokenSource()
+}
+
+func (p *partner) ndovu() *partnerauth.Source {
+	return partnerauth.Ndovu{ClientID: "shop", ClientSecret: "Planted-Secret", BaseURL: apiURL, Base: p}.TokenSource()
+}
+
+// transport is a Transport for p; nil is a limiter that nothing here reaches.
+func (p *partner) transport(limiter partnerauth.Limiter) *partnerauth.Transport {
+	if limiter == nil {
+		limiter = &partnerauth.Quota{Requests: 1_000_000}
+	}
+	return &partnerauth.Transport{Source: p.nowPost(), Base: p, Limiter: limiter}
+}
+
+// custom is a Transport for p with a token source of the user's own.
+func (p *partner) custom(source oauth2.TokenSource, limiter partnerauth.Limiter) *partnerauth.Transport {
+	return &partnerauth.Transport{Source: source, Origins: []string{apiURL}, Base: p, Limiter: limiter}
+}
 
 type roundTripFunc func(*http.Request) (*http.Response, error)
 
@@ -29,144 +305,73 @@ func answer(req *http.Request, status int, body string) *http.Response {
 	}
 }
 
-const shopURL = "https://shop.example"
-
-// A shop is NowPost in memory, for virtual time: an http.RoundTripper that
-// issues the tokens token-1, token-2 and so on.
-type shop struct {
-	lifetime time.Duration
-	login    func(n int, req *http.Request) *http.Response // nil, or returning nil: a token
-	refresh  func(n int, req *http.Request) *http.Response
-	api      func(req *http.Request) (*http.Response, error) // for requests with a good token; nil: 200
-
-	mu                       sync.Mutex
-	tokens                   map[string]time.Time // and when they end
-	logins, refreshes, calls int
-	unauthorized             int
-	order                    []string        // of the paths asked for
-	times                    []time.Duration // when they were, since the first
-	began                    time.Time
-	held                     time.Time // until then the client has a good token
+// headers makes a header of lines such as "Retry-After: 5".
+func headers(lines ...string) http.Header {
+	h := http.Header{}
+	for _, line := range lines {
+		key, value, _ := strings.Cut(line, ": ")
+		h.Add(key, value)
+	}
+	return h
 }
 
-func (s *shop) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := s.serve(req)
-	if resp != nil && resp.Header.Get("X-Ends") != "" {
-		s.mu.Lock()
-		s.held, _ = time.Parse(time.RFC3339Nano, resp.Header.Get("X-Ends"))
-		s.mu.Unlock()
-	}
-	return resp, err
+func dated(at time.Time) http.Header {
+	return headers("Date: "+at.UTC().Format(http.TimeFormat), "Content-Type: application/json")
 }
 
-func (s *shop) serve(req *http.Request) (*http.Response, error) {
-	if req.Body != nil {
-		defer req.Body.Close()
-		if _, err := io.Copy(io.Discard, req.Body); err != nil {
-			return nil, err
-		}
-	}
-	s.mu.Lock()
-	if s.began.IsZero() {
-		s.began = time.Now()
-	}
-	s.order = append(s.order, req.URL.Path)
-	s.times = append(s.times, time.Since(s.began))
-	s.mu.Unlock()
-	switch req.URL.Path {
-	case "/api/v1/auth/login":
-		s.mu.Lock()
-		s.logins++
-		n := s.logins
-		s.mu.Unlock()
-		if s.login != nil {
-			if resp := s.login(n, req); resp != nil {
-				return resp, nil
-			}
-		}
-	case "/api/v1/auth/refresh":
-		s.mu.Lock()
-		s.refreshes++
-		n := s.refreshes
-		s.mu.Unlock()
-		if !s.accepts(req) {
-			return answer(req, 401, `{"success":false}`), nil
-		}
-		if s.refresh != nil {
-			if resp := s.refresh(n, req); resp != nil {
-				return resp, nil
-			}
-		}
-	default:
-		if !s.accepts(req) {
-			s.mu.Lock()
-			s.unauthorized++
-			s.mu.Unlock()
-			return answer(req, 401, "who are you?"), nil
-		}
-		s.mu.Lock()
-		s.calls++
-		s.mu.Unlock()
-		if s.api != nil {
-			return s.api(req)
-		}
-		return answer(req, 200, "ok"), nil
-	}
-	return s.issue(req), nil
-}
+// A limiterFunc is a Limiter.
+type limiterFunc func(context.Context) error
 
-// issue makes a token and the answer that brings it.
-func (s *shop) issue(req *http.Request) *http.Response {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.tokens == nil {
-		s.tokens = map[string]time.Time{}
-	}
-	lifetime := s.lifetime
-	if lifetime == 0 {
-		lifetime = 24 * time.Hour
-	}
-	token := fmt.Sprintf("token-%d", len(s.tokens)+1)
-	ends := time.Now().Add(lifetime)
-	s.tokens[token] = ends
-	resp := answer(req, 200, fmt.Sprintf(`{"success":true,"data":{"token":%q,"expiresAt":%q}}`, token, ends.UTC().Format(time.RFC3339Nano)))
-	resp.Header.Set("X-Ends", ends.Format(time.RFC3339Nano))
-	resp.Header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
-	return resp
-}
+func (f limiterFunc) Wait(ctx context.Context) error { return f(ctx) }
 
-func (s *shop) accepts(req *http.Request) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	ends, ok := s.tokens[strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer ")]
-	return ok && time.Now().Before(ends)
-}
-
-func (s *shop) revokeAll() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for token := range s.tokens {
-		s.tokens[token] = time.Time{}
+// sleep waits for d or the end of ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
-func (s *shop) count(what *int) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return *what
+// A tokenFunc is a token source of the user's own. As part of a renewable it has
+// Invalidate as well, and embedding a *partnerauth.Source in a struct gives one
+// that has all methods.
+type tokenFunc func() (*oauth2.Token, error)
+
+func (f tokenFunc) Token() (*oauth2.Token, error) { return f() }
+
+type renewable struct {
+	tokenFunc
+	invalidate func(*oauth2.Token)
 }
 
-func (s *shop) source() *partnerauth.Source {
-	return partnerauth.NowPost{Email: "e@example.com", Password: "p", BaseURL: shopURL, Base: s}.TokenSource()
+func (r renewable) Invalidate(token *oauth2.Token) { r.invalidate(token) }
+
+// static is a source that is one token.
+func static(token string) oauth2.TokenSource {
+	return oauth2.StaticTokenSource(&oauth2.Token{AccessToken: token})
 }
 
-// transport has a quota that nothing here reaches, unless limiter is given.
-func (s *shop) transport(limiter partnerauth.Limiter) *partnerauth.Transport {
-	if limiter == nil {
-		limiter = &partnerauth.Quota{Requests: 1_000_000}
-	}
-	return &partnerauth.Transport{Source: s.source(), Base: s, Limiter: limiter}
+// A watchedBody notices its closing and what is read of it.
+type watchedBody struct {
+	io.Reader
+	read, closed atomic.Int64
 }
+
+func watched(text string) *watchedBody { return &watchedBody{Reader: strings.NewReader(text)} }
+
+func (b *watchedBody) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	b.read.Add(int64(n))
+	return n, err
+}
+
+func (b *watchedBody) Close() error { b.closed.Add(1); return nil }
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func newRequest(t testing.TB, method, url, body string) *http.Request {
 	t.Helper()
@@ -175,13 +380,18 @@ func newRequest(t testing.TB, method, url, body string) *http.Request {
 		r = strings.NewReader(body)
 	}
 	req, err := http.NewRequest(method, url, r)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return req
 }
 
-// status sends req, drains the answer and returns its status.
+// posting is a POST of body, which cannot be had again.
+func posting(t testing.TB, body io.ReadCloser) *http.Request {
+	req := newRequest(t, "POST", apiURL+"/orders", "")
+	req.Body, req.ContentLength = body, -1
+	return req
+}
+
+// status sends req, reads the answer and returns its status, 0 for an error.
 func status(t testing.TB, rt http.RoundTripper, req *http.Request) int {
 	t.Helper()
 	resp, err := rt.RoundTrip(req)
@@ -194,4 +404,89 @@ func status(t testing.TB, rt http.RoundTripper, req *http.Request) int {
 		t.Error(err)
 	}
 	return resp.StatusCode
+}
+
+// get sends a GET for a path of the API, which has to be answered.
+func get(t testing.TB, rt http.RoundTripper, path string) int {
+	t.Helper()
+	return status(t, rt, newRequest(t, "GET", apiURL+path, ""))
+}
+
+// try is get under ctx that may fail.
+func try(ctx context.Context, rt http.RoundTripper, path string) (int, error) {
+	req, err := http.NewRequestWithContext(ctx, "GET", apiURL+path, nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := rt.RoundTrip(req)
+	if err != nil {
+		return 0, err
+	}
+	resp.Body.Close()
+	return resp.StatusCode, nil
+}
+
+// atOnce calls f from n goroutines, which the WaitGroup waits for.
+func atOnce(n int, f func(i int)) *sync.WaitGroup {
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() { f(i) })
+	}
+	return &wg
+}
+
+// reject makes the next caller sign in again.
+func reject(rt *partnerauth.Transport) *partnerauth.Source {
+	source := rt.Source.(*partnerauth.Source)
+	token, _ := source.Token()
+	source.Invalidate(token)
+	return source
+}
+
+// deadline is a context that has one.
+func deadline(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// leaving is the context of a caller that gives up after a while.
+func leaving(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(d, cancel)
+	return ctx
+}
+
+// onSockets is a NowPost on real sockets, and a Transport for it.
+func onSockets(t *testing.T, o partnertest.Options) (*partnertest.NowPost, *partnerauth.Transport) {
+	server := partnertest.StartNowPost(o)
+	base := server.Transport()
+	t.Cleanup(func() {
+		base.CloseIdleConnections()
+		server.Close()
+	})
+	account := partnerauth.NowPost{Email: cmp.Or(o.Email, partnertest.Email), Password: cmp.Or(o.Password, partnertest.Password), BaseURL: server.URL, Base: base}
+	return server, &partnerauth.Transport{Source: account.TokenSource(), Base: base, Limiter: &partnerauth.Quota{Requests: 10_000}}
+}
+
+// must ends the test if there is an error.
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// errorIf reports what is wrong if something is.
+func errorIf(t testing.TB, wrong bool, format string, args ...any) {
+	t.Helper()
+	if wrong {
+		t.Errorf(format, args...)
+	}
+}
+
+// bubble is a subtest in virtual time.
+func bubble(t *testing.T, name string, f func(*testing.T)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
 }

@@ -1,7 +1,6 @@
 package partnerauth_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"go/ast"
@@ -10,7 +9,6 @@ import (
 	"go/token"
 	"go/types"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,8 +16,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
 
 // fragment is what the README's code that is no whole file stands in: imports,
@@ -61,9 +57,7 @@ var (
 func document(t *testing.T, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return string(text)
 }
 
@@ -97,9 +91,7 @@ func goFile(fset *token.FileSet, block string) (*ast.File, error) {
 func exports(t *testing.T) types.Importer {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "", fragment, parser.ImportsOnly)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	args := []string{"list", "-export", "-deps", "-f", "{{.ImportPath}} {{.Export}}"}
 	for _, spec := range file.Imports {
 		args = append(args, strings.Trim(spec.Path.Value, `"`))
@@ -149,61 +141,6 @@ func TestReadmeCode(t *testing.T) {
 	}
 }
 
-// The program of the first screen does what it says, on a stand-in.
-func TestReadmeProgram(t *testing.T) {
-	t.Parallel()
-	programs := slices.DeleteFunc(blocks(document(t, "README.md"), "go"), func(block string) bool {
-		return !strings.HasPrefix(block, "package main")
-	})
-	if len(programs) == 0 {
-		t.Fatal("found no program in the README")
-	}
-	server := partnertest.StartNowPost(partnertest.Options{})
-	defer server.Close()
-	dir := t.TempDir()
-	source, binary := filepath.Join(dir, "main.go"), filepath.Join(dir, "readme.exe")
-	text := programs[0]
-	if err := os.WriteFile(source, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("go", "build", "-o", binary, source).CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	program := exec.Command(binary)
-	program.Env = append(os.Environ(), "NOWPOST_EMAIL="+partnertest.Email, "NOWPOST_PASSWORD="+partnertest.Password, "NOWPOST_BASE_URL="+server.URL)
-	out, err := program.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("200 OK")) {
-		t.Errorf("got %v and %q, want 200 OK", err, out)
-	}
-	if server.Logins() != 1 || server.Status(200) != 2 {
-		t.Errorf("got %d logins and %d answers 200, want 1 and 2", server.Logins(), server.Status(200))
-	}
-}
-
-// The README's figures are those of the last measurement in bench.
-func TestReadmeFigures(t *testing.T) {
-	_, measured, _ := strings.Cut(document(t, "bench/README.md"), "### A call in memory\n")
-	measured, _, _ = strings.Cut(measured, "\n### ")
-	_, shown, _ := strings.Cut(document(t, "README.md"), "<!-- bench -->")
-	shown, _, found := strings.Cut(shown, "<!-- /bench -->")
-	rows := 0
-	for line := range strings.Lines(measured) {
-		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "| "), " | ")
-		if len(cells) < 6 || cells[1] != "**partnerauth**" {
-			continue
-		}
-		rows++
-		last := len(cells) - 1
-		want := fmt.Sprintf("| %s | %s | %s | %s |\n", cells[0], cells[3], cells[last], cells[last-1])
-		if !strings.Contains(shown, want) {
-			t.Errorf("README.md has not %q of bench/README.md", want)
-		}
-	}
-	if !found || rows == 0 {
-		t.Errorf("found %d rows in bench/README.md, and the place for them in README.md: %v", rows, found)
-	}
-}
-
 // Every command of the README is run by .ci/run, there perhaps with more flags.
 func TestReadmeCommands(t *testing.T) {
 	var run []string
@@ -229,45 +166,24 @@ func TestReadmeCommands(t *testing.T) {
 
 // Every test that SECURITY.md names exists, and every promise there has one.
 func TestSecurityTests(t *testing.T) {
-	exist := map[string]bool{}
-	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
-	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case entry.IsDir() && strings.HasPrefix(entry.Name(), ".") && path != ".":
-			return filepath.SkipDir
-		case !strings.HasSuffix(path, "_test.go"):
-			return nil
-		}
-		text, err := os.ReadFile(path)
-		for _, m := range function.FindAllSubmatch(text, -1) {
-			exist[string(m[1])] = true
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
+	files, err := filepath.Glob("*_test.go")
+	must(t, err)
+	var code strings.Builder
+	for _, file := range files {
+		code.WriteString(document(t, file))
 	}
-	name, promise := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w*`), regexp.MustCompile(`^\| \d+ \|`)
 	promises := 0
 	for line := range strings.Lines(document(t, "SECURITY.md")) {
-		names := name.FindAllString(line, -1)
-		if promise.MatchString(line) {
+		names := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w*`).FindAllString(line, -1)
+		if regexp.MustCompile(`^\| \d+ \|`).MatchString(line) {
 			promises++
-			if len(names) == 0 {
-				t.Errorf("a promise without a test: %s", line)
-			}
+			errorIf(t, len(names) == 0, "a promise without a test: %s", line)
 		}
-		for _, n := range names {
-			if !exist[n] {
-				t.Errorf("there is no %s: %s", n, line)
-			}
+		for _, name := range names {
+			errorIf(t, !strings.Contains(code.String(), "\nfunc "+name+"("), "there is no %s: %s", name, line)
 		}
 	}
-	if promises < 20 {
-		t.Errorf("found %d promises, want more", promises)
-	}
+	errorIf(t, promises < 20, "found %d promises, want more", promises)
 }
 
 // What the documents link to in the repository is there.
@@ -278,9 +194,8 @@ func TestDocumentLinks(t *testing.T) {
 			if strings.Contains(m[1], "://") {
 				continue
 			}
-			if _, err := os.Stat(m[1]); err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
+			_, err := os.Stat(m[1])
+			errorIf(t, err != nil, "%s: %v", name, err)
 		}
 	}
 }

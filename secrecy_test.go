@@ -20,7 +20,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"golang.org/x/oauth2"
 
@@ -181,20 +180,8 @@ func (h *hunt) unwrapped(what string, err error) {
 func (h *hunt) exported(where string, rec *recording) {
 	h.Helper()
 	spans := tracetest.SpanStubsFromReadOnlySpans(rec.ended())
-	text, err := json.Marshal(spans)
-	if err != nil {
-		h.Fatal(err)
-	}
-	h.search(where+": spans", "exported", string(text)+fmt.Sprintf("%+v", spans), true)
-	var rm metricdata.ResourceMetrics
-	if err := rec.reader.Collect(context.Background(), &rm); err != nil {
-		h.Fatal(err)
-	}
-	text, err = json.Marshal(rm)
-	if err != nil {
-		h.Fatal(err)
-	}
-	h.search(where+": metrics", "exported", string(text)+rec.points(h.TB), true)
+	h.search(where+": spans", "exported", jsonOf(spans)+fmt.Sprintf("%+v", spans), true)
+	h.search(where+": metrics", "exported", jsonOf(rec.collect(h.TB))+rec.points(h.TB), true)
 	if len(spans) == 0 {
 		h.Errorf("%s: there are no spans to search", where)
 	}
@@ -205,13 +192,11 @@ func (h *hunt) answered(where string, resp *http.Response) {
 	h.Helper()
 	for req := resp.Request; req != nil; {
 		h.search(where+": resp.Request", "in %+v", fmt.Sprintf("%+v %v", req, req.Header), true)
-		if a := req.Header["Authorization"]; len(a) > 0 {
-			h.Errorf("%s: resp.Request has Authorization %q", where, a)
+		errorIf(h.TB, req.Header["Authorization"] != nil, "%s: resp.Request has Authorization %q", where, req.Header["Authorization"])
+		resp, req = req.Response, nil
+		if resp != nil {
+			req = resp.Request
 		}
-		if req.Response == nil {
-			break
-		}
-		req = req.Response.Request
 	}
 }
 
@@ -234,20 +219,14 @@ func TestHunt(t *testing.T) {
 	for i, text := range shown {
 		before := silent.errors
 		h.search(fmt.Sprint(i), "", "before "+text+" after", true)
-		if silent.errors != before+1 {
-			t.Errorf("the secret was not found in %s", text)
-		}
+		errorIf(t, silent.errors != before+1, "the secret was not found in %s", text)
 	}
 	before := silent.errors
 	h.search("elsewhere", "", "nothing", true)
 	h.failed("an error", fmt.Errorf("outer: %w", errors.New("inner")))
-	if silent.errors != before {
-		t.Error("the secret was found where it is not")
-	}
+	errorIf(t, silent.errors != before, "the secret was found where it is not")
 	h.failed("an error", fmt.Errorf("%.0w", errors.New(secret)))
-	if silent.errors == before {
-		t.Error("the secret was not found in a wrapped error")
-	}
+	errorIf(t, silent.errors == before, "the secret was not found in a wrapped error")
 }
 
 type silentTB struct {
@@ -262,53 +241,39 @@ func (s *silentTB) Errorf(string, ...any) { s.errors++ }
 // after use, broken or not.
 func TestSecretsInValues(t *testing.T) {
 	h := newHunt(t)
-	password, secret := h.plant("password"), h.plant("client secret")
-	now := partnertest.StartNowPost(partnertest.Options{Password: password})
-	defer now.Close()
-	nd := partnertest.StartNdovu(partnertest.Options{ClientSecret: secret})
-	defer nd.Close()
-
-	nowpost := partnerauth.NowPost{Email: partnertest.Email, Password: password, BaseURL: now.URL}
-	ndovu := partnerauth.Ndovu{ClientID: partnertest.ClientID, ClientSecret: secret, BaseURL: nd.URL}
-	h.watch("Basic pair", base64.StdEncoding.EncodeToString([]byte(ndovu.ClientID+":"+secret)), false)
-	clients := map[string]*http.Client{"NowPost": nowpost.Client(), "Ndovu": ndovu.Client()}
-	urls := map[string]string{"NowPost": now.URL + "/api/v1/orders", "Ndovu": nd.URL + "/api/v3/partners/acme/plans"}
-	for name, client := range clients {
+	p := new(partner)
+	nowPost := partnerauth.NowPost{Email: "e", Password: h.plant("password"), BaseURL: apiURL, Base: p}
+	ndovu := partnerauth.Ndovu{ClientID: "i", ClientSecret: h.plant("client secret"), BaseURL: apiURL, Base: p}
+	h.watch("Basic pair", base64.StdEncoding.EncodeToString([]byte("i:"+ndovu.ClientSecret)), false)
+	for name, client := range map[string]*http.Client{"NowPost": nowPost.Client(), "Ndovu": ndovu.Client()} {
+		rt := client.Transport.(*partnerauth.Transport)
+		token := rand.Text()
+		p.on("login", reply{body: granted(token, time.Hour)}).on("call", reply{status: 200})
+		client.Transport = &partnerauth.Transport{Source: rt.Source, Base: roundTripFunc(p.RoundTrip)} // the log has what was sent
 		h.printed("an unused "+name+" client", client)
-		resp, err := client.Get(urls[name])
-		if err != nil || resp.StatusCode != 200 {
-			t.Fatal(resp, err)
-		}
-		resp.Body.Close()
-		source := client.Transport.(*partnerauth.Transport).Source.(*partnerauth.Source)
-		token, err := source.Token()
-		if err != nil {
-			t.Fatal(err)
-		}
-		h.watch(name+" token", token.AccessToken, false)
+		resp, err := client.Get(apiURL)
+		must(t, err)
+		h.watch(name+" token", token, false)
 		h.answered(name, resp)
 		h.printed("a "+name+" client", client)
 		h.printed("a "+name+" client's value", *client)
 		h.printed("a "+name+" Transport", client.Transport)
-		h.printed("a "+name+" Source", source)
-		h.printed("a "+name+" Source in a struct", struct{ Source oauth2.TokenSource }{source})
-		client.CloseIdleConnections()
+		h.printed("a "+name+" Source", rt.Source)
+		h.printed("a "+name+" Source in a struct", struct{ Source oauth2.TokenSource }{rt.Source})
 	}
-	bad := nowpost
+	nowPost.Base, ndovu.Base = nil, nil
+	bad := nowPost
 	bad.BaseURL = "https://" + url.UserPassword("me", h.plant("password in BaseURL")).String() + "@api.example/?q=" + url.QueryEscape(h.plant("query of BaseURL"))
 	for name, v := range map[string]any{
-		"NowPost": nowpost, "*NowPost": &nowpost, "Ndovu": ndovu, "*Ndovu": &ndovu,
+		"NowPost": nowPost, "*NowPost": &nowPost, "Ndovu": ndovu, "*Ndovu": &ndovu,
 		"NowPost with a bad URL": bad, "NowPost's bad Source": bad.TokenSource(), "NowPost's bad client": bad.Client(),
+		"[]NowPost": []partnerauth.NowPost{nowPost}, "map of Ndovu": map[string]partnerauth.Ndovu{"x": ndovu},
 	} {
 		h.printed(name, v)
 		h.printed(name+" in a struct", struct{ Partner any }{v})
 		h.printed(name+" in a slice", []any{v})
 	}
-	h.printed("[]NowPost", []partnerauth.NowPost{nowpost})
-	h.printed("map of Ndovu", map[string]partnerauth.Ndovu{"x": ndovu})
-	if h.seen < 1000 {
-		t.Errorf("searched %d texts, want more", h.seen)
-	}
+	errorIf(t, h.seen < 1000, "searched %d texts, want more", h.seen)
 }
 
 // Errors of configuration name the field or variable and not what is in it.
@@ -316,32 +281,28 @@ func TestSecretsInConfigErrors(t *testing.T) {
 	h := newHunt(t)
 	pw, in := h.plant("password"), h.plant("secret in a URL")
 	user := "https://" + url.UserPassword("me", in).String() + "@api.example"
-	try := func(what string, s oauth2.TokenSource, origins ...string) {
-		t.Helper()
-		_, err := s.Token()
-		if len(origins) == 0 {
-			h.failed(what, err)
-		}
-		base := roundTripFunc(func(*http.Request) (*http.Response, error) { t.Error("sent something"); return nil, errBase })
-		req, _ := http.NewRequest("GET", "https://api.example", nil)
-		_, err = (&partnerauth.Transport{Source: s, Origins: origins, Base: base}).RoundTrip(req)
-		h.failed(what+", Transport", err)
+	sources := map[string]*partnerauth.Source{
+		"no e-mail":          partnerauth.NowPost{Password: pw}.TokenSource(),
+		"password not UTF-8": partnerauth.NowPost{Email: "e", Password: pw + "\xff"}.TokenSource(),
+		"colon":              partnerauth.Ndovu{ClientID: pw + ":", ClientSecret: pw, BaseURL: apiURL}.TokenSource(),
+		"no URL":             partnerauth.Ndovu{ClientID: "id", ClientSecret: pw}.TokenSource(),
 	}
-	for _, raw := range []string{user, user + "/%zz", "https://api.example?" + url.QueryEscape(in), "https://api.example#" + url.PathEscape(in), "https://" + in, "://" + in, "http://api.example/" + in, in} {
-		try("NowPost.BaseURL", partnerauth.NowPost{Email: "e@x.example", Password: pw, BaseURL: raw}.TokenSource())
-		try("Ndovu.BaseURL", partnerauth.Ndovu{ClientID: "id", ClientSecret: pw, BaseURL: raw}.TokenSource())
-		try("Origins", oauth2.StaticTokenSource(&oauth2.Token{AccessToken: pw}), raw)
+	for i, raw := range []string{user, user + "/%zz", apiURL + "?" + url.QueryEscape(in), apiURL + "#" + url.PathEscape(in), "https://" + in, "://" + in, "http://api.example/" + in, in} {
+		sources[fmt.Sprint("NowPost.BaseURL ", i)] = partnerauth.NowPost{Email: "e", Password: pw, BaseURL: raw}.TokenSource()
+		sources[fmt.Sprint("Ndovu.BaseURL ", i)] = partnerauth.Ndovu{ClientID: "id", ClientSecret: pw, BaseURL: raw}.TokenSource()
+		_, err := try(t.Context(), &partnerauth.Transport{Source: static(pw), Origins: []string{raw}}, "/")
+		h.failed("Origins", err)
 	}
-	try("no e-mail", partnerauth.NowPost{Password: pw}.TokenSource())
-	try("password not UTF-8", partnerauth.NowPost{Email: "e@x.example", Password: pw + "\xff"}.TokenSource())
-	try("colon", partnerauth.Ndovu{ClientID: pw + ":", ClientSecret: pw, BaseURL: "https://api.example"}.TokenSource())
-	try("no URL", partnerauth.Ndovu{ClientID: "id", ClientSecret: pw}.TokenSource())
+	for name, source := range sources {
+		_, err := source.Token()
+		h.failed(name, err)
+		_, err = try(t.Context(), &partnerauth.Transport{Source: source}, "/")
+		h.failed(name+", Transport", err)
+	}
 
-	t.Setenv("NOWPOST_PASSWORD", pw)
-	t.Setenv("NOWPOST_EMAIL", "")
-	t.Setenv("NDOVU_CLIENT_ID", pw)
-	t.Setenv("NDOVU_CLIENT_SECRET", pw)
-	t.Setenv("NDOVU_BASE_URL", "")
+	for name, value := range map[string]string{"NOWPOST_PASSWORD": pw, "NOWPOST_EMAIL": "", "NDOVU_CLIENT_ID": pw, "NDOVU_CLIENT_SECRET": pw, "NDOVU_BASE_URL": ""} {
+		t.Setenv(name, value)
+	}
 	np, err := partnerauth.NowPostFromEnv()
 	h.failed("NowPostFromEnv", err)
 	h.printed("half a NowPost", np)
@@ -365,6 +326,8 @@ func (e heard) echo() string {
 func respond(status int, body string, header ...string) string {
 	return fmt.Sprintf("HTTP/1.1 %d Whatever\r\nContent-Length: %d\r\n%s\r\n%s", status, len(body), strings.Join(append(header, ""), "\r\n"), body)
 }
+
+const pipeURL = "http://localhost"
 
 // overPipes is a Base of net/http whose connections lead to a server that
 // writes whatever answer returns, well formed or not.
@@ -401,74 +364,69 @@ func digits(s string) string {
 	return strings.Trim(strings.ReplaceAll(fmt.Sprint([]byte(s)), " ", ""), "[]")
 }
 
+// jsonOf is v as JSON.
+func jsonOf(v any) string {
+	text, _ := json.Marshal(v)
+	return string(text)
+}
+
 // hostile answers: each has in it what the server was sent, and a secret of its
 // own.
 var hostile = []struct {
 	name   string
-	answer func(heard) string
 	works  bool // as an answer to a caller, that is without an error
+	answer func(heard) string
 }{
-	{"400 that echoes", func(e heard) string { return respond(400, e.echo(), "X-Echo: "+e.echo()) }, true},
-	{"401 that echoes", func(e heard) string {
+	{"400 that echoes", true, func(e heard) string { return respond(400, e.echo(), "X-Echo: "+e.echo()) }},
+	{"401 that echoes", true, func(e heard) string {
 		return respond(401, e.echo(), "WWW-Authenticate: "+e.echo(), "Set-Cookie: s="+e.secret)
-	}, true},
-	{"403 of OAuth that echoes", func(e heard) string {
-		text, _ := json.Marshal(map[string]string{"error": e.authorization, "error_description": e.echo(), "error_uri": "https://x.example/?" + e.echo()})
-		return respond(403, string(text), "Content-Type: application/json")
-	}, true},
-	{"404 that echoes escaped", func(e heard) string {
+	}},
+	{"403 of OAuth that echoes", true, func(e heard) string {
+		return respond(403, jsonOf(map[string]string{"error": e.authorization, "error_description": e.echo(), "error_uri": "https://x.example/?" + e.echo()}), "Content-Type: application/json")
+	}},
+	{"404 that echoes escaped", true, func(e heard) string {
 		return respond(404, url.QueryEscape(e.echo())+url.PathEscape(e.echo())+fmt.Sprintf("%q", e.echo()))
-	}, true},
-	{"429 that echoes", func(e heard) string { return respond(429, e.echo(), "Retry-After: "+e.secret, "RateLimit: "+e.echo()) }, true},
-	{"500 that echoes", func(e heard) string { return respond(500, e.echo()) }, true},
-	{"a redirect that echoes", func(e heard) string {
+	}},
+	{"429 that echoes", true, func(e heard) string { return respond(429, e.echo(), "Retry-After: "+e.secret, "RateLimit: "+e.echo()) }},
+	{"500 that echoes", true, func(e heard) string { return respond(500, e.echo()) }},
+	{"a redirect that echoes", true, func(e heard) string {
 		return respond(302, "", "Location: https://evil.example/?"+url.QueryEscape(e.echo()))
-	}, true},
-	{"success is false", func(e heard) string {
-		text, _ := json.Marshal(e.echo())
-		return respond(200, `{"success":false,"message":`+string(text)+`,"data":{"token":"`+e.secret+`"}}`)
-	}, true},
-	{"not JSON", func(e heard) string { return respond(200, "<html>"+e.echo()) }, true},
-	{"JSON, then something else", func(e heard) string { return respond(200, `{"x":1}`+e.echo()) }, true},
-	{"JSON of another type", func(e heard) string {
+	}},
+	{"success is false", true, func(e heard) string {
+		return respond(200, `{"success":false,"message":`+jsonOf(e.echo())+`,"data":{"token":"`+e.secret+`"}}`)
+	}},
+	{"not JSON", true, func(e heard) string { return respond(200, "<html>"+e.echo()) }},
+	{"JSON, then something else", true, func(e heard) string { return respond(200, `{"x":1}`+e.echo()) }},
+	{"JSON of another type", true, func(e heard) string {
 		return respond(200, `{"token":["`+e.secret+`"],"access_token":{"`+e.secret+`":1},"data":{"token":{"`+e.secret+`":"`+e.secret+`"}}}`)
-	}, true},
-	{"JSON with a number too large", func(e heard) string {
-		n := digits(e.secret)
-		return respond(200, `{"access_token":`+n+`e999,"data":{"token":`+n+`e999}}`)
-	}, true},
-	{"a token of another type", func(e heard) string {
+	}},
+	{"JSON with a number too large", true, func(e heard) string {
+		return respond(200, `{"access_token":`+digits(e.secret)+`e999,"data":{"token":`+digits(e.secret)+`e999}}`)
+	}},
+	{"a token of another type", true, func(e heard) string {
 		return respond(200, `{"access_token":"`+e.secret+`","token_type":"`+e.secret+`","success":false}`)
-	}, true},
-	{"a token that cannot be sent", func(e heard) string {
+	}},
+	{"a token that cannot be sent", true, func(e heard) string {
 		return respond(200, `{"access_token":"`+e.secret+`\n","data":{"token":"`+e.secret+`\n"}}`)
-	}, true},
-	{"an expiry that is none", func(e heard) string {
+	}},
+	{"an expiry that is none", true, func(e heard) string {
 		return respond(200, `{"data":{"token":"","expiresAt":"`+e.secret+`"},"expires_in":"`+e.secret+`"}`, "Date: "+e.secret)
-	}, true},
-	{"too large", func(e heard) string { return respond(200, e.echo()+strings.Repeat(" ", 1<<20)+e.echo()) }, true},
-	{"too large 401", func(e heard) string { return respond(401, e.echo()+strings.Repeat(" ", 1<<20)+e.echo()) }, true},
-	{"cut", func(e heard) string {
-		return "HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" + e.echo()
-	}, true},
-	{"a bad chunk", func(e heard) string {
+	}},
+	{"too large", true, func(e heard) string { return respond(200, e.echo()+strings.Repeat(" ", 1<<20)+e.echo()) }},
+	{"too large 401", true, func(e heard) string { return respond(401, e.echo()+strings.Repeat(" ", 1<<20)+e.echo()) }},
+	{"cut", true, func(e heard) string { return "HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" + e.echo() }},
+	{"a bad chunk", true, func(e heard) string {
 		return "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + e.echo() + "\r\n"
-	}, true},
-	{"gzip that is none", func(e heard) string {
-		return respond(200, e.echo(), "Content-Encoding: gzip")
-	}, true},
-	{"an odd reason", func(e heard) string { return "HTTP/1.1 401 " + e.echo() + "\r\nContent-Length: 0\r\n\r\n" }, true},
-	{"no answer", func(heard) string { return "" }, false},
-	{"no HTTP", func(e heard) string { return e.echo() + "\r\n\r\n" }, false},
-	{"a bad version", func(e heard) string { return "HTTP/" + e.echo() + " 200 OK\r\n\r\n" }, false},
-	{"a bad status", func(e heard) string { return "HTTP/1.1 " + e.echo() + "\r\n\r\n" }, false},
-	{"a bad header", func(e heard) string { return "HTTP/1.1 200 OK\r\n" + e.echo() + "\r\n\r\n" }, false},
-	{"a bad length", func(e heard) string { return "HTTP/1.1 200 OK\r\nContent-Length: " + e.echo() + "\r\n\r\n" }, false},
-	{"a bad encoding", func(e heard) string { return "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + e.echo() + "\r\n\r\n" }, false},
-}
-
-func bubble(t *testing.T, name string, f func(*testing.T)) {
-	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
+	}},
+	{"gzip that is none", true, func(e heard) string { return respond(200, e.echo(), "Content-Encoding: gzip") }},
+	{"an odd reason", true, func(e heard) string { return "HTTP/1.1 401 " + e.echo() + "\r\nContent-Length: 0\r\n\r\n" }},
+	{"no answer", false, func(heard) string { return "" }},
+	{"no HTTP", false, func(e heard) string { return e.echo() + "\r\n\r\n" }},
+	{"a bad version", false, func(e heard) string { return "HTTP/" + e.echo() + " 200 OK\r\n\r\n" }},
+	{"a bad status", false, func(e heard) string { return "HTTP/1.1 " + e.echo() + "\r\n\r\n" }},
+	{"a bad header", false, func(e heard) string { return "HTTP/1.1 200 OK\r\n" + e.echo() + "\r\n\r\n" }},
+	{"a bad length", false, func(e heard) string { return "HTTP/1.1 200 OK\r\nContent-Length: " + e.echo() + "\r\n\r\n" }},
+	{"a bad encoding", false, func(e heard) string { return "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + e.echo() + "\r\n\r\n" }},
 }
 
 // No error of a token request, and nothing exported of it, has in it what was
@@ -478,27 +436,19 @@ func TestSecretsInTokenErrors(t *testing.T) {
 		for _, provider := range []string{"NowPost", "Ndovu"} {
 			what := provider + ", " + test.name
 			bubble(t, what, func(t *testing.T) {
-				h := newHunt(t)
+				h, rec := newHunt(t), newRecording()
 				secret, credential := h.plantAnswer("answer"), h.plant("credential")
 				h.watch("answer in digits", digits(secret), true)
 				h.watch("Basic pair", base64.StdEncoding.EncodeToString([]byte("acme:"+credential)), false)
-				base := overPipes(func(e heard) string { e.secret = secret; return test.answer(e) })
-				var source *partnerauth.Source
-				if provider == "NowPost" {
-					source = partnerauth.NowPost{Email: "shop@example.com", Password: credential, BaseURL: "http://localhost"}.TokenSource()
-				} else {
-					source = partnerauth.Ndovu{ClientID: "acme", ClientSecret: credential, BaseURL: "http://localhost"}.TokenSource()
+				rt := rec.transport(overPipes(func(e heard) string { e.secret = secret; return test.answer(e) }))
+				rt.Source = partnerauth.NowPost{Email: "shop@example.com", Password: credential, BaseURL: pipeURL}.TokenSource()
+				if provider == "Ndovu" {
+					rt.Source = partnerauth.Ndovu{ClientID: "acme", ClientSecret: credential, BaseURL: pipeURL}.TokenSource()
 				}
-				rec := newRecording()
-				tr := rec.transport(base)
-				tr.Source = source
-				req, _ := http.NewRequest("GET", "http://localhost/orders", nil)
-				_, err := tr.RoundTrip(req)
+				_, err := rt.RoundTrip(newRequest(t, "GET", pipeURL, ""))
 				h.failed(what, err)
-				var auth *partnerauth.AuthError
-				if !errors.As(err, &auth) {
-					t.Errorf("%s: got a %T, want an *AuthError", what, err)
-				}
+				_, is := errors.AsType[*partnerauth.AuthError](err)
+				errorIf(t, !is, "%s: got a %T, want an *AuthError", what, err)
 				h.exported(what, rec)
 			})
 		}
@@ -509,11 +459,10 @@ func TestSecretsInTokenErrors(t *testing.T) {
 func TestSecretsInRefreshes(t *testing.T) {
 	for _, test := range hostile {
 		bubble(t, test.name, func(t *testing.T) {
-			h := newHunt(t)
-			secret, password, token := h.plantAnswer("answer"), h.plant("password"), rand.Text()+rand.Text()
+			h, rec := newHunt(t), newRecording()
+			secret, token, logins := h.plantAnswer("answer"), rand.Text()+rand.Text(), 0
 			h.watch("token", token, false)
-			logins := 0
-			base := overPipes(func(e heard) string {
+			rt := rec.transport(overPipes(func(e heard) string {
 				e.secret = secret
 				switch {
 				case e.path == loginPath && logins == 0:
@@ -523,31 +472,22 @@ func TestSecretsInRefreshes(t *testing.T) {
 					return test.answer(e)
 				}
 				return respond(200, "")
-			})
-			rec := newRecording()
-			tr := rec.transport(base)
-			source := partnerauth.NowPost{Email: "shop@example.com", Password: password, BaseURL: "http://localhost"}.TokenSource()
-			tr.Source = source
-			call := func() error {
-				req, _ := http.NewRequest("GET", "http://localhost/orders", nil)
-				resp, err := tr.RoundTrip(req)
+			}))
+			rt.Source = partnerauth.NowPost{Email: "shop@example.com", Password: h.plant("password"), BaseURL: pipeURL}.TokenSource()
+			// the token is new, then due and good for 100 s more, then over
+			for i, wait := range []time.Duration{0, 900 * time.Second, 24 * time.Hour} {
+				time.Sleep(wait)
+				resp, err := rt.RoundTrip(newRequest(t, "GET", pipeURL, ""))
 				if err == nil {
 					h.answered(test.name, resp)
 					resp.Body.Close()
+				} else { // a 429 to the refresh pauses calls, too
+					errorIf(t, i == 0, "got %v", err)
+					h.failed(test.name, err)
 				}
-				return err
 			}
-			if err := call(); err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(900 * time.Second) // due, and good for 100 s more
-			if err := call(); err != nil {
-				h.failed(test.name, err) // the refresh met a 429 before the call had its turn
-			}
-			time.Sleep(24 * time.Hour)
-			h.failed(test.name, call())
 			h.exported(test.name, rec)
-			h.printed("the Source", source)
+			h.printed("the Source", rt.Source)
 		})
 	}
 }
@@ -561,20 +501,15 @@ func TestSecretsInCalls(t *testing.T) {
 			h := newHunt(t)
 			secret, token := h.plantAnswer("answer"), rand.Text()+rand.Text()
 			h.watch("token", token, false)
-			query, value, body := h.plant("query value"), h.plant("header"), h.plant("request body")
-			user, password := h.plant("user in the URL"), h.plant("password in the URL")
-			base := overPipes(func(e heard) string { e.secret = secret; return test.answer(e) })
+			query, user, password := h.plant("query value"), h.plant("user in the URL"), h.plant("password in the URL")
 			rec := newRecording()
-			tr := rec.plain(base, "http://localhost")
-			tr.Source = oauth2.StaticTokenSource(&oauth2.Token{AccessToken: token})
-			u := &url.URL{
-				Scheme: "http", Host: "localhost", Path: "/orders", User: url.UserPassword(user, password), Fragment: query,
-				RawQuery: url.Values{"a": {query}, "b": {"x", query}}.Encode() + "&" + url.QueryEscape(query),
-			}
-			req, _ := http.NewRequest("POST", "http://localhost", strings.NewReader(body))
-			req.URL = u
-			req.Header.Set("X-Secret", url.QueryEscape(value))
-			resp, err := tr.RoundTrip(req)
+			rt := rec.plain(overPipes(func(e heard) string { e.secret = secret; return test.answer(e) }), pipeURL)
+			rt.Source = static(token)
+			req := newRequest(t, "POST", pipeURL, h.plant("request body"))
+			req.Header.Set("X-Secret", url.QueryEscape(h.plant("header")))
+			req.URL.User, req.URL.Fragment = url.UserPassword(user, password), query
+			req.URL.RawQuery = url.Values{"a": {query}, "b": {"x", query}}.Encode() + "&" + url.QueryEscape(query)
+			resp, err := rt.RoundTrip(req)
 			switch {
 			case !test.works:
 				ours := newHunt(t)
@@ -584,79 +519,63 @@ func TestSecretsInCalls(t *testing.T) {
 				t.Errorf("%s: %v", test.name, err)
 			default:
 				resp.Body.Close()
-				if a := resp.Request.Header["Authorization"]; a != nil || strings.Contains(fmt.Sprint(resp.Request.Header), token) {
-					t.Errorf("%s: resp.Request has Authorization %q", test.name, a)
-				}
+				a := resp.Request.Header["Authorization"]
+				errorIf(t, a != nil || strings.Contains(fmt.Sprint(resp.Request.Header), token), "%s: resp.Request has Authorization %q", test.name, a)
 			}
 			h.exported(test.name, rec)
 		})
 	}
 }
 
-// On real connections: sign in, call, 401, redirect, refresh, refusal; with a
-// Source that everybody asks.
+// On real connections: sign in, call, 401, redirect, refusal; with a Source that
+// everybody asks.
 func TestSecretsInALife(t *testing.T) {
 	h := newHunt(t)
 	password := h.plant("password")
-	srv := partnertest.StartNowPost(partnertest.Options{TLS: true, Password: password})
-	defer srv.Close()
-	base := srv.Transport()
-	defer base.CloseIdleConnections()
+	server, plain := onSockets(t, partnertest.Options{TLS: true, Password: password})
 	rec := newRecording()
-	source := partnerauth.NowPost{Email: partnertest.Email, Password: password, BaseURL: srv.URL}.TokenSource()
-	tr := rec.transport(roundTripFunc(base.RoundTrip)) // fmt would race with the inside of a Base at work
-	tr.Source = source
-	client := &http.Client{Transport: tr}
-	watch := func() {
-		token, err := source.Token()
-		if err != nil {
-			t.Fatal(err)
-		}
-		h.watch("token", token.AccessToken, false)
-	}
+	rt := rec.transport(roundTripFunc(plain.Base.RoundTrip)) // fmt would race with the inside of a Base at work
+	source := partnerauth.NowPost{Email: partnertest.Email, Password: password, BaseURL: server.URL}.TokenSource()
+	rt.Source = source
+	client := &http.Client{Transport: rt}
 	call := func(method, path string, want int) {
 		t.Helper()
-		req, _ := http.NewRequest(method, srv.URL+path+"?key="+url.QueryEscape(h.plant("query value")), strings.NewReader(h.plant("body")))
+		req := newRequest(t, method, server.URL+path+"?key="+url.QueryEscape(h.plant("query value")), h.plant("body"))
 		req.Header.Set("X-Key", url.QueryEscape(h.plant("header")))
 		resp, err := client.Do(req)
-		if err != nil {
-			t.Fatal(err)
+		if want == 0 {
+			h.failed(path, errors.Unwrap(err)) // the *url.Error has the URL, and is http.Client's
+			return
 		}
+		must(t, err)
 		defer resp.Body.Close()
-		if resp.StatusCode != want {
-			t.Errorf("%s %s: got status %d, want %d", method, path, resp.StatusCode, want)
-		}
-		for r := resp.Request; r != nil; r = nil {
-			if a := r.Header["Authorization"]; a != nil {
-				t.Errorf("%s %s: resp.Request has Authorization %q", method, path, a)
-			}
-		}
-		watch()
+		a := resp.Request.Header["Authorization"]
+		errorIf(t, a != nil || resp.StatusCode != want, "%s %s: got status %d, want %d, and resp.Request has Authorization %q", method, path, resp.StatusCode, want, a)
+		token, err := source.Token()
+		must(t, err)
+		h.watch("token", token.AccessToken, false)
 	}
+	server.Inject(partnertest.Fault{Path: "/moved", Status: 307, Header: headers("Location: /api/v1/orders?" + rand.Text())})
+	server.Inject(partnertest.Fault{Path: "/reset", Reset: true})
 	call("GET", "/api/v1/orders", 200)
-	srv.RevokeAll()
+	server.RevokeAll()
 	call("GET", "/api/v1/orders", 200)
 	call("POST", "/api/v1/orders", 400)
 	call("GET", "/api/v1/nothing", 404)
-	srv.Inject(partnertest.Fault{Path: "/api/v1/moved", Status: 307, Header: http.Header{"Location": {"/api/v1/orders?" + rand.Text()}}})
-	call("GET", "/api/v1/moved", 200)
-	srv.Inject(partnertest.Fault{Path: "/api/v1/reset", Reset: true})
-	req, _ := http.NewRequest("POST", srv.URL+"/api/v1/reset", strings.NewReader(h.plant("body")))
-	_, err := tr.RoundTrip(req)
-	h.failed("a reset", err)
-	srv.Inject(partnertest.Fault{Path: loginPath, Status: 403, Body: h.plantAnswer("answer"), Header: http.Header{"X-Answer": {h.plantAnswer("header of an answer")}}})
-	srv.RevokeAll()
-	_, err = tr.RoundTrip(newRequest(t, "GET", srv.URL+"/api/v1/orders", ""))
-	h.failed("a refused login", err)
+	call("GET", "/moved", 200)
+	call("POST", "/reset", 0)
+	server.Inject(partnertest.Fault{Path: loginPath, Status: 403, Body: h.plantAnswer("answer"), Header: headers("X-Answer: " + h.plantAnswer("header of an answer"))})
+	server.RevokeAll()
+	call("GET", "/api/v1/orders", 0)
 	h.exported("a life", rec)
 	h.printed("the client", client)
-	h.printed("the Transport", tr)
+	h.printed("the Transport", rt)
 	h.printed("the Source", source)
 }
 
 // A source of the user's own may fail with the whole answer in its error. What
 // an AuthError makes of it is safe all the same.
-func TestSecretsInForeignErrors(t *testing.T) {
+func TestSecretsInCustomErrors(t *testing.T) {
 	h := newHunt(t)
 	body := h.plantAnswer("answer")
 	raw := func() *oauth2.RetrieveError {
@@ -673,28 +592,20 @@ func TestSecretsInForeignErrors(t *testing.T) {
 		"url":     &url.Error{Op: "Post", URL: "https://x.example/token", Err: raw()},
 	} {
 		rec := newRecording()
-		tr := rec.plain(newPeer())
-		tr.Source = failingSource{err}
-		_, got := tr.RoundTrip(newRequest(t, "GET", peerURL, ""))
-		var auth *partnerauth.AuthError
-		if !errors.As(got, &auth) {
-			t.Errorf("%s: got %v, want an *AuthError", name, got)
-			continue
+		rt := rec.plain(new(partner))
+		rt.Source = tokenFunc(func() (*oauth2.Token, error) { return nil, err })
+		_, got := try(t.Context(), rt, "/")
+		auth, is := errors.AsType[*partnerauth.AuthError](got)
+		_, unwraps := errors.AsType[*oauth2.RetrieveError](got)
+		if !is || !unwraps {
+			t.Fatalf("%s: got %v, want an *AuthError that unwraps to the source's own", name, got)
 		}
 		h.printed(name+": the *AuthError", auth)
 		h.printed(name+": the AuthError as a value", *auth)
 		h.printed(name+": the AuthError in a struct", struct{ E error }{auth})
 		h.exported(name, rec)
-		var unwrapped *oauth2.RetrieveError
-		if !errors.As(got, &unwrapped) {
-			t.Errorf("%s: the error does not unwrap to the source's own", name)
-		}
 	}
 }
-
-type failingSource struct{ err error }
-
-func (f failingSource) Token() (*oauth2.Token, error) { return nil, f.err }
 
 // The errors of waiting, refusal and insecure URLs have no secret of the
 // request in them either.
@@ -704,30 +615,24 @@ func TestSecretsInRefusals(t *testing.T) {
 		token, query, value := rand.Text()+rand.Text(), h.plant("query value"), h.plant("header")
 		h.watch("token", token, false)
 		rec := newRecording()
-		tr := rec.plain(newPeer())
-		tr.Source = oauth2.StaticTokenSource(&oauth2.Token{AccessToken: token})
-		tr.Limiter = &partnerauth.Quota{Requests: 1}
+		rt := rec.plain(&partner{open: true})
+		rt.Source, rt.Limiter = static(token), &partnerauth.Quota{Requests: 1}
 		call := func(ctx context.Context, base string) error {
-			u, _ := url.Parse(base)
-			u.RawQuery, u.User, u.Path = url.Values{"q": {query}}.Encode(), url.UserPassword(query, query), "/orders"
-			req := (&http.Request{Method: "GET", URL: u, Header: http.Header{"X-Key": {value}}}).WithContext(ctx)
-			_, err := tr.RoundTrip(req)
+			req := newRequest(t, "GET", base+"/orders?q="+url.QueryEscape(query), "").WithContext(ctx)
+			req.URL.User = url.UserPassword(query, query)
+			req.Header.Set("X-Key", value)
+			_, err := rt.RoundTrip(req)
 			return err
 		}
-		if err := call(context.Background(), peerURL); err != nil {
+		if err := call(t.Context(), apiURL); err != nil {
 			t.Fatal(err)
 		}
-		hasty, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		h.failed("ErrRateLimited", call(hasty, peerURL))
-		gone, cancel := context.WithCancel(context.Background())
-		time.AfterFunc(time.Second, cancel)
-		h.failed("canceled", call(gone, peerURL))
-		caused, cause := context.WithCancelCause(context.Background())
+		hasty := deadline(t, time.Second)
+		h.failed("ErrRateLimited", call(hasty, apiURL))
+		gone, cause := context.WithCancelCause(t.Context())
 		time.AfterFunc(time.Second, func() { cause(errors.New("shutting down")) })
-		h.failed("canceled with a cause", call(caused, peerURL))
-		h.failed("ErrInsecureURL", call(context.Background(), "http://api.example"))
-		tr.Base = nil
+		h.failed("canceled with a cause", call(gone, apiURL))
+		h.failed("ErrInsecureURL", call(t.Context(), "http://api.example"))
 		h.exported("refusals", rec)
 	})
 }

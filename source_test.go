@@ -3,9 +3,9 @@ package partnerauth_test
 import (
 	"context"
 	"errors"
-	"net/http"
+	"io"
+	"net/http/httptrace"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,234 +14,129 @@ import (
 	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
 
+var errTest = errors.New("the shop is closed")
+
 func TestColdSourceLogsInOnce(t *testing.T) {
-	server := partnertest.StartNowPost(partnertest.Options{TLS: true, Latency: 20 * time.Millisecond})
-	defer server.Close()
-	base := server.Transport()
-	defer base.CloseIdleConnections()
-	source := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: server.URL, Base: base}.TokenSource()
-	var wg sync.WaitGroup
-	for range 2000 {
-		wg.Go(func() {
-			if _, err := source.Token(); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	if n := server.LoginRequests(); n != 1 {
-		t.Errorf("got %d login requests, want 1", n)
-	}
+	server, rt := onSockets(t, partnertest.Options{TLS: true, Latency: 20 * time.Millisecond})
+	atOnce(2000, func(int) {
+		_, err := rt.Source.Token()
+		errorIf(t, err != nil, "got %v", err)
+	}).Wait()
+	n := server.LoginRequests()
+	errorIf(t, n != 1, "got %d login requests, want 1", n)
 }
 
 // Nobody waits for a renewal while the old token is good, and nobody sees a 401.
 func TestShortTokensUnderLoad(t *testing.T) {
 	for name, renewal := range map[string]time.Duration{"fast": 0, "slow": 3 * time.Second} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := &shop{lifetime: 4 * time.Second}
-				s.refresh = func(_ int, req *http.Request) *http.Response {
-					resp := s.issue(req) // its life begins before the answer has made its way
-					time.Sleep(renewal)
-					return resp
-				}
-				rt := s.transport(nil)
-				if status(t, rt, newRequest(t, "GET", shopURL+"/", "")) != 200 {
-					t.Fatal("no first answer")
-				}
-				var wg sync.WaitGroup
-				for began := time.Now(); time.Since(began) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
-					wg.Go(func() {
-						asked := time.Now()
-						s.mu.Lock()
-						good := asked.Before(s.held)
-						s.mu.Unlock()
-						if code := status(t, rt, newRequest(t, "GET", shopURL+"/", "")); code != 200 {
-							t.Errorf("got status %d, want 200", code)
-						}
-						if waited := time.Since(asked); good && waited > 0 {
-							t.Errorf("waited %v while there was a good token", waited)
-						}
-					})
-				}
-				wg.Wait()
-				time.Sleep(time.Minute) // for the last renewal
-				if s.unauthorized > 0 {
-					t.Errorf("%d requests were answered 401, want none", s.unauthorized)
-				}
-			})
+		bubble(t, name, func(t *testing.T) {
+			// a token's life begins before the answer has made its way
+			p := (&partner{lifetime: 4 * time.Second}).on("refresh", reply{after: renewal})
+			rt := p.transport(nil)
+			get(t, rt, "/")
+			var wg sync.WaitGroup
+			for began := time.Now(); time.Since(began) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
+				wg.Go(func() {
+					asked := time.Now()
+					p.mu.Lock()
+					good := asked.Before(p.held)
+					p.mu.Unlock()
+					get(t, rt, "/")
+					waited := time.Since(asked)
+					errorIf(t, good && waited > 0, "waited %v while there was a good token", waited)
+				})
+			}
+			wg.Wait()
+			time.Sleep(time.Minute) // for the last renewal
+			n := len(p.seen()) - p.count("call 200")
+			errorIf(t, p.count("call 401") > 0 || n < 5, "got %d answers 401 and %d token requests, want none and several", p.count("call 401"), n)
 		})
 	}
 }
 
+// One lifetime by the clock, on real connections, and what a refresh looks like
+// there.
 func TestShortTokensOnSockets(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits two seconds by the clock; TestShortTokensUnderLoad shows the same in virtual time")
+	}
 	t.Parallel()
-	server := partnertest.StartNowPost(partnertest.Options{Lifetime: 4 * time.Second, Limit: -1})
-	defer server.Close()
-	server.Inject(partnertest.Fault{Path: "/api/v1/auth/refresh", Delay: 3 * time.Second})
-	base := server.Transport()
-	defer base.CloseIdleConnections()
-	source := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: server.URL}.TokenSource()
-	rt := &partnerauth.Transport{Source: source, Base: base, Limiter: &partnerauth.Quota{Requests: 10_000}}
-	var wg sync.WaitGroup
+	server, rt := onSockets(t, partnertest.Options{Lifetime: 2 * time.Second, Limit: -1})
+	server.Inject(partnertest.Fault{Path: renewPath, Delay: 100 * time.Millisecond})
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for range 500 { // 10 s
+	for after := 0; after < 10; { // calls with the new token
 		<-tick.C
-		wg.Go(func() {
-			if code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "")); code != 200 {
-				t.Errorf("got status %d, want 200", code)
-			}
-		})
+		code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", ""))
+		errorIf(t, code != 200, "got status %d, want 200", code)
+		if server.Refreshes() > 0 {
+			after++
+		}
 	}
-	wg.Wait()
-	land(t, source)
-}
-
-// land waits for a renewal that may be under way, by making it start over.
-func land(t *testing.T, source *partnerauth.Source) {
-	t.Helper()
-	token, err := source.Token()
-	if err != nil {
-		t.Fatal(err)
+	for _, r := range server.Requests() {
+		if r.Path == renewPath {
+			checkWire(t, r, "HTTP/1.1", renewPath, "", "Authorization: "+r.Header.Get("Authorization")) // which the server has checked
+		}
 	}
-	source.Invalidate(token)
-	if _, err := source.Token(); err != nil {
-		t.Fatal(err)
+	// a renewal that may be under way is given up for a login, so that no
+	// goroutine is left over
+	if _, err := reject(rt).Token(); err != nil {
+		t.Error(err)
 	}
 }
 
 func TestCallerLeavesHangingLogin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		recovered := make(chan struct{})
-		s := &shop{login: func(n int, req *http.Request) *http.Response {
-			select {
-			case <-recovered:
-			case <-req.Context().Done():
-			}
-			return nil
-		}}
-		source := s.source()
+		p := new(partner).on("login", reply{after: 2 * time.Second})
+		source := p.nowPost()
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-			defer cancel()
+			ctx := deadline(t, 100*time.Millisecond)
 			began := time.Now()
 			_, err := source.TokenContext(ctx)
-			if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != 100*time.Millisecond {
-				t.Errorf("got %v after %v, want a deadline exceeded after 100ms", err, time.Since(began))
-			}
+			errorIf(t, !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != 100*time.Millisecond,
+				"got %v after %v, want a deadline exceeded after 100ms", err, time.Since(began))
 		})
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			defer cancel()
+			ctx := deadline(t, 10*time.Second)
 			if _, err := source.TokenContext(ctx); err != nil {
 				t.Error(err)
 			}
 		})
-		time.Sleep(2 * time.Second)
-		close(recovered)
 		wg.Wait()
-		if s.logins != 1 {
-			t.Errorf("got %d logins, want 1", s.logins)
-		}
-	})
-}
-
-// A login that takes long is one login, whoever waits for it.
-func TestSlowLoginIsOneLogin(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &shop{}
-		slow := roundTripFunc(func(req *http.Request) (*http.Response, error) {
-			time.Sleep(9 * time.Second)
-			return s.RoundTrip(req)
-		})
-		source := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: shopURL, Base: slow}.TokenSource()
-		began := time.Now()
-		var wg sync.WaitGroup
-		for _, patience := range []time.Duration{time.Second, 10 * time.Second} {
-			wg.Go(func() {
-				ctx, cancel := context.WithTimeout(t.Context(), patience)
-				defer cancel()
-				_, err := source.TokenContext(ctx)
-				if took := time.Since(began); took != min(patience, 9*time.Second) || (err == nil) != (patience > 9*time.Second) {
-					t.Errorf("a caller with %v got %v after %v", patience, err, took)
-				}
-			})
-		}
-		wg.Wait()
-		if s.logins != 1 {
-			t.Errorf("got %d logins, want one", s.logins)
-		}
-	})
-}
-
-func TestFlightIsLimitedToThirtySecondsOnTheWire(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hang := roundTripFunc(func(req *http.Request) (*http.Response, error) {
-			<-req.Context().Done()
-			return nil, req.Context().Err()
-		})
-		source := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: shopURL, Base: hang}.TokenSource()
-		began := time.Now()
-		_, err := source.Token()
-		var auth *partnerauth.AuthError
-		if !errors.As(err, &auth) || auth.Op != "login" {
-			t.Errorf("got %v, want an AuthError of a login", err)
-		}
-		if took := time.Since(began); took < 30*time.Second || took > 32*time.Second {
-			t.Errorf("took %v, want 30 s and the pause between two tries", took)
-		}
+		n := p.count("login")
+		errorIf(t, n != 1, "got %d logins, want 1", n)
 	})
 }
 
 // The ctx of the caller that started a fetch is not that of the fetch.
 func TestLeaderCancelsAndOthersGetTheToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &shop{login: func(int, *http.Request) *http.Response {
-			time.Sleep(time.Second)
-			return nil
-		}}
-		source := s.source()
+		p := new(partner).on("login", reply{after: time.Second})
+		source := p.nowPost()
 		ctx, cancel := context.WithCancelCause(t.Context())
 		go func() {
-			if _, err := source.TokenContext(ctx); !errors.Is(err, context.Canceled) || !errors.Is(err, errShop) {
-				t.Errorf("got %v, want context.Canceled and its cause", err)
-			}
+			_, err := source.TokenContext(ctx)
+			errorIf(t, !errors.Is(err, context.Canceled) || !errors.Is(err, errTest), "got %v, want context.Canceled and its cause", err)
 		}()
 		synctest.Wait()
-		cancel(errShop)
+		cancel(errTest)
 		synctest.Wait()
-		if _, err := source.Token(); err != nil {
-			t.Error(err)
-		}
-		if s.logins != 1 {
-			t.Errorf("got %d logins, want 1", s.logins)
+		_, err := source.Token()
+		errorIf(t, err != nil || p.count("login") != 1, "got %v after %d logins, want a token of one", err, p.count("login"))
+		if _, err := p.nowPost().TokenContext(ctx); !errors.Is(err, context.Canceled) || p.count("login") != 1 {
+			t.Errorf("got %v, want no login for a caller that has gone already", err)
 		}
 	})
 }
 
-var errShop = errors.New("the shop is closed")
-
 // An answer to a token request sent before an invalidation proves nothing.
 func TestInvalidationOutrunsRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var late atomic.Bool
-		s := &shop{lifetime: time.Hour}
-		s.refresh = func(_ int, req *http.Request) *http.Response {
-			resp := s.issue(req) // before the answer takes its time
-			select {
-			case <-time.After(3 * time.Second):
-			case <-req.Context().Done():
-				late.Store(true)
-			}
-			return resp
-		}
-		source := s.source()
+		p := (&partner{lifetime: time.Hour}).on("refresh", reply{after: 3 * time.Second})
+		source := p.nowPost()
 		first, err := source.Token()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		time.Sleep(55 * time.Minute)
 		if again, _ := source.Token(); again != first {
 			t.Fatal("a caller had to wait for the renewal")
@@ -250,23 +145,18 @@ func TestInvalidationOutrunsRenewal(t *testing.T) {
 		source.Invalidate(first)
 		began := time.Now()
 		token, err := source.Token()
-		if err != nil || token.AccessToken != "token-3" || time.Since(began) > 0 {
-			t.Errorf("got %v, %v after %v, want token-3 of a new login at once", token, err, time.Since(began))
-		}
+		errorIf(t, err != nil || token.AccessToken != "token-3" || time.Since(began) > 0, "got %v, %v after %v, want token-3 of a new login at once", token, err, time.Since(began))
 		time.Sleep(time.Minute)
-		if now, _ := source.Token(); now != token {
-			t.Errorf("the late answer replaced the newer token")
-		}
-		if !late.Load() || s.logins != 2 || s.refreshes != 1 {
-			t.Errorf("got %d logins and %d refreshes, want 2 and 1, with the refresh given up", s.logins, s.refreshes)
-		}
+		now, _ := source.Token()
+		errorIf(t, now != token, "the late answer replaced the newer token")
+		errorIf(t, p.ops() != "login refresh login" || p.seen()[1].status != 0, "got %s, the refresh answered %d, want it given up for a login", p.ops(), p.seen()[1].status)
 	})
 }
 
 func TestInvalidateForgetsOnlyTheCurrentToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &shop{}
-		source := s.source()
+		p := new(partner)
+		source := p.nowPost()
 		source.Invalidate(nil)
 		first, _ := source.Token()
 		copied := *first
@@ -274,125 +164,80 @@ func TestInvalidateForgetsOnlyTheCurrentToken(t *testing.T) {
 		second, _ := source.Token()
 		source.Invalidate(first) // late
 		third, err := source.Token()
-		if err != nil || second == first || third != second {
-			t.Errorf("got %v, %v, %v, %v, want a second token that stays", first, second, third, err)
-		}
-		if s.logins != 2 || s.refreshes != 0 {
-			t.Errorf("got %d logins and %d refreshes, want 2 and 0", s.logins, s.refreshes)
-		}
+		errorIf(t, err != nil || second == first || third != second || p.ops() != "login login",
+			"got %v, %v, %v, %v by %s, want a second token that stays", first, second, third, err, p.ops())
 	})
 }
 
+// A renewal that fails is nothing to callers until the token ends. Then they
+// get its error, and with the next that succeeds a token again.
 func TestFailedRenewalServesTheOldToken(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var failing atomic.Bool
-		var tries []time.Time
-		s := &shop{lifetime: time.Hour}
-		fail := func(_ int, req *http.Request) *http.Response {
-			if failing.Load() {
-				s.mu.Lock()
-				tries = append(tries, time.Now())
-				s.mu.Unlock()
-				return answer(req, 503, "")
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		of     func(*partner) *partnerauth.Source
+		fails  reply
+		least  int           // requests in the last minutes of the token
+		most   int           // likewise
+		within time.Duration // of the partner's recovery there is a token
+	}{
+		{"NowPost 503", (*partner).nowPost, reply{status: 503}, 20, 40 + 80*renewalTries, time.Minute},
+		{"Ndovu 503", (*partner).ndovu, reply{status: 503}, 20, 40 + 40*renewalTries, time.Minute},
+		{"Ndovu 401", (*partner).ndovu, reply{status: 401}, 4, 30, 25 * time.Minute},
+		{"Ndovu no token", (*partner).ndovu, reply{body: "{}"}, 20, 60, time.Minute},
+		{"Ndovu network", (*partner).ndovu, reply{err: io.EOF}, 20, 40 + 40*renewalTries, time.Minute},
+	} {
+		bubble(t, c.name, func(t *testing.T) {
+			p := &partner{lifetime: time.Hour}
+			began := time.Now()
+			p.script = func(a asked) reply {
+				if a.n > 0 && time.Since(began) < 2*time.Hour {
+					return c.fails
+				}
+				return reply{}
 			}
-			return nil
-		}
-		s.login, s.refresh = fail, fail
-		source := s.source()
-		first, err := source.Token()
-		if err != nil {
-			t.Fatal(err)
-		}
-		failing.Store(true)
-		for began := time.Now(); time.Since(began) < 59*time.Minute; time.Sleep(time.Second) {
-			if now, err := source.Token(); now != first {
-				t.Fatalf("got %v, %v after %v, want the first token until it ends", now, err, time.Since(began))
+			source := c.of(p)
+			for ; time.Since(began) < 2*time.Hour+c.within+time.Minute; time.Sleep(time.Second) {
+				token, err := source.Token()
+				switch age := time.Since(began); {
+				case age < time.Hour && (err != nil || token.AccessToken != "token-1"):
+					t.Fatalf("got %v, %v after %v, want the first token", token, err, age)
+				case age == time.Hour:
+					n := len(p.seen()) - 1
+					errorIf(t, n < c.least || n > c.most, "got %d requests in about 12 minutes of failing, want %d to %d", n, c.least, c.most)
+				case age > time.Hour && age < 2*time.Hour && err == nil:
+					t.Fatalf("got %v after %v", token, age)
+				case age > 2*time.Hour+c.within && err != nil:
+					t.Fatalf("got %v after %v", err, age)
+				}
 			}
-		}
-		synctest.Wait()
-		s.mu.Lock()
-		n := len(tries)
-		s.mu.Unlock()
-		if n < 20 || n > 15*60/20*6+60 {
-			t.Errorf("got %d token requests in about 12 minutes, want some every 20 to 30 s", n)
-		}
-		failing.Store(false)
-		time.Sleep(31 * time.Second)
-		source.Token()
-		synctest.Wait()
-		if now, err := source.Token(); err != nil || now == first {
-			t.Errorf("got %v, %v after the partner recovered, want a new token", now, err)
-		}
-	})
-}
-
-func TestRefusedCredentialsAreRemembered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &shop{login: func(_ int, req *http.Request) *http.Response { return answer(req, 401, "no") }}
-		source := s.source()
-		_, first := source.Token()
-		var seen []time.Duration
-		logins, last := 1, time.Now()
-		for range 600 * 5 {
-			_, err := source.Token()
-			if !errors.Is(err, partnerauth.ErrCredentials) {
-				t.Fatalf("got %v, want ErrCredentials", err)
-			}
-			if s.logins == logins && err != first {
-				t.Fatal("another error without another login")
-			}
-			if s.logins > logins {
-				seen = append(seen, time.Since(last))
-				logins, last, first = s.logins, time.Now(), err
-			}
-			time.Sleep(200 * time.Millisecond)
-		}
-		if len(seen) < 8 {
-			t.Fatalf("got %d logins in ten minutes, want more", len(seen))
-		}
-		for i, gap := range seen {
-			if least := min(40*time.Second, time.Second<<i); gap < least || gap > min(60*time.Second, 3*least/2)+200*time.Millisecond {
-				t.Errorf("login %d came after %v, want %v and up to half of it more", i+2, gap, least)
-			}
-		}
-	})
+		})
+	}
 }
 
 // A Source that a Transport has used keeps to its quota when asked by hand.
 func TestTokenByHandKeepsToTheQuota(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &shop{lifetime: time.Hour}
-		quota := &partnerauth.Quota{Requests: 2}
-		rt := s.transport(quota)
-		status(t, rt, newRequest(t, "GET", shopURL+"/", "")) // and the login: nothing is left
-		source := rt.Source.(*partnerauth.Source)
-		first, _ := source.Token()
-		source.Invalidate(first)
-		began := time.Now()
-		if _, err := source.Token(); err != nil || time.Since(began) < time.Minute {
-			t.Errorf("got %v after %v, want a login when the quota allows it", err, time.Since(began))
-		}
+		p := new(partner)
+		rt := p.transport(&partnerauth.Quota{Requests: 2})
+		get(t, rt, "/") // and the login: nothing is left
+		source, began := reject(rt), time.Now()
+		_, err := source.Token()
+		errorIf(t, err != nil || time.Since(began) < time.Minute, "got %v after %v, want a login when the quota allows it", err, time.Since(began))
 	})
 }
 
-// A partner that is away for long is not waited for inside one fetch.
-func TestLongUnavailabilityIsTold(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &shop{login: func(_ int, req *http.Request) *http.Response {
-			resp := answer(req, 503, "")
-			resp.Header.Set("Retry-After", "600")
-			return resp
-		}}
-		source := s.source()
-		began := time.Now()
-		_, err := source.Token()
-		var auth *partnerauth.AuthError
-		if !errors.As(err, &auth) || auth.StatusCode != 503 || auth.RetryAfter != 10*time.Minute || time.Since(began) > 0 {
-			t.Errorf("got %v after %v, want the 503 and its Retry-After at once", err, time.Since(began))
-		}
-		time.Sleep(599 * time.Second)
-		if source.Token(); s.logins != 1 {
-			t.Errorf("got %d logins, want one until the partner is back", s.logins)
-		}
-	})
+// The hooks of a caller see its own request and not the token's.
+func TestHooksDoNotSeeTokenRequests(t *testing.T) {
+	server := partnertest.StartNdovu(partnertest.Options{})
+	defer server.Close()
+	base := server.Transport()
+	defer base.CloseIdleConnections()
+	client := partnerauth.Ndovu{ClientID: partnertest.ClientID, ClientSecret: partnertest.ClientSecret, BaseURL: server.URL, Base: base}.Client()
+	client.Transport.(*partnerauth.Transport).Base = base
+	requests := 0
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { requests++ }})
+	req := newRequest(t, "GET", server.URL+"/api/v3/partners/acme/plans", "").WithContext(ctx)
+	code := status(t, client.Transport, req)
+	errorIf(t, code != 200 || requests != 1 || server.Logins() != 1, "got %d, %d requests and %d logins, want 200, one and one", code, requests, server.Logins())
 }

@@ -152,7 +152,7 @@ func appendFailure(kv []attribute.KeyValue, err error) []attribute.KeyValue {
 	switch {
 	case errors.As(err, &auth) && auth.StatusCode > 0:
 		kv = append(kv, keyTokenStatus.Int(auth.StatusCode))
-	case errors.Is(err, ErrRateLimited) && errors.As(err, &limited):
+	case errors.Is(err, ErrRateLimited) && errors.As(err, &limited) && limited.RetryAfter() > 0:
 		kv = append(kv, keyRetryAfter.Float64(limited.RetryAfter().Seconds()))
 	}
 	return kv

@@ -1,0 +1,93 @@
+package partnerauth_test
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/oauth2"
+
+	"github.com/partnerauth/partnerauth"
+)
+
+// A source of the user's own with our methods is treated like ours: its login
+// takes a permit, and its 401 is worth another try.
+func TestCustomSourceWithOurMethods(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(partner)
+		rt := p.custom(struct{ *partnerauth.Source }{p.nowPost()}, &partnerauth.Quota{Requests: 3})
+		get(t, rt, "/")
+		p.revokeAll()
+		began := time.Now()
+		code := get(t, rt, "/")
+		errorIf(t, code != 200 || p.count("login") != 2, "got %d after %d logins, want 200 after 2", code, p.count("login"))
+		errorIf(t, time.Since(began) < time.Minute, "the login of a wrapped Source took no permit")
+	})
+}
+
+// One without Invalidate gets its 401 back as it is.
+func TestCustomSourceWithoutOurMethods(t *testing.T) {
+	p := new(partner)
+	rt := p.custom(oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "key", TokenType: "token"}), nil)
+	code := get(t, rt, "/")
+	errorIf(t, code != 401 || p.count("call") != 1, "got %d after %d calls, want the 401 of one", code, p.count("call"))
+	got := p.seen()[0].header.Get("Authorization")
+	errorIf(t, got != "token key", "got Authorization %q, want the token's own type", got)
+}
+
+func TestCustomSourceFails(t *testing.T) {
+	for name, source := range map[string]tokenFunc{
+		"error": func() (*oauth2.Token, error) { return nil, errTest },
+		"nil":   func() (*oauth2.Token, error) { return nil, nil },
+		"empty": func() (*oauth2.Token, error) { return new(oauth2.Token), nil },
+		"bytes": func() (*oauth2.Token, error) { return &oauth2.Token{AccessToken: "a\r\nb"}, nil },
+	} {
+		p, body := new(partner), watched("x")
+		_, err := p.custom(source, nil).RoundTrip(posting(t, body))
+		var auth *partnerauth.AuthError
+		errorIf(t, !errors.As(err, &auth) || auth.Op != "token" || (name == "error") != errors.Is(err, errTest), "%s: got %v, want an AuthError about the token", name, err)
+		errorIf(t, body.closed.Load() != 1 || len(p.seen()) > 0, "%s: body closed %d times, %v sent", name, body.closed.Load(), p.seen())
+	}
+}
+
+// A misused 401 is bounded here, too, whether Invalidate brings another token or
+// does nothing.
+func TestCustomInvalidateIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(partner).on("call", reply{status: 401})
+		rt := p.custom(struct{ *partnerauth.Source }{p.nowPost()}, nil)
+		for range 500 {
+			get(t, rt, "/")
+		}
+		n := p.count("login")
+		errorIf(t, n < 4 || n > 25, "500 calls cost %d logins, want 4 to 25", n)
+
+		p = new(partner)
+		stubborn := renewable{func() (*oauth2.Token, error) { return &oauth2.Token{AccessToken: "t"}, nil }, func(*oauth2.Token) {}}
+		rt = p.custom(stubborn, &partnerauth.Quota{Requests: 1_000_000})
+		for range 500 {
+			get(t, rt, "/")
+		}
+		if n := len(p.seen()); n > 510 {
+			t.Errorf("500 calls cost %d requests, want hardly more than 500", n)
+		}
+	})
+}
+
+// A custom token that is over is sent: the server decides.
+func TestCustomTokenThatIsOver(t *testing.T) {
+	for _, l := range limiters {
+		bubble(t, l.name, func(t *testing.T) {
+			p := &partner{open: true}
+			token := &oauth2.Token{AccessToken: "t", Expiry: time.Now().Add(time.Second)}
+			rt := p.custom(oauth2.StaticTokenSource(token), l.make())
+			ctx := deadline(t, 10*time.Minute)
+			for n := range 110 { // so that some wait
+				if _, err := try(ctx, rt, "/"); err != nil {
+					t.Fatalf("%v after %d", err, n)
+				}
+			}
+		})
+	}
+}

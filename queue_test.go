@@ -1,0 +1,333 @@
+package partnerauth_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/partnerauth/partnerauth"
+)
+
+// queue500 lets 500 requests queue up, in the order of their paths, behind what
+// a limiter lets through at once. It returns how many requests were sent before.
+func queue500(t *testing.T, p *partner, rt *partnerauth.Transport, burst int) (*sync.WaitGroup, int) {
+	for range burst + 1 { // and the login
+		if len(p.seen()) < burst || burst == 1 {
+			get(t, rt, "/")
+		}
+	}
+	before := len(p.seen())
+	var wg sync.WaitGroup
+	for i := range 500 {
+		wg.Go(func() { get(t, rt, fmt.Sprintf("/%03d", i)) })
+		synctest.Wait()
+	}
+	return &wg, before
+}
+
+func TestQueueIsInOrder(t *testing.T) {
+	for _, l := range limiters {
+		bubble(t, l.name, func(t *testing.T) {
+			p := new(partner)
+			wg, before := queue500(t, p, p.transport(l.make()), l.burst)
+			wg.Wait()
+			var arrived []string
+			for _, a := range p.seen()[before:] {
+				arrived = append(arrived, fmt.Sprintf("%06d %s", a.at/time.Millisecond, a.path))
+			}
+			slices.Sort(arrived) // by time, then path: what goes in one instant arrives in any order
+			paths := slices.Clone(arrived)
+			for i := range paths {
+				_, paths[i], _ = strings.Cut(paths[i], " ")
+			}
+			errorIf(t, len(paths) != 500 || !slices.IsSorted(paths), "%d requests arrived, want 500 in order: %v", len(paths), arrived)
+		})
+	}
+}
+
+// A token request goes with the next permit, whoever else waits.
+func TestTokenRequestsGoFirst(t *testing.T) {
+	for _, l := range limiters {
+		bubble(t, l.name, func(t *testing.T) {
+			p := new(partner)
+			rt := p.transport(l.make())
+			wg, before := queue500(t, p, rt, l.burst)
+			time.Sleep(90 * time.Second)
+			source := reject(rt)
+			since := time.Since(p.began)
+			if _, err := source.Token(); err != nil {
+				t.Error(err)
+			}
+			wg.Wait()
+			log := p.seen()[before:]
+			login := log[slices.IndexFunc(log, func(a asked) bool { return a.op == "login" })]
+			for _, a := range log {
+				errorIf(t, a.at > since && a.at < login.at, "%s went %v before the login", a.path, login.at-a.at)
+			}
+			errorIf(t, len(log) != 501, "%d requests arrived, want 500 and one login", len(log))
+		})
+	}
+}
+
+// A renewal that comes due while all callers queue is not forgotten.
+func TestRenewalWhileAllQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &partner{lifetime: 4 * time.Minute}
+		wg, _ := queue500(t, p, p.transport(rate.NewLimiter(100./60, 1)), 1)
+		wg.Wait()
+		for _, a := range p.seen() {
+			errorIf(t, a.op == "refresh" && (a.at < 3*time.Minute || a.at > 4*time.Minute), "got a refresh after %v, want it in the last minute of the token", a.at)
+		}
+		errorIf(t, p.count("login") != 1 || p.count("call 401") != 0 || p.count("refresh") == 0, "got %s and %d rejections, want one login, a refresh and none", p.ops(), p.count("call 401"))
+	})
+}
+
+// Whatever a waiter waits for, its change wakes it: a lost wake is a caller that
+// hangs.
+func TestWaitersAreWoken(t *testing.T) {
+	const window, guard = time.Minute, time.Second
+	for _, c := range []struct {
+		name   string
+		places int
+		first  reply         // that a call sent at the start gets
+		ahead  bool          // somebody waits ahead and leaves after 10 s
+		want   time.Duration // when the waiter goes
+	}{
+		{"an answer frees its place a window later", 1, reply{status: 200, after: 10 * time.Second}, false, 10*time.Second + window + guard},
+		{"a request that fails, too", 1, reply{err: errTest, after: 10 * time.Second}, false, 10*time.Second + window + guard},
+		{"an answer that frees a later place", 2, reply{status: 200, after: 30 * time.Second}, false, window + guard},
+		{"a pause", 2, reply{status: 503, header: headers("Retry-After: 100"), after: 10 * time.Second}, false, 110 * time.Second},
+		{"whoever is ahead leaves", 1, reply{status: 200}, true, window + guard},
+	} {
+		bubble(t, c.name, func(t *testing.T) {
+			p := (&partner{open: true}).on("/first", c.first)
+			rt := p.custom(static("t"), &partnerauth.Quota{Requests: c.places, Window: window})
+			began := time.Now()
+			if c.places == 2 {
+				get(t, rt, "/")
+			}
+			go try(t.Context(), rt, "/first")
+			synctest.Wait()
+			ahead, leave := context.WithCancel(t.Context())
+			defer leave()
+			if c.ahead {
+				go try(ahead, rt, "/ahead")
+				synctest.Wait()
+				time.AfterFunc(10*time.Second, leave)
+			}
+			get(t, rt, "/waiter")
+			got := time.Since(began)
+			errorIf(t, got != c.want, "the waiter went after %v, want %v", got, c.want)
+			time.Sleep(time.Hour)
+		})
+	}
+	bubble(t, "a token request goes ahead", func(t *testing.T) {
+		p := new(partner)
+		rt := p.transport(&partnerauth.Quota{Requests: 2})
+		get(t, rt, "/")
+		began := time.Now()
+		wg := atOnce(2, func(int) { get(t, rt, "/waiter") })
+		time.Sleep(10 * time.Second)
+		source := reject(rt)
+		wg.Go(func() { source.Token() })
+		wg.Wait()
+		took := time.Since(began)
+		errorIf(t, p.seen()[2].op != "login" || took != 2*(window+guard), "got %v in %v, want the login first and the last waiter a window after it", p.seen(), took)
+	})
+}
+
+// Whoever gives up costs the others nothing.
+func TestGivingUpCostsNothing(t *testing.T) {
+	for _, l := range limiters {
+		for _, callers := range []int{50, 300} {
+			bubble(t, fmt.Sprintf("%s %d", l.name, callers), func(t *testing.T) {
+				p := new(partner)
+				rt := p.transport(l.make())
+				const length = 10 * time.Minute
+				began := time.Now()
+				random := rand.New(rand.NewPCG(1, 2))
+				var mu sync.Mutex
+				atOnce(callers, func(int) {
+					for time.Since(began) < length {
+						mu.Lock()
+						patience := time.Duration(random.Int64N(int64(time.Minute)))
+						mu.Unlock()
+						// a cancellation, not a deadline, or it would be refused at once
+						_, err := try(leaving(t, patience), rt, "/")
+						errorIf(t, err != nil && !errors.Is(err, context.Canceled), "got %v", err)
+					}
+				}).Wait()
+				served := float64(p.count("call 200")) / length.Minutes()
+				errorIf(t, served < 95, "served %.1f a minute, want 95", served)
+			})
+		}
+	}
+}
+
+func TestRefusedAtOnce(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		limiter partnerauth.Limiter
+		before  int // calls that use up what there is
+		queued  int
+		wait    time.Duration // that the refusal tells
+	}{
+		{"Quota", &partnerauth.Quota{}, 100, 0, 61 * time.Second},
+		{"Quota, one round of others ahead", &partnerauth.Quota{}, 100, 150, 122 * time.Second},
+		{"rate.Limiter", rate.NewLimiter(rate.Every(30*time.Second), 1), 1, 0, 30 * time.Second},
+		{"rate.Limiter that allows nothing", rate.NewLimiter(0, 2), 2, 0, time.Hour},
+	} {
+		bubble(t, c.name, func(t *testing.T) {
+			p, body := &partner{open: true}, watched("x")
+			rt := p.custom(static("t"), c.limiter)
+			for range c.before {
+				get(t, rt, "/")
+			}
+			waiting, leave := context.WithCancel(t.Context())
+			wg := atOnce(c.queued, func(int) { try(waiting, rt, "/") })
+			synctest.Wait()
+			ctx := deadline(t, 10*time.Second)
+			began := time.Now()
+			_, err := rt.RoundTrip(posting(t, body).WithContext(ctx))
+			var told interface{ RetryAfter() time.Duration }
+			if !errors.Is(err, partnerauth.ErrRateLimited) || !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &told) {
+				t.Fatalf("got %v, want ErrRateLimited and a deadline exceeded", err)
+			}
+			d := told.RetryAfter()
+			errorIf(t, d < c.wait || d > c.wait+time.Second && c.wait < time.Hour, "told to wait %v, want %v", d, c.wait)
+			var timeout interface{ Timeout() bool }
+			errorIf(t, !errors.As(err, &timeout) || !timeout.Timeout(), "%v is no timeout", err)
+			errorIf(t, time.Since(began) > 0 || len(p.seen()) != c.before || body.closed.Load() != 1,
+				"refused after %v, %d sent, body closed %d times, want at once, none, once", time.Since(began), len(p.seen())-c.before, body.closed.Load())
+			leave()
+			wg.Wait()
+		})
+	}
+}
+
+// Who has to wait for a token cannot be in time either.
+func TestRefusedAtOnceWithoutAToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		quota := &partnerauth.Quota{Requests: 1}
+		rt := new(partner).transport(quota)
+		quota.Wait(t.Context())
+		ctx := deadline(t, 30*time.Second)
+		began := time.Now()
+		_, err := try(ctx, rt, "/")
+		errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited) || time.Since(began) > 0, "got %v after %v, want ErrRateLimited at once", err, time.Since(began))
+		time.Sleep(time.Hour) // for the login, which others may want
+	})
+}
+
+func TestThousandOnAColdSource(t *testing.T) {
+	for _, l := range limiters {
+		bubble(t, l.name, func(t *testing.T) {
+			p := new(partner)
+			rt := p.transport(l.make())
+			atOnce(1000, func(int) { get(t, rt, "/") }).Wait()
+			errorIf(t, p.count("login") != 1 || p.count("call 200") != 1000, "got %d logins and %d answers 200, want 1 and 1000", p.count("login"), p.count("call 200"))
+		})
+	}
+}
+
+func TestTokenThatEndsInTheQueueIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &partner{lifetime: 20 * time.Second}
+		rt := p.transport(&partnerauth.Quota{Requests: 2})
+		get(t, rt, "/")
+		time.Sleep(5 * time.Second)
+		code := get(t, rt, "/")
+		errorIf(t, code != 200 || p.count("call 401") != 0, "got %d and %d rejections, want 200 and a token replaced before it was sent", code, p.count("call 401"))
+	})
+}
+
+// Permits given back while there is no token do not slow down those after them.
+func TestGivenBackPermitsCostNoPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(partner).on("login", reply{}, reply{after: 7 * time.Second})
+		rt := p.transport(&partnerauth.Quota{Burst: 20})
+		for range 19 {
+			get(t, rt, "/")
+		}
+		began := time.Now()
+		wg := atOnce(30, func(int) { get(t, rt, "/") })
+		synctest.Wait()
+		reject(rt)
+		wg.Wait()
+		// 30 permits and a login at 100 a minute
+		took := time.Since(began)
+		errorIf(t, took > 20*time.Second, "30 calls took %v, want less than 20 s", took)
+	})
+}
+
+// A Limiter may ignore its context and answer when whoever asked has gone: then
+// the permit is not kept for a later caller, and nobody hangs.
+func TestLimiterThatIgnoresItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := make(chan chan error)
+		limiter := limiterFunc(func(context.Context) error {
+			c := make(chan error)
+			asked <- c
+			return <-c
+		})
+		p := (&partner{open: true}).on("call", reply{status: 503, header: headers("Retry-After: 10")})
+		rt := p.custom(static("t"), limiter)
+		go try(t.Context(), rt, "/")
+		one := <-asked
+		ctx, cancel := context.WithCancel(t.Context())
+		go try(ctx, rt, "/")
+		synctest.Wait()
+		one <- nil // the first goes and starts a pause, during which the second is granted
+		two := <-asked
+		synctest.Wait()
+		two <- nil
+		synctest.Wait()
+		cancel()
+		time.Sleep(time.Hour)
+		before := len(p.seen())
+		go try(t.Context(), rt, "/")
+		three := <-asked // which deadlocks if it is not asked
+		n := len(p.seen()) - before
+		errorIf(t, n != 0, "%d requests went without asking the Limiter", n)
+		three <- errTest
+		synctest.Wait()
+	})
+}
+
+// The same with real goroutines, for the race detector: order, cancellation and
+// refusal.
+func TestQueueRaces(t *testing.T) {
+	limiter := rate.NewLimiter(1000, 1)
+	for _, l := range []partnerauth.Limiter{&partnerauth.Quota{Requests: 20, Window: 20 * time.Millisecond}, limiter, limiterFunc(limiter.Wait)} {
+		p := new(partner)
+		rt := p.transport(l)
+		var served atomic.Int32
+		atOnce(300, func(i int) {
+			patience := time.Duration(i) * time.Millisecond / 10
+			ctx := t.Context()
+			switch i % 3 {
+			case 1:
+				ctx = deadline(t, patience)
+			case 2:
+				ctx = leaving(t, patience)
+			}
+			if _, err := try(ctx, rt, "/"); err == nil {
+				served.Add(1)
+			} else if i%3 == 0 {
+				t.Error(err) // it had no reason to leave
+			}
+		}).Wait()
+		n := int(served.Load())
+		errorIf(t, n < 100 || n > p.count("call 200"), "%T: %d served, %d answered, want 100 served at least", l, n, p.count("call 200"))
+	}
+}
