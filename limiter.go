@@ -69,12 +69,9 @@ func (l *limiterPacer) ask(w *waiter, ctx context.Context) {
 		// During a pause, or when all have left, a permit would be one too many
 		// for later.
 		l.granted = err == nil && len(q.lines) > 0 && !now.Before(q.resume)
-		if err != nil {
+		if err != nil && w.in {
 			w.refused = l.explain(now, w, err)
-		}
-		select {
-		case w.wake <- struct{}{}:
-		default:
+			w.nudge()
 		}
 		q.wakeFirst()
 	}()

@@ -165,10 +165,7 @@ func (q *queue) first() *waiter {
 
 func (q *queue) wakeFirst() {
 	if w := q.first(); w != nil {
-		select {
-		case w.wake <- struct{}{}:
-		default: // it will look anyway
-		}
+		w.nudge()
 	}
 }
 

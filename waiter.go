@@ -78,6 +78,14 @@ func (w *waiter) wait() (permit, error) {
 	}
 }
 
+// nudge makes w look again.
+func (w *waiter) nudge() {
+	select {
+	case w.wake <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
 // abandon takes w out of its queue if code of the user's has panicked in wait.
 func (w *waiter) abandon() {
 	if w.in {
