@@ -188,8 +188,7 @@ func neverLeft(err error) bool {
 	}
 	var cert *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
-	var proxy *proxyError
-	return errors.As(err, &cert) || errors.As(err, &record) || errors.As(err, &proxy) ||
+	return errors.As(err, &cert) || errors.As(err, &record) || errors.Is(err, errProxy) ||
 		strings.Contains(err.Error(), "TLS handshake timeout")
 }
 
@@ -206,8 +205,4 @@ func fromProxy(err error) bool {
 	return false
 }
 
-// A proxyError is the refusal of a CONNECT.
-type proxyError struct{ err error }
-
-func (e *proxyError) Error() string { return "the proxy refused to connect: " + e.err.Error() }
-func (e *proxyError) Unwrap() error { return e.err }
+var errProxy = errors.New("the proxy refused to connect")

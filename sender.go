@@ -3,11 +3,14 @@ package partnerauth
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptrace"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,6 +21,8 @@ type sender struct {
 	queue *queue
 	line  line // of callers, in the queue
 	*telemetry
+
+	trouble atomic.Bool // the last request found no connection, or lost it
 }
 
 // An attempt is one request on its way: its permit and the copy that is sent.
@@ -31,6 +36,7 @@ type attempt struct {
 	tokenPath     string // of a token request, which metrics tell from other calls
 	resend        int
 	pause         time.Duration // that the answer asked of everybody
+	left          bool          // where there was no answer: there may have been a request
 
 	copy    http.Request
 	carrier carrier
@@ -68,7 +74,7 @@ func (s *sender) admit(ctx context.Context, w *waiter, c class, ready bool) (p p
 // headers are in. The answer's body is the caller's; that of req the Base's.
 func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp *http.Response, err error) {
 	ctx, span := s.startAttempt(ctx, req, a)
-	err = errAborted
+	err, a.left = errAborted, true
 	defer func() {
 		now := time.Now()
 		s.settle(ctx, now, a, resp, err)
@@ -77,17 +83,25 @@ func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp 
 			err = withoutSecrets(err, secretsOf(a.copy.Header.Get("Authorization"))...)
 		}
 	}()
+	inVain := func() bool { return false }
+	if s.trouble.Load() {
+		ctx, inVain = watched(ctx)
+	}
 	a.prepare(ctx, req)
 	s.inject(ctx, &a.carrier)
 	resp, err = s.roundTripper().RoundTrip(&a.copy)
+	if (err != nil) != s.trouble.Load() {
+		s.trouble.Store(err != nil)
+	}
 	switch {
 	case err != nil:
 		if resp != nil && resp.Body != nil {
 			resp.Body.Close()
 		}
 		if resp = nil; fromProxy(err) {
-			err = &proxyError{err}
+			err = fmt.Errorf("%w: %w", errProxy, err)
 		}
+		a.left = !neverLeft(err) && !inVain()
 	case resp == nil:
 		err = errors.New("partnerauth: Base returned neither a response nor an error")
 	case resp.Body == nil:
@@ -97,6 +111,18 @@ func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp 
 		resp.Request = req // and not the copy, which has the token in it
 	}
 	return resp, err
+}
+
+// watched is ctx with a watch for the connection, which reports whether a Base of
+// net/http has sought one in vain. It costs something, and so is for times when
+// requests fail: by its error a TLS handshake that is cut cannot be told from an
+// answer that is.
+func watched(ctx context.Context) (_ context.Context, inVain func() bool) {
+	var sought, got atomic.Bool
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GetConn: func(string) { sought.Store(true) },
+		GotConn: func(httptrace.GotConnInfo) { got.Store(true) },
+	}), func() bool { return sought.Load() && !got.Load() }
 }
 
 var errAborted = errors.New("partnerauth: Base has panicked or ended the goroutine")
@@ -142,7 +168,7 @@ func (a *attempt) prepare(ctx context.Context, req *http.Request) {
 func (s *sender) settle(ctx context.Context, now time.Time, a *attempt, resp *http.Response, err error) {
 	o, pause := answered, time.Duration(0)
 	switch {
-	case err != nil && neverLeft(err):
+	case err != nil && !a.left:
 		o = unused
 	case err != nil:
 		o = unanswered

@@ -184,7 +184,7 @@ func (w *waiter) obtain(now time.Time) error {
 // served notes the end of w's wait for a fetch.
 func (w *waiter) served(now time.Time, err error) {
 	w.joined.end, w.joined.err = now, err
-	if w.from = "shared"; w.joined.leads {
+	if w.from = "shared"; w.joined.leads && w.fetch.over() {
 		w.from = w.fetch.brought
 	}
 	w.fetch, w.since = nil, now

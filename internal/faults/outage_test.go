@@ -16,14 +16,17 @@ import (
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []struct {
-		name  string
+		name string
+		// The first failures of the ten workers, whose error does not tell a
+		// handshake from an answer that was cut: their places stay taken.
+		lost  int
 		proxy bool // squid stands in the way, and is what cannot reach the partner
 		begin func(*road)
 		end   func(*road)
 	}{
-		{"connection refused", false, (*road).Stop, (*road).open},
-		{"TLS handshake cut", false, func(r *road) { r.Stop(); r.add("limit_data", `{"bytes":10}`, "downstream"); r.open() }, (*road).clear},
-		{"CONNECT refused", true, (*road).Stop, (*road).open},
+		{"connection refused", 0, false, (*road).Stop, (*road).open},
+		{"TLS handshake cut", 10, false, func(r *road) { r.Stop(); r.add("limit_data", `{"bytes":10}`, "downstream"); r.open() }, (*road).clear},
+		{"CONNECT refused", 0, true, (*road).Stop, (*road).open},
 	} {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
@@ -58,7 +61,7 @@ func TestOutage(t *testing.T) {
 			}
 			kind.end(road)
 			back := time.Now()
-			full := eventually(5*time.Second, func() bool { return partner.Count("", "") >= quota.Requests })
+			full := eventually(5*time.Second, func() bool { return partner.Count("", "") >= quota.Requests-kind.lost })
 			took := time.Since(back)
 			cancel()
 			outcomes := append(<-worked, first)
@@ -78,7 +81,7 @@ func TestOutage(t *testing.T) {
 				t.Errorf("the first success came %v after the return, want a second at most", d)
 			}
 			if !full {
-				t.Errorf("the partner counted %d requests 5 s after its return, want all %d places", partner.Count("", ""), quota.Requests)
+				t.Errorf("the partner counted %d requests 5 s after its return, want %d places", partner.Count("", ""), quota.Requests-kind.lost)
 			}
 		})
 	}
