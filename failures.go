@@ -22,14 +22,34 @@ var refusals = [...]time.Duration{
 
 // add makes callers wait longer after each failure.
 func (b *failures) add(now time.Time, err *AuthError) {
-	wait := backoff(b.count, 500*time.Millisecond, 30*time.Second)
-	if err.refused() {
-		wait = refusals[min(b.count, len(refusals)-1)]
-		wait += rand.N(wait / 2)
-	}
-	err.RetryAfter = max(err.RetryAfter, wait)
+	err.RetryAfter = max(err.RetryAfter, b.next(err))
 	b.count++
 	b.err, b.until = err, now.Add(err.RetryAfter)
+}
+
+// next is how long no fetch starts after one more failure.
+func (b *failures) next(err *AuthError) time.Duration {
+	if !err.refused() {
+		return backoff(b.count, 500*time.Millisecond, 30*time.Second)
+	}
+	wait := refusals[min(b.count, len(refusals)-1)]
+	return wait + rand.N(wait/2)
+}
+
+// holds is how long err, a refusal, is going to be remembered.
+func (s *Source) holds(err *AuthError) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err.RetryAfter = max(err.RetryAfter, s.failuresOn(nil).next(err))
+	return err.RetryAfter
+}
+
+// failuresOn are those met on one way, nil being any. s.mu is held.
+func (s *Source) failuresOn(way *sender) *failures {
+	if s.failures[way] == nil {
+		s.failures[way] = new(failures)
+	}
+	return s.failures[way]
 }
 
 // backoff is the wait after n failures: at least first, doubling, at most most,

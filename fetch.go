@@ -98,7 +98,11 @@ func (f *fetch) run(parent context.Context) {
 	f.ctx, span = f.sender.startFetch(f.within(parent), f)
 	link := span.SpanContext()
 	f.span.Store(&link)
-	got = f.get()
+	if f.source.provider.store != nil {
+		got = f.shared()
+	} else {
+		got = f.get()
+	}
 }
 
 // within is f's context at its place in the trace of its caller: trace id, span
@@ -201,14 +205,14 @@ func (f *fetch) request(with string, resend int) fetched {
 		return f.failed(0, err)
 	}
 	if f.op == refresh && !f.renews.good(time.Now()) {
-		q.settle(time.Now(), a.permit, unused, 0)
+		q.settle(time.Now(), a.permit, unused, 0, 0)
 		return f.failed(0, errors.New("the token ended before its turn came"))
 	}
 	ctx, cancel := context.WithTimeout(f.ctx, f.left())
 	defer cancel()
 	req, err := f.source.provider.request(ctx, f.op, with)
 	if err != nil {
-		q.settle(time.Now(), a.permit, unused, 0)
+		q.settle(time.Now(), a.permit, unused, 0, 0)
 		return f.failed(0, err)
 	}
 
@@ -235,8 +239,7 @@ func (f *fetch) request(with string, resend int) fetched {
 // read makes a lease of an answer, or an error that tells what is wrong with it.
 func (f *fetch) read(resp *http.Response, body []byte, sent time.Time, pause time.Duration) fetched {
 	received := time.Now()
-	status, answer := resp.StatusCode, f.answer(resp)
-	reason := statusText(status)
+	status := resp.StatusCode
 	var token string
 	var lifetime time.Duration
 	var err error
@@ -244,11 +247,7 @@ func (f *fetch) read(resp *http.Response, body []byte, sent time.Time, pause tim
 	case status >= 300 && status < 400:
 		err = errors.New("a redirect, which is not followed")
 	case status < 200 || status > 299:
-		refused := refusal(resp, body)
-		if why := f.source.provider.hints[status]; why != "" && refused {
-			reason += ": " + why
-		}
-		got := f.failed(status, &answerError{reason, refused, answer})
+		got := f.failed(status, f.refusal(resp, refusal(resp, body)))
 		got.err.RetryAfter = pause
 		got.again = status == http.StatusTooManyRequests || status >= 500 && pause <= maxUnavailable
 		return got
@@ -265,9 +264,19 @@ func (f *fetch) read(resp *http.Response, body []byte, sent time.Time, pause tim
 		err = errors.New("the token has characters that a header cannot have")
 	}
 	if err != nil {
-		return f.failed(status, &answerError{reason + ": " + err.Error(), false, answer})
+		return f.failed(status, &answerError{statusText(status) + ": " + err.Error(), false, f.answer(resp)})
 	}
 	return fetched{lease: newLease(token, min(lifetime, maxLifetime), sent, received)}
+}
+
+// refusal is what is wrong with an answer of status 4xx or 5xx. Where that is the
+// credentials, the partner's page may say more.
+func (f *fetch) refusal(resp *http.Response, refused bool) error {
+	reason := statusText(resp.StatusCode)
+	if why := f.source.provider.hints[resp.StatusCode]; why != "" && refused {
+		reason += ": " + why
+	}
+	return &answerError{reason, refused, f.answer(resp)}
 }
 
 func (f *fetch) failed(status int, err error) fetched {

@@ -15,8 +15,9 @@ import (
 type limiterPacer struct {
 	limiter Limiter
 	queue   *queue
-	asking  bool // a goroutine waits for the Limiter
-	granted bool // a permit of the Limiter's that nobody has taken yet
+	asking  bool   // a goroutine waits for the Limiter
+	granted bool   // a permit of the Limiter's that nobody has taken yet
+	permit  Permit // that of a PermitLimiter
 }
 
 // queueOf is the queue in front of l, which for a Quota all Transports share.
@@ -28,6 +29,9 @@ func queueOf(l Limiter) (*queue, error) {
 		return new(Quota).line()
 	}
 	q := &queue{window: defaultWindow}
+	if l, ok := l.(PermitLimiter); ok {
+		q.window = l.Period()
+	}
 	q.pacer = &limiterPacer{limiter: l, queue: q}
 	return q, nil
 }
@@ -44,7 +48,7 @@ func (l *limiterPacer) ready(now time.Time, _ uint64, w *waiter) time.Duration {
 			l.granted = true
 		} else if w != nil {
 			l.asking = true
-			go l.ask(w, w.ctx)
+			go l.ask(w, w.ctx, l.queue.waiting())
 		}
 	}
 	if l.granted {
@@ -55,7 +59,8 @@ func (l *limiterPacer) ready(now time.Time, _ uint64, w *waiter) time.Duration {
 
 // ask waits for the Limiter on behalf of w, the head. A Limiter that does not
 // return, but ends the goroutine, has given an error.
-func (l *limiterPacer) ask(w *waiter, ctx context.Context) {
+func (l *limiterPacer) ask(w *waiter, ctx context.Context, waiting int) {
+	var permit Permit
 	err := errors.New("Wait ended its goroutine")
 	defer func() {
 		if recover() != nil {
@@ -65,51 +70,74 @@ func (l *limiterPacer) ask(w *waiter, ctx context.Context) {
 		q.mu.Lock()
 		defer q.unlock()
 		now := time.Now()
-		l.asking = false
+		l.asking, l.granted, l.permit = false, err == nil, permit
 		// During a pause, or when all have left, a permit would be one too many
 		// for later.
-		l.granted = err == nil && len(q.lines) > 0 && !now.Before(q.resume)
+		if len(q.lines) == 0 || now.Before(q.resume) {
+			l.idle()
+		}
 		if err != nil && w.in {
 			w.refused = l.explain(now, w, err)
 			w.nudge()
 		}
 		q.wakeFirst()
 	}()
-	err = l.limiter.Wait(ctx)
+	if p, ok := l.limiter.(PermitLimiter); ok {
+		permit, err = p.Permit(ctx, waiting)
+	} else {
+		err = l.limiter.Wait(ctx)
+	}
 }
 
 // explain makes ErrRateLimited of a refusal by *rate.Limiter, which has no type
 // of its own for it.
 func (l *limiterPacer) explain(now time.Time, w *waiter, err error) error {
+	if errors.Is(err, ErrRateLimited) {
+		return err
+	}
 	if d, _ := l.estimate(now, 0, 1); !w.deadline.IsZero() && now.Add(d).After(w.deadline) {
 		return &rateLimitError{wait: d, left: w.deadline.Sub(now)}
 	}
 	return fmt.Errorf("partnerauth: limiter: %w", err)
 }
 
-// estimate can tell what a *rate.Limiter will do, and nothing about others.
+// estimate can tell what a *rate.Limiter or PermitLimiter will do, and nothing
+// about others.
 func (l *limiterPacer) estimate(now time.Time, pause time.Duration, k int) (time.Duration, bool) {
-	r, ok := l.limiter.(*rate.Limiter)
-	if !ok || r.Limit() == rate.Inf || r.Burst() < 1 {
-		return pause, false
-	}
 	// While the Limiter is asked for the head, its tokens are one short already.
 	if l.asking || l.granted {
 		k--
 	}
-	return pause + untilTokens(r, now.Add(pause), k), false
+	switch r := l.limiter.(type) {
+	case PermitLimiter:
+		if k > 0 {
+			pause = max(pause, r.Estimate(k))
+		}
+	case *rate.Limiter:
+		if r.Limit() != rate.Inf && r.Burst() > 0 {
+			pause += untilTokens(r, now.Add(pause), k)
+		}
+	}
+	return pause, false
 }
 
 func (l *limiterPacer) take(now time.Time, _ uint64) permit {
-	l.granted = false
-	return permit{at: now, pace: 1}
+	p := permit{at: now, pace: 1, handle: l.permit}
+	l.granted, l.permit = false, nil
+	return p
 }
 
 func (l *limiterPacer) settle(time.Time, permit, outcome) (float64, time.Duration) {
 	return 1, l.queue.window
 }
 
-func (l *limiterPacer) idle() { l.granted = false }
+// idle gives back what was granted and nobody took.
+func (l *limiterPacer) idle() {
+	if l.granted && l.permit != nil {
+		go l.permit.Return() // without the lock
+	}
+	l.granted, l.permit = false, nil
+}
 
 // untilTokens tells how long it takes l to have k tokens.
 func untilTokens(l *rate.Limiter, now time.Time, k int) time.Duration {

@@ -49,6 +49,9 @@ type Ndovu struct {
 	// Base carries token requests, and for Client all requests; nil is the Base
 	// of the Transport that needs the token, or http.DefaultTransport.
 	Base http.RoundTripper
+
+	// Store shares the token with other processes; nil keeps it in this one.
+	Store Store
 }
 
 // NdovuFromEnv reads an Ndovu from the environment: NDOVU_CLIENT_ID,
@@ -81,6 +84,8 @@ func (c Ndovu) provider() *provider {
 	p := &provider{
 		name:    "ndovu",
 		base:    c.Base,
+		store:   c.Store,
+		key:     storeKey("ndovu", c.BaseURL, c.ClientID),
 		secrets: func(secret string) []string { return []string{c.basic(secret), secret} },
 		hints: map[int]string{
 			http.StatusBadRequest:   "the Authorization header was not accepted",

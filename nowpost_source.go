@@ -45,6 +45,9 @@ type NowPost struct {
 	// Base carries token requests, and for Client all requests; nil is the Base
 	// of the Transport that needs the token, or http.DefaultTransport.
 	Base http.RoundTripper
+
+	// Store shares the token with other processes; nil keeps it in this one.
+	Store Store
 }
 
 // NowPostFromEnv reads a NowPost from the environment: NOWPOST_EMAIL,
@@ -78,6 +81,8 @@ func (c NowPost) provider() *provider {
 	p := &provider{
 		name:      "nowpost",
 		base:      c.Base,
+		store:     c.Store,
+		key:       storeKey("nowpost", c.baseURL(), c.Email),
 		refreshes: true,
 		secrets:   func(password string) []string { return []string{password} },
 		hints: map[int]string{

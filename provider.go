@@ -19,6 +19,8 @@ type provider struct {
 	origin    *origin           // where token requests go
 	err       error             // what is wrong with the fields
 	base      http.RoundTripper // of token requests; nil: that of the Transport
+	store     Store             // nil: the token stays in this process
+	key       string            // in the store
 	refreshes bool              // can renew a token without the credentials
 	asks      bool              // secret is code of the user's, and may return another by and by
 	hints     map[int]string    // what a status means, where the partner's page says it

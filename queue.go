@@ -11,6 +11,8 @@ type permit struct {
 	at   time.Time // when it was granted
 	pace float64   // the share of the full pace that was left then
 	low  bool      // to a request of low priority
+
+	handle Permit // of a PermitLimiter, nil otherwise
 }
 
 // An outcome is what became of a permit.
@@ -118,13 +120,20 @@ const unnamed = -1
 
 // settle ends permit p. The answer may ask for a pause of everybody. It returns
 // what that has come to and the share of the full pace that is left.
-func (q *queue) settle(now time.Time, p permit, o outcome, pause time.Duration) (time.Duration, float64) {
+func (q *queue) settle(now time.Time, p permit, o outcome, status int, pause time.Duration) (time.Duration, float64) {
 	q.mu.Lock()
-	defer q.unlock()
 	pace, own := q.pacer.settle(now, p, o)
 	if pause == unnamed {
 		pause = own
 	}
+	if p.handle != nil { // after the lock, since it is code of the user's
+		if o == unused {
+			defer p.handle.Return()
+		} else {
+			defer p.handle.Settle(status, pause)
+		}
+	}
+	defer q.unlock()
 	if resume := now.Add(pause); pause > 0 && resume.After(q.resume) {
 		q.resume = resume
 		q.worsen()
@@ -150,6 +159,15 @@ func (q *queue) unlock() {
 	if closing != nil {
 		close(closing)
 	}
+}
+
+// waiting is how many requests wait.
+func (q *queue) waiting() int {
+	n := 0
+	for _, l := range q.lines {
+		n += l.size
+	}
+	return n
 }
 
 // first is the waiter that goes next, nil if there is none that could.

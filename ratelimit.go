@@ -99,7 +99,7 @@ func (q *Quota) Wait(ctx context.Context) error {
 			return err
 		}
 	}
-	line.settle(time.Now(), p, byHand, 0)
+	line.settle(time.Now(), p, byHand, 0, 0)
 	return nil
 }
 

@@ -166,7 +166,7 @@ func (a *attempt) prepare(ctx context.Context, req *http.Request) {
 // settle tells the queue what became of a's permit. An answer may ask to be left
 // alone: then everybody leaves it alone.
 func (s *sender) settle(ctx context.Context, now time.Time, a *attempt, resp *http.Response, err error) {
-	o, pause := answered, time.Duration(0)
+	o, status, pause := answered, 0, time.Duration(0)
 	switch {
 	case err != nil && !a.left:
 		o = unused
@@ -174,6 +174,7 @@ func (s *sender) settle(ctx context.Context, now time.Time, a *attempt, resp *ht
 		o = unanswered
 	default:
 		var named bool
+		status = resp.StatusCode
 		pause, named = pauseOf(resp.StatusCode, resp.Header, now)
 		switch {
 		case resp.StatusCode == http.StatusTooManyRequests:
@@ -189,6 +190,6 @@ func (s *sender) settle(ctx context.Context, now time.Time, a *attempt, resp *ht
 		}
 	}
 	var pace float64
-	a.pause, pace = s.queue.settle(now, a.permit, o, pause)
+	a.pause, pace = s.queue.settle(now, a.permit, o, status, pause)
 	s.recordPace(ctx, pace)
 }

@@ -56,6 +56,7 @@ type Source struct {
 	mu       sync.Mutex
 	fetch    *fetch                // the one under way
 	trigger  string                // of a fetch for want of a token
+	last401  string                // the last token that was rejected, which a Store may still have
 	failures map[*sender]*failures // of fetches since the last that did not fail; nil: met on any way
 }
 
@@ -152,7 +153,7 @@ func (s *Source) seek(ctx context.Context, via *sender, _ *lease, start bool) (l
 	case s.fetch != nil:
 		s.fetch.awaited.Store(true)
 		return nil, s.fetch, false, nil
-	case failed != nil && !(failed.err.refused() && s.provider.asks):
+	case failed != nil && !(failed.err.refused() && (s.provider.asks || s.provider.store != nil)):
 		return nil, nil, false, failed.err
 	case !start:
 		return nil, nil, false, &AuthError{Provider: s.provider.name, Op: login, Err: errOutlived}
@@ -213,6 +214,9 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 		s.trigger = expiring
 		s.current.Store(l)
 		f.lease, f.brought = l, f.op
+		if f.op == fromStore && f.trigger == unauthorized {
+			s.relogins.ReserveN(time.Now(), -1) // it was no login
+		}
 		return
 	}
 	f.err = err
@@ -223,10 +227,7 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 	if err.refused() || s.provider.base != nil {
 		way = nil
 	}
-	if s.failures[way] == nil {
-		s.failures[way] = new(failures)
-	}
-	s.failures[way].add(time.Now(), err)
+	s.failuresOn(way).add(time.Now(), err)
 	s.failures[way].secret = f.secret
 }
 
@@ -264,13 +265,20 @@ func (s *Source) reject(l *lease) bool {
 // before whatever made the token invalid, so it is taken off the Source, and who
 // waited for it looks for another. s.mu is held.
 func (s *Source) forget() {
-	s.current.Store(nil)
+	s.last401 = s.current.Swap(nil).token.AccessToken
 	s.trigger = unauthorized
 	if f := s.fetch; f != nil {
 		s.fetch = nil
 		f.cancel()
 		f.release()
 	}
+}
+
+// rejected reports whether that is the token that was rejected last.
+func (s *Source) rejected(token string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last401 == token
 }
 
 // gaveUp is the error of a caller whose context ended before there was a token.

@@ -1,0 +1,152 @@
+package partnerauth
+
+import (
+	"context"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"encoding/json"
+	mathrand "math/rand/v2"
+	"net/http"
+	"time"
+
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+)
+
+const (
+	fromStore = "store" // how a token is fetched that another process has fetched
+	storeTime = 3 * time.Second
+	hashRound = 10_000 // of a refused secret; a Store may be read by others
+)
+
+// A record is what a Store keeps of an account: a token, or the credentials that
+// were refused.
+type record struct {
+	Token    string        `json:"token,omitempty"`
+	Lifetime time.Duration `json:"lifetime,omitempty"` // the whole of it
+	Status   int           `json:"status,omitempty"`   // with which the secret was refused
+	Salt     []byte        `json:"salt,omitempty"`
+	Hash     []byte        `json:"hash,omitempty"`
+}
+
+// storeKey is the key of an account's record. One Store serves all accounts.
+func storeKey(provider, baseURL, user string) string {
+	sum := sha256.Sum256([]byte(provider + "\n" + baseURL + "\n" + user))
+	return provider + "-" + hex.EncodeToString(sum[:12])
+}
+
+func hashOf(secret string, salt []byte) []byte {
+	hash, _ := pbkdf2.Key(sha256.New, secret, salt, hashRound, 16)
+	return hash
+}
+
+// shared gets a token from the Store, or else by get while other processes wait
+// for it there. A Store that fails is passed over.
+func (f *fetch) shared() fetched {
+	p := f.source.provider
+	for {
+		got, ok := f.stored()
+		if ok {
+			return got
+		}
+		var lock Lock
+		err := f.within3s(f.ctx, func(ctx context.Context) (err error) {
+			lock, err = p.store.TryLock(ctx, p.key)
+			return err
+		})
+		if err != nil {
+			return f.get()
+		}
+		if lock != nil {
+			defer f.within3s(context.WithoutCancel(f.ctx), lock.Unlock)
+			if got, ok := f.stored(); ok { // since then
+				return got
+			}
+			got := f.get()
+			f.save(lock, got)
+			return got
+		}
+		select {
+		case <-time.After(20*time.Millisecond + mathrand.N(180*time.Millisecond)):
+		case <-f.ctx.Done():
+			return f.failed(0, f.ctx.Err())
+		}
+	}
+}
+
+// within3s gives the Store its time, and makes its failure an event of the fetch.
+func (f *fetch) within3s(ctx context.Context, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTime)
+	defer cancel()
+	err := ask(ctx)
+	if err != nil && f.ctx.Err() == nil {
+		trace.SpanFromContext(f.ctx).AddEvent("partnerauth.store.failed", trace.WithAttributes(semconv.ErrorTypeKey.String(typeOf(err))))
+	}
+	return err
+}
+
+// stored is what the Store has, if it is of use: a token that is neither the one
+// to be renewed nor the one that was rejected, or a refusal of the same secret.
+func (f *fetch) stored() (fetched, bool) {
+	p := f.source.provider
+	var sealed []byte
+	var left time.Duration
+	err := f.within3s(f.ctx, func(ctx context.Context) (err error) {
+		sealed, left, err = p.store.Load(ctx, p.key)
+		return err
+	})
+	var r record
+	if err != nil || left <= 0 || json.Unmarshal(sealed, &r) != nil {
+		return fetched{}, false
+	}
+	if r.Status != 0 {
+		return f.refusedElsewhere(r, left)
+	}
+	outdated := f.source.rejected(r.Token) || f.renews != nil && r.Token == f.renews.token.AccessToken
+	if outdated || !sendable(r.Token) || left < leastLeft {
+		return fetched{}, false
+	}
+	now := time.Now()
+	f.op = fromStore
+	return fetched{lease: newLease(r.Token, max(r.Lifetime, left), now.Add(min(0, left-r.Lifetime)), now)}, true
+}
+
+// refusedElsewhere is the refusal of the same secret to another process.
+func (f *fetch) refusedElsewhere(r record, left time.Duration) (fetched, bool) {
+	p := f.source.provider
+	secret, err := p.secret(f.ctx)
+	if err != nil || subtle.ConstantTimeCompare(hashOf(secret, r.Salt), r.Hash) == 0 {
+		return fetched{}, false
+	}
+	if f.refused.err != nil {
+		return fetched{err: f.refused.err}, true // as this process knows
+	}
+	f.secret = secret
+	got := f.failed(r.Status, f.refusal(&http.Response{StatusCode: r.Status}, true))
+	got.err.RetryAfter = left
+	return got, true
+}
+
+// save puts what an exchange brought into the Store: a token, or that the secret
+// was refused, for as long as that is to be remembered.
+func (f *fetch) save(lock Lock, got fetched) {
+	var r record
+	var good time.Duration
+	switch {
+	case got.lease != nil:
+		good = time.Until(got.lease.ends)
+		r = record{Token: got.lease.token.AccessToken, Lifetime: good}
+	case got.err.refused() && got.err != f.refused.err:
+		good = f.source.holds(got.err)
+		r = record{Status: got.err.StatusCode, Salt: make([]byte, 16)}
+		rand.Read(r.Salt)
+		r.Hash = hashOf(f.secret, r.Salt)
+	default:
+		return
+	}
+	sealed, _ := json.Marshal(r)
+	f.within3s(context.WithoutCancel(f.ctx), func(ctx context.Context) error { return lock.Save(ctx, sealed, good) })
+}
