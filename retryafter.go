@@ -28,64 +28,56 @@ const (
 // another status has to say so.
 func pauseOf(status int, h http.Header, now time.Time) (time.Duration, bool) {
 	limited := status == http.StatusTooManyRequests
-	var pause time.Duration
-	found := false
-	clock := now
-	if len(h) > 0 && (limited || status == http.StatusServiceUnavailable) {
-		clock = serverTime(h, now)
-		pause, found = waitOf(h.Values("Retry-After"), clock)
-	}
-	if found || status == http.StatusServiceUnavailable {
-		return pause, found
-	}
-	if v := h["Ratelimit"]; v != nil {
-		if pause, found = policies(strings.Join(v, ",")); found {
-			return pause, true
+	if limited || status == http.StatusServiceUnavailable {
+		if wait, ok := waitOf(h["Retry-After"], h, now); ok || !limited {
+			return wait, ok
 		}
+	}
+	if wait, ok := policies(h["Ratelimit"]); ok {
+		return wait, true
 	}
 	for _, prefix := range []string{"Ratelimit-", "X-Ratelimit-"} {
-		left, reset := h[prefix+"Remaining"], h[prefix+"Reset"]
-		if reset == nil || left == nil && !limited || left != nil && strings.Trim(left[0], "0") != "" {
-			continue
-		}
-		if pause, found = waitOf(reset, serverTime(h, now)); found {
-			return pause, true
+		if left := h[prefix+"Remaining"]; len(left) == 0 && limited || len(left) > 0 && strings.Trim(left[0], "0") == "" {
+			if wait, ok := waitOf(h[prefix+"Reset"], h, now); ok {
+				return wait, true
+			}
 		}
 	}
 	return 0, false
 }
 
-// serverTime is the time by the server's own clock, by which its times are.
-func serverTime(h http.Header, now time.Time) time.Time {
-	if date, err := http.ParseTime(h.Get("Date")); err == nil {
-		return date
-	}
-	return now
-}
-
 // waitOf reads the first value that makes sense: seconds, a time since 1970, or a
-// date, and neither of these has passed.
-func waitOf(values []string, now time.Time) (time.Duration, bool) {
+// date, and neither of these has passed. The server's own clock is in the Date.
+func waitOf(values []string, h http.Header, now time.Time) (time.Duration, bool) {
 	for _, v := range values {
 		if v = strings.TrimSpace(v); len(v) > maxField {
 			continue
 		}
-		seconds := math.NaN()
-		if at, err := http.ParseTime(v); err == nil {
-			seconds = until(float64(at.Unix()), now)
-		} else if n, err := strconv.ParseFloat(v, 64); strings.Trim(v, "0123456789.") == "" && (err == nil || n > 0) {
-			switch seconds = n; {
-			case n >= epochMilliFrom:
-				seconds = until(n/1000, now)
-			case n >= epochFrom:
-				seconds = until(n, now)
-			}
+		if date, err := http.ParseTime(h.Get("Date")); err == nil {
+			now = date
 		}
-		if seconds >= 0 {
+		if seconds := secondsOf(v, now); seconds >= 0 {
 			return time.Duration(math.Ceil(min(seconds, maxPause.Seconds())*1000)) * time.Millisecond, true
 		}
 	}
 	return 0, false
+}
+
+// secondsOf is the wait that v names, negative if it names none.
+func secondsOf(v string, now time.Time) float64 {
+	if at, err := http.ParseTime(v); err == nil {
+		return until(float64(at.Unix()), now)
+	}
+	n, err := strconv.ParseFloat(v, 64)
+	switch {
+	case strings.Trim(v, "0123456789.") != "" || err != nil && n == 0:
+		return -1
+	case n >= epochMilliFrom:
+		return until(n/1000, now)
+	case n >= epochFrom:
+		return until(n, now)
+	}
+	return n
 }
 
 // until is the wait for a time in whole seconds, negative if that has passed. What
@@ -97,40 +89,48 @@ func until(epoch float64, now time.Time) float64 {
 	return epoch - float64(now.Unix()) + 1
 }
 
+// A policy is what a RateLimit field says of one limit; -1 is nothing.
+type policy struct{ left, reset int64 }
+
+// read takes a parameter, and reports whether it is well formed.
+func (p *policy) read(key, value string) bool {
+	n, err := strconv.ParseUint(value, 10, 62)
+	switch key {
+	case "r", "remaining":
+		p.left = int64(n)
+	case "t", "reset":
+		p.reset = int64(n)
+	default:
+		return key != ""
+	}
+	return err == nil
+}
+
 // policies reads a RateLimit field: draft 7 has limit=2, remaining=0, reset=60;
 // later ones a list such as "2-in-1min"; r=0; t=60. The longest reset of those
 // that have nothing left counts. A field that is malformed says nothing.
-func policies(field string) (wait time.Duration, found bool) {
-	type policy struct{ left, reset int64 }
-	if len(field) > maxField {
+func policies(fields []string) (wait time.Duration, found bool) {
+	length := 0
+	for _, field := range fields {
+		length += len(field)
+	}
+	if length == 0 || length > maxField {
 		return 0, false
 	}
 	seventh := policy{-1, -1} // the members of draft 7 are one policy
-	for member := range strings.SplitSeq(withoutQuoted(field), ",") {
-		p := policy{-1, -1}
-		into := &p
+	for member := range strings.SplitSeq(withoutQuoted(strings.Join(fields, ",")), ",") {
+		p := &policy{-1, -1}
 		for i, param := range strings.Split(member, ";") {
 			key, value, pair := strings.Cut(strings.TrimSpace(param), "=")
 			if i == 0 && pair {
-				into = &seventh
+				p = &seventh
 			}
-			n, err := strconv.ParseUint(value, 10, 62)
-			switch key {
-			case "r", "remaining":
-				into.left = int64(n)
-			case "t", "reset":
-				into.reset = int64(n)
-			case "":
-				return 0, false
-			default:
-				continue
-			}
-			if err != nil {
+			if !p.read(key, value) {
 				return 0, false
 			}
 		}
-		if into.left == 0 && into.reset >= 0 {
-			wait, found = max(wait, time.Duration(min(into.reset, 1000))*time.Second), true
+		if p.left == 0 && p.reset >= 0 {
+			wait, found = max(wait, time.Duration(min(p.reset, 1000))*time.Second), true
 		}
 	}
 	return min(wait, maxPause), found
