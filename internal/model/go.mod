@@ -6,6 +6,7 @@ require (
 	github.com/partnerauth/partnerauth v0.0.0
 	go.opentelemetry.io/otel v1.47.0
 	golang.org/x/oauth2 v0.37.0
+	golang.org/x/time v0.16.0
 	pgregory.net/rapid v1.3.0
 )
 
@@ -17,7 +18,6 @@ require (
 	go.opentelemetry.io/otel/log v1.47.0 // indirect
 	go.opentelemetry.io/otel/metric v1.47.0 // indirect
 	go.opentelemetry.io/otel/trace v1.47.0 // indirect
-	golang.org/x/time v0.16.0 // indirect
 )
 
 replace github.com/partnerauth/partnerauth => ../..

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -87,6 +88,8 @@ type attempt struct {
 	status              int  // 0: none
 	left                bool // for the partner
 	again               bool // the call had been sent before
+	dead                bool // its context had ended before
+	scope               bool // answered that the token is good, but not for this
 	ctx                 context.Context
 }
 
@@ -97,18 +100,28 @@ type partner struct {
 	answer   func(n int, a *attempt) reply // to the n-th request, from 0, of this path; nil: zero replies
 	lifetime time.Duration                 // 0: a day
 	skew     time.Duration                 // of its clock
+	well     bool                          // a history is over
 
-	mu      sync.Mutex
-	seen    []*attempt
-	counts  map[string]int
-	issued  map[string]time.Duration // and when the request for it was sent
-	valid   map[string]bool
-	invalid map[string]time.Duration // since when the client knows
+	mu       sync.Mutex
+	seen     []*attempt
+	counts   map[string]int
+	ends     map[string]time.Duration // of tokens issued, counted from the request for them
+	valid    map[string]bool
+	rejected map[string]time.Duration // since when the client knows
+
 }
 
 func (p *partner) init() {
 	if p.counts == nil {
-		p.counts, p.issued, p.valid = map[string]int{}, map[string]time.Duration{}, map[string]bool{}
+		p.counts, p.ends, p.valid = map[string]int{}, map[string]time.Duration{}, map[string]bool{}
+		p.rejected = map[string]time.Duration{}
+	}
+}
+
+// reject notes that the client knows that a token is rejected.
+func (p *partner) reject(token string, at time.Duration) {
+	if since, ok := p.rejected[token]; !ok || at < since {
+		p.rejected[token] = at
 	}
 }
 
@@ -147,6 +160,8 @@ func (p *partner) RoundTrip(req *http.Request) (*http.Response, error) {
 	if p.answer != nil {
 		r = p.answer(n, a)
 	}
+	a.dead = req.Context().Err() != nil
+	a.scope = strings.Contains(r.Header["WWW-Authenticate"], "insufficient_scope")
 	a.arrived, a.left = a.sent+r.Out, !errors.Is(r.Err, errDial)
 	p.mu.Lock()
 	p.seen = append(p.seen, a)
@@ -182,8 +197,8 @@ func (p *partner) serve(req *http.Request, a *attempt, r reply) (*http.Response,
 		if lifetime == 0 {
 			lifetime = 24 * time.Hour
 		}
-		issue = fmt.Sprintf("t%d", len(p.issued)+1)
-		p.issued[issue], p.valid[issue] = a.sent, true
+		issue = fmt.Sprintf("t%d", len(p.ends)+1)
+		p.ends[issue], p.valid[issue] = a.sent+lifetime, true
 		ends := time.Now().Add(p.skew + lifetime)
 		body = fmt.Sprintf(`{"success":true,"data":{"token":%q,"expiresAt":%q}}`, issue, ends.UTC().Format(time.RFC3339Nano))
 		time.AfterFunc(lifetime, func() { p.revoke(issue) })
@@ -193,6 +208,10 @@ func (p *partner) serve(req *http.Request, a *attempt, r reply) (*http.Response,
 	if err := rest(req.Context(), r.Back); err != nil {
 		return nil, err
 	}
+	if p.mu.Lock(); issue != "" && p.ends[issue]-clock() < 50*time.Millisecond {
+		p.ends[issue] = clock() + 10*time.Second // used for a short while: rule 8
+	}
+	p.mu.Unlock()
 	if r.Err != nil {
 		return nil, r.Err
 	}
@@ -281,6 +300,7 @@ type caller struct {
 	status     int // 0: an error
 	err        error
 	done       chan struct{}
+	over       atomic.Int64 // 1 ns after the context ended; 0: it has not
 }
 
 // call makes a call in a goroutine of its own, and returns when that has come to
