@@ -143,7 +143,7 @@ func TestCustomInvalidate(t *testing.T) {
 			if n > 1000 && held > 1 {
 				rt.Errorf("%d calls were held up", held)
 			}
-			for _, a := range p.seen {
+			for _, a := range p.all() {
 				if told, ok := source.told[a.token]; ok && a.sent > told {
 					rt.Errorf("call %d sent %s at %v, the source was told at %v", a.call, a.token, a.sent, told)
 				}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/oauth2"
@@ -121,7 +122,7 @@ func (h history) sides(rt *rapid.T) (sides []*side) {
 		}
 		s.partner.answer = func(n int, a *attempt) reply {
 			switch {
-			case s.partner.well:
+			case s.partner.well.Load():
 			case a.path == apiPath && n < len(h.API):
 				return h.API[n]
 			case a.path != apiPath && n < len(h.Sign):
@@ -169,7 +170,7 @@ func TestHistories(t *testing.T) {
 				}
 			}
 			for _, s := range sides {
-				s.well = true
+				s.well.Store(true)
 			}
 			time.Sleep(time.Hour)
 			for i, s := range sides {
@@ -181,6 +182,7 @@ func TestHistories(t *testing.T) {
 					rt.Errorf("when all is well: %d, %v", c.status, c.err)
 				}
 			}
+			synctest.Wait()
 			for i, s := range sides {
 				s.checkCalls(rt)
 				s.checkTokens(rt, h)
@@ -200,6 +202,7 @@ func (h history) play(sides []*side) {
 	id := 0
 	for _, step := range h.Steps {
 		time.Sleep(step.After)
+		synctest.Wait()
 		s := sides[step.Via]
 		switch step.Op {
 		case "call":
@@ -225,15 +228,17 @@ func (h history) play(sides []*side) {
 				cancels[len(cancels)*3/4]()
 			}
 		case "invalidate":
-			if source, ok := s.source.(*partnerauth.Source); ok && len(s.seen) > 0 && s.seen[len(s.seen)-1].token != "" {
-				token := s.seen[len(s.seen)-1].token
+			if source, ok := s.source.(*partnerauth.Source); ok {
+				token := s.lastToken()
 				s.reject(token, clock())
 				source.Invalidate(&oauth2.Token{AccessToken: token})
 			}
 		case "revoke":
 			s.revoke()
 		case "skew":
+			s.mu.Lock()
 			s.skew += step.Way*1000 - 500*time.Second
+			s.mu.Unlock()
 		case "hand":
 			if s.quota == nil {
 				break
@@ -251,6 +256,16 @@ func (h history) play(sides []*side) {
 			}()
 		}
 	}
+}
+
+// lastToken is the last that was sent.
+func (p *partner) lastToken() (last string) {
+	for _, a := range p.all() {
+		if a.token != "" {
+			last = a.token
+		}
+	}
+	return last
 }
 
 // checkCalls checks what each call got, when, and how often it was sent.
@@ -296,7 +311,7 @@ func (s *side) checkCalls(rt *rapid.T) {
 // rejected, and that one flight at a time got them.
 func (s *side) checkTokens(rt *rapid.T, h history) {
 	if h.Source != "" {
-		for _, a := range s.seen {
+		for _, a := range s.all() {
 			if told, ok := s.custom.told[a.token]; ok && a.sent > told && h.Transports == 1 {
 				rt.Errorf("call %d sent %s at %v, the source was told at %v", a.call, a.token, a.sent, told)
 			}
@@ -305,7 +320,7 @@ func (s *side) checkTokens(rt *rapid.T, h history) {
 	}
 	notExpired(rt, s.partner)
 	var answers []*attempt
-	for _, a := range s.seen {
+	for _, a := range s.all() {
 		if a.status == 401 && a.path == apiPath {
 			answers = append(answers, a)
 		}
@@ -321,13 +336,14 @@ func (s *side) checkTokens(rt *rapid.T, h history) {
 			s.reject(a.token, a.back)
 		}
 	}
-	for _, a := range s.seen {
+	for _, a := range s.all() {
 		if since, ok := s.rejected[a.token]; ok && a.sent > since {
 			rt.Errorf("%s sent to %s at %v for call %d, rejected at %v", a.token, a.path, a.sent, a.call, since)
 		}
 	}
-	for i, a := range s.seen {
-		for _, b := range s.seen[:i] {
+	all := s.all()
+	for i, a := range all {
+		for _, b := range all[:i] {
 			if a.path != apiPath && b.path != apiPath && !a.dead && b.sent <= a.sent && a.sent < b.back {
 				rt.Errorf("%s at %v beside %s, from %v to %v", a.path, a.sent, b.path, b.sent, b.back)
 			}
@@ -346,7 +362,7 @@ func (h history) checkPace(rt *rapid.T, s *side, sides []*side) {
 		sent = append(sent, o.byHand...)
 		if !seen[o.partner] {
 			seen[o.partner] = true
-			for _, a := range o.seen {
+			for _, a := range o.all() {
 				if h.Limiter == "" && a.left {
 					sent = append(sent, a.arrived)
 				} else if h.Limiter != "" {

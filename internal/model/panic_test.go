@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,19 +27,18 @@ func (p propagator) Inject(context.Context, propagation.TextMapCarrier) { p.inje
 
 // A bomb goes off in one place of the user's code, at some of its uses.
 type bomb struct {
-	place string
-	uses  []int
-	goexit,
-	defused bool
-	n int
+	place   string
+	uses    []int
+	goexit  bool
+	defused atomic.Bool
+	n       atomic.Int64
 }
 
 func (b *bomb) at(place string) {
-	if place != b.place || b.defused {
+	if place != b.place || b.defused.Load() {
 		return
 	}
-	b.n++
-	if !slices.Contains(b.uses, b.n) {
+	if !slices.Contains(b.uses, int(b.n.Add(1))) {
 		return
 	}
 	if b.goexit {
@@ -116,7 +116,7 @@ func TestPanics(t *testing.T) {
 				return
 			}
 			time.Sleep(2*window + 40*time.Second) // the backoff of a failed fetch included
-			b.defused = true
+			b.defused.Store(true)
 			for i := range n + 1 {
 				c := call(transport, 100+i, context.Background())
 				if !join(rt, 4*window+2*time.Second, c) {

@@ -100,7 +100,7 @@ type partner struct {
 	answer   func(n int, a *attempt) reply // to the n-th request, from 0, of this path; nil: zero replies
 	lifetime time.Duration                 // 0: a day
 	skew     time.Duration                 // of its clock
-	well     bool                          // a history is over
+	well     atomic.Bool                   // a history is over
 
 	mu       sync.Mutex
 	seen     []*attempt
@@ -120,7 +120,7 @@ func (p *partner) init() {
 
 // reject notes that the client knows that a token is rejected.
 func (p *partner) reject(token string, at time.Duration) {
-	if since, ok := p.rejected[token]; !ok || at < since {
+	if since, ok := p.rejected[token]; token != "" && (!ok || at < since) {
 		p.rejected[token] = at
 	}
 }
@@ -170,6 +170,8 @@ func (p *partner) RoundTrip(req *http.Request) (*http.Response, error) {
 		r.Do()
 	}
 	resp, err := p.serve(req, a, r)
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	a.back = clock()
 	if err == nil {
 		a.status = resp.StatusCode
@@ -249,16 +251,27 @@ func (p *partner) revoke(tokens ...string) {
 	}
 }
 
-// of are the attempts of a kind, in the order they were sent.
+// of are the attempts of a kind as they are now, in the order they were sent.
 func (p *partner) of(path string) (of []*attempt) {
+	return slices.DeleteFunc(p.all(), func(a *attempt) bool { return a.path != path })
+}
+
+func (p *partner) all() (all []*attempt) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, a := range p.seen {
-		if a.path == path {
-			of = append(of, a)
-		}
+		now := *a
+		all = append(all, &now)
 	}
-	return of
+	return all
+}
+
+// end is when a token ends, if the partner has issued it.
+func (p *partner) end(token string) (end time.Duration, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	end, ok = p.ends[token]
+	return end, ok
 }
 
 // sent is when the call was first sent, -1 if it was not.
@@ -273,9 +286,7 @@ func (p *partner) sent(call int) time.Duration {
 
 // arrivals are when requests came to the partner, of all kinds.
 func (p *partner) arrivals() (at []time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, a := range p.seen {
+	for _, a := range p.all() {
 		if a.left {
 			at = append(at, a.arrived)
 		}
@@ -352,6 +363,7 @@ func join(rt *rapid.T, patience time.Duration, callers ...*caller) bool {
 			return false
 		}
 	}
+	synctest.Wait() // so that what they saw can be read
 	return true
 }
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -184,7 +185,7 @@ func TestToldAtOnce(t *testing.T) {
 			// what makes the turn what it is: an answer a window and a guard before,
 			// the news, or the token itself, of which nobody knows when it comes
 			known := max(c.start, turn-p.Window-guardOf(p.Window))
-			for _, a := range free.seen {
+			for _, a := range free.all() {
 				if a.path == apiPath && a.status != 200 && a.back <= turn {
 					known = max(known, a.back)
 				}
@@ -378,6 +379,7 @@ func TestByHand(t *testing.T) {
 			}
 			join(rt, time.Hour, callers...)
 			time.Sleep(time.Hour)
+			synctest.Wait()
 			close(arrivals)
 			all := s.arrivals()
 			for at := range arrivals {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -53,8 +55,8 @@ func TestShortToken(t *testing.T) {
 
 // notExpired reports tokens that were sent after their end.
 func notExpired(rt *rapid.T, p *partner) {
-	for _, a := range p.seen {
-		if end, ok := p.ends[a.token]; ok && a.sent >= end {
+	for _, a := range p.all() {
+		if end, ok := p.end(a.token); ok && a.sent >= end {
 			rt.Errorf("%s sent to %s at %v, after its end at %v", a.token, a.path, a.sent, end)
 		}
 	}
@@ -121,10 +123,10 @@ func TestOutageOfRenewal(t *testing.T) {
 		}), 1, 4).Draw(rt, "outages")
 		loginWorks := rapid.Bool().Draw(rt, "login works")
 		play(t, rt, func() {
-			out := false
+			var out atomic.Bool
 			p := &partner{rt: rt, lifetime: lifetime}
 			p.answer = func(n int, a *attempt) reply {
-				if out && (a.path == refreshPath || a.path == loginPath && !loginWorks) {
+				if out.Load() && (a.path == refreshPath || a.path == loginPath && !loginWorks) {
 					return outages[n%len(outages)]
 				}
 				return reply{Back: 20 * time.Millisecond}
@@ -133,13 +135,13 @@ func TestOutageOfRenewal(t *testing.T) {
 			transport := &partnerauth.Transport{Source: source, Base: p, Limiter: &partnerauth.Quota{Requests: 300}}
 			p.signIn(source)
 			sleepUntil(lifetime * 74 / 100)
-			out = true
+			out.Store(true)
 			var callers []*caller
 			sleepUntil(lifetime * 86 / 100)
 			for end := min(clock()+12*time.Minute, lifetime-time.Minute); clock() < end; time.Sleep(every) {
 				callers = append(callers, call(transport, len(callers)+1, context.Background()))
 			}
-			out = false
+			out.Store(false)
 			join(rt, time.Hour, callers...)
 			if n := p.tokenRequests(); n > 120 {
 				rt.Errorf("%d token requests", n)
@@ -170,23 +172,22 @@ func TestWrongPassword(t *testing.T) {
 				return reply{}
 			}}
 			transport := &partnerauth.Transport{Source: p.source(), Base: p, Limiter: wide()}
-			n, good := 0, time.Duration(-1)
-			for ; good < 0 && clock() < works+time.Hour; time.Sleep(every) {
-				n++
+			var good atomic.Int64 // 1 ns after the first answer
+			for ; good.Load() == 0 && clock() < works+time.Hour; time.Sleep(every) {
+				synctest.Wait()
 				go func() {
 					req, _ := http.NewRequest("GET", origin, nil)
 					resp, err := transport.RoundTrip(req)
 					switch {
 					case err == nil && resp.StatusCode == 200:
-						if good < 0 {
-							good = clock()
-						}
+						good.CompareAndSwap(0, int64(clock())+1)
 					case !errors.Is(err, partnerauth.ErrCredentials):
 						rt.Errorf("at %v: %v", clock(), err)
 					}
 				}()
 			}
 			time.Sleep(time.Minute)
+			synctest.Wait()
 			before := func(at time.Duration) (n int) {
 				for _, a := range p.of(loginPath) {
 					if a.sent < at {
@@ -201,7 +202,7 @@ func TestWrongPassword(t *testing.T) {
 			if before(time.Hour) > 11 || works > time.Hour && before(time.Hour) > 10 {
 				rt.Errorf("%d logins in an hour", before(time.Hour))
 			}
-			if good < 0 || good > works+25*time.Minute {
+			if good := time.Duration(good.Load()); good == 0 || good > works+25*time.Minute {
 				rt.Errorf("works from %v, first answer at %v", works, good)
 			}
 		})
