@@ -86,7 +86,7 @@ func (c *customSource) token(ctx context.Context, via *sender) (*oauth2.Token, e
 func (c *customSource) lease(token *oauth2.Token, rejections int) *lease {
 	now := time.Now()
 	c.mu.Lock()
-	insisted := c.rejections > 0 && c.rejected == token.AccessToken
+	insisted := c.rejections > 0 && c.rejections == rejections && c.rejected == token.AccessToken
 	c.mu.Unlock()
 	if l := c.last.Load(); l != nil && l.token == token && l.good(now) && l.insisted == insisted &&
 		l.rejections == rejections && strings.HasSuffix(l.authorization[0], token.AccessToken) {

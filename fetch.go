@@ -204,9 +204,12 @@ func (f *fetch) request(with string, resend int) fetched {
 	if err != nil {
 		return f.failed(0, err)
 	}
-	if f.op == refresh && !f.renews.good(time.Now()) {
+	if err = f.ctx.Err(); f.op == refresh && !f.renews.good(time.Now()) {
+		err = errors.New("the token ended before its turn came")
+	}
+	if err != nil {
 		q.settle(time.Now(), a.permit, unused, 0, 0)
-		return f.failed(0, errors.New("the token ended before its turn came"))
+		return f.failed(0, err)
 	}
 	ctx, cancel := context.WithTimeout(f.ctx, f.left())
 	defer cancel()

@@ -95,7 +95,7 @@ func (l *limiterPacer) explain(now time.Time, w *waiter, err error) error {
 	if errors.Is(err, ErrRateLimited) {
 		return err
 	}
-	if d, _ := l.estimate(now, 0, 1); !w.deadline.IsZero() && now.Add(d).After(w.deadline) {
+	if d := l.estimate(now, 0, 1); !w.deadline.IsZero() && now.Add(d).After(w.deadline) {
 		return &rateLimitError{wait: d, left: w.deadline.Sub(now)}
 	}
 	return fmt.Errorf("partnerauth: limiter: %w", err)
@@ -103,7 +103,7 @@ func (l *limiterPacer) explain(now time.Time, w *waiter, err error) error {
 
 // estimate can tell what a *rate.Limiter or PermitLimiter will do, and nothing
 // about others.
-func (l *limiterPacer) estimate(now time.Time, pause time.Duration, k int) (time.Duration, bool) {
+func (l *limiterPacer) estimate(now time.Time, pause time.Duration, k int) time.Duration {
 	// While the Limiter is asked for the head, its tokens are one short already.
 	if l.asking || l.granted {
 		k--
@@ -118,7 +118,7 @@ func (l *limiterPacer) estimate(now time.Time, pause time.Duration, k int) (time
 			pause += untilTokens(r, now.Add(pause), k)
 		}
 	}
-	return pause, false
+	return pause
 }
 
 func (l *limiterPacer) take(now time.Time, _ uint64) permit {

@@ -33,12 +33,11 @@ type pacer interface {
 	// ready tells how long the head has to wait from now; 0 is not at all. It is
 	// w, or nil where nobody waits yet.
 	ready(now time.Time, ticket uint64, w *waiter) time.Duration
-	// idle notes that nobody waits any more.
+	// idle notes that nobody could go.
 	idle()
 	// estimate tells how long the k-th from the front, 1 being the head, has to
-	// wait at least, where everybody is paused for a while. It is open if that
-	// depends on an answer that is still out, and so becomes later with time.
-	estimate(now time.Time, pause time.Duration, k int) (wait time.Duration, open bool)
+	// wait at least, where everybody is paused for a while.
+	estimate(now time.Time, pause time.Duration, k int) time.Duration
 	// take spends what ready has promised.
 	take(now time.Time, ticket uint64) permit
 	// settle ends a permit and returns the share of the full pace that is left,
@@ -58,6 +57,7 @@ const never = time.Duration(math.MaxInt64)
 // wakes everybody, and those who cannot wait that long leave.
 type queue struct {
 	window time.Duration // a request is sent again after 429 within two of them
+	round  time.Duration // after which a place serves again at the earliest; 0: it has none
 	pacer  pacer         // set before first use
 	own    line          // of token requests, and of Quota.Wait
 
@@ -136,6 +136,7 @@ func (q *queue) settle(now time.Time, p permit, o outcome, status int, pause tim
 	defer q.unlock()
 	if resume := now.Add(pause); pause > 0 && resume.After(q.resume) {
 		q.resume = resume
+		q.pacer.idle()
 		q.worsen()
 	} else if o == throttled {
 		q.worsen()
@@ -184,6 +185,8 @@ func (q *queue) first() *waiter {
 func (q *queue) wakeFirst() {
 	if w := q.first(); w != nil {
 		w.nudge()
+	} else {
+		q.pacer.idle()
 	}
 }
 
@@ -191,13 +194,11 @@ func (q *queue) wakeFirst() {
 func (q *queue) wait(now time.Time, w *waiter) time.Duration {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	wait, _ := q.estimate(now, w)
-	return wait
+	return q.estimate(now, w)
 }
 
-// estimate tells how long w has to wait at least if nobody ahead of it leaves. It
-// is open if that becomes later with time.
-func (q *queue) estimate(now time.Time, w *waiter) (wait time.Duration, open bool) {
+// estimate tells how long w has to wait at least if nobody ahead of it leaves.
+func (q *queue) estimate(now time.Time, w *waiter) time.Duration {
 	k := 1
 	for _, l := range q.lines {
 		if l == w.line || l.ready() {

@@ -128,8 +128,8 @@ func (q *Quota) init() {
 	case burst < 1 || burst > requests:
 		q.err = fmt.Errorf("partnerauth: Quota.Burst is %d, want 1 to Requests, %d", burst, requests)
 	default:
-		q.queue.window = window
-		q.queue.pacer = newSlidingWindow(requests, window, burst)
+		s := newSlidingWindow(requests, window, burst)
+		q.queue.window, q.queue.round, q.queue.pacer = window, window+s.guard, s
 	}
 }
 
@@ -164,7 +164,7 @@ func (s *slidingWindow) ready(now time.Time, ticket uint64, _ *waiter) time.Dura
 	if low(ticket) {
 		ahead = s.reserve(now.Sub(s.start))
 	}
-	wait, _ := s.estimate(now, 0, min(ahead+1, s.size))
+	wait := s.estimate(now, 0, min(ahead+1, s.size))
 	if low(ticket) {
 		wait = max(wait, s.lowNext-now.Sub(s.start))
 	}
@@ -185,31 +185,37 @@ func (s *slidingWindow) reserve(since time.Duration) int {
 
 // estimate counts whole rounds of all places, since each serves again after a
 // window at the earliest, and then one place of the last round.
-func (s *slidingWindow) estimate(now time.Time, pause time.Duration, k int) (wait time.Duration, open bool) {
+func (s *slidingWindow) estimate(now time.Time, pause time.Duration, k int) time.Duration {
 	s.expire(now)
 	rounds, i := (k-1)/s.size, (k-1)%s.size
-	if i -= s.size - s.out.size - s.free.size; i >= 0 { // nobody has taken the places before
-		wait, open = s.place(now.Sub(s.start), i)
+	i -= s.size - s.out.size - s.free.size // nobody has taken the places before
+	wait, since := pause, now.Sub(s.start)
+	if i >= 0 {
+		wait = max(wait, s.place(since, i))
 	}
-	wait = max(wait, pause) + time.Duration(rounds)*(s.window+s.guard)
-	if paced := s.tempo.until(now, pause, k); paced > wait {
-		return paced, false
+	wait = max(wait+time.Duration(rounds)*(s.window+s.guard), s.tempo.until(now, pause, k))
+	if rounds == 0 && s.tempo.limiter != nil { // it goes after those ahead, who wait for places themselves
+		perSecond, burst := s.tempo.at(now.Add(wait + s.window))
+		for j := max(0, i-blockSize); j < i; j++ {
+			behind := max(0, float64(i-j)+1-burst) / perSecond
+			wait = max(wait, s.place(since, j)+time.Duration(behind*float64(time.Second)))
+		}
 	}
-	return wait, open
+	return wait
 }
 
 // place tells when the taken place with i sooner ones is free. The answers that
 // are still out come now at the earliest.
-func (s *slidingWindow) place(since time.Duration, i int) (wait time.Duration, open bool) {
+func (s *slidingWindow) place(since time.Duration, i int) time.Duration {
 	soonest := s.window + s.guard
 	switch sooner := s.free.rank(since + soonest); {
 	case i < sooner:
 	case i < sooner+s.out.size:
-		return soonest, true
+		return soonest
 	default:
 		i -= s.out.size
 	}
-	return s.free.at(i).key - since, false
+	return s.free.at(i).key - since
 }
 
 // expire frees the places whose time has come, so many at a time that the lock is

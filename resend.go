@@ -2,6 +2,7 @@ package partnerauth
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -61,7 +62,7 @@ func (c *call) worthWaiting(now time.Time) bool {
 // that was only to be improved on, else with err.
 func (c *call) giveUp(err error) (*http.Response, error) {
 	closeBody(c.body)
-	improved := err == errInsisted || c.reason == rateLimited && errors.Is(err, ErrRateLimited)
+	improved := err == errInsisted || c.reason == rateLimited && errors.Is(err, context.DeadlineExceeded)
 	if improved && c.kept != nil && c.ctx.Err() == nil {
 		return c.kept, nil
 	}

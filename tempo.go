@@ -63,13 +63,22 @@ func newTempo(requests int, window time.Duration, burst int) *tempo {
 	return t
 }
 
-// until tells how long it takes until k requests may have been sent, the first
-// of them after a pause.
+// until tells how long it takes at least until k requests may have been sent, the
+// first of them after a pause. Pace and burst come back meanwhile.
 func (t *tempo) until(now time.Time, pause time.Duration, k int) time.Duration {
 	if t.limiter == nil {
 		return 0
 	}
-	return pause + untilTokens(t.limiter, now.Add(pause), k)
+	wait := pause + untilTokens(t.limiter, now.Add(pause), k)
+	perSecond, burst := t.at(now.Add(wait))
+	ready := min(burst, t.limiter.TokensAt(now)+perSecond*pause.Seconds())
+	return min(wait, pause+time.Duration(max(0, float64(k)-ready)/perSecond*float64(time.Second)))
+}
+
+// at is what pace, in requests a second, and burst will have come to.
+func (t *tempo) at(when time.Time) (perSecond, burst float64) {
+	windows := float64(when.Sub(t.learnt)) / float64(t.window)
+	return float64(t.full) * t.pace.after(windows), t.burst.after(windows)
 }
 
 func (t *tempo) spend(now time.Time) {

@@ -245,8 +245,15 @@ func (c *call) roundTrip() (*http.Response, error) {
 // holds a permit while it waits for a token, or a hundred who hold permits would
 // wait for a login that needs one.
 func (c *call) admit() (err error) {
+	ctx := c.ctx
+	defer func() { c.ctx = ctx }()
+	if c.reason == rateLimited {
+		bounded, cancel := context.WithDeadline(ctx, c.until)
+		defer cancel()
+		c.ctx = bounded
+	}
 	if c.custom { // which may take its time
-		c.queue.enter(time.Now(), &c.waiter, classOf(c.ctx), false)
+		c.queue.enter(time.Now(), &c.waiter, classOf(ctx), false)
 	}
 	if c.lease, err = c.waiter.tokens.ask(c.ctx, c.via); err != nil {
 		return err
@@ -257,15 +264,13 @@ func (c *call) admit() (err error) {
 	if !c.custom {
 		c.from = "cache"
 	}
-	ctx := c.ctx
-	if c.reason == rateLimited {
-		bounded, cancel := context.WithDeadline(ctx, c.until)
-		defer cancel()
-		c.ctx = bounded
+	ready := c.lease != nil
+	if ready && c.custom { // it may have been rejected since it was asked for
+		l, _, _, _ := c.waiter.tokens.seek(ctx, c.via, c.lease, false)
+		ready = l != nil
 	}
 	var waited time.Duration
-	c.permit, waited, err = c.sender.admit(ctx, &c.waiter, classOf(ctx), c.lease != nil)
-	c.ctx = ctx
+	c.permit, waited, err = c.sender.admit(ctx, &c.waiter, classOf(ctx), ready)
 	c.waited += waited
 	return err
 }

@@ -205,8 +205,7 @@ func (w *waiter) outlook(now time.Time) (time.Duration, error) {
 	case w.deadline.IsZero():
 		return never, nil
 	}
-	wait, open := w.queue.estimate(now, w)
-	left := w.deadline.Sub(now)
+	wait, left := w.queue.estimate(now, w), w.deadline.Sub(now)
 	switch {
 	case w.gaveUp != nil || wait > left:
 		err := &rateLimitError{wait: wait, left: left}
@@ -214,8 +213,10 @@ func (w *waiter) outlook(now time.Time) (time.Duration, error) {
 			w.served(now, err)
 		}
 		return 0, err
-	case open:
-		return left - wait + 1, nil // then an answer still out would come too late
+	case w.queue.round > 0:
+		// While answers are out turns come later with time, and too late when
+		// only so many whole rounds are left.
+		return left%w.queue.round + 1, nil
 	}
 	return never, nil
 }
@@ -245,9 +246,6 @@ func (w *waiter) leave() {
 	if w.line.size == 0 {
 		i := slices.Index(w.queue.lines, w.line)
 		w.queue.lines = slices.Delete(w.queue.lines, i, i+1)
-	}
-	if len(w.queue.lines) == 0 {
-		w.queue.pacer.idle()
 	}
 	w.queue.wakeFirst()
 }
