@@ -142,12 +142,13 @@ func (p *plan) any(rt *rapid.T) *reply {
 const bit = time.Millisecond
 
 // slack is what after a lesson a turn may be off from what can be told of it: the
-// pace comes back while one waits, and those ahead do not all go at once.
-func (n news) slack(d time.Duration) time.Duration {
+// pace comes back while one waits, and who of two goes first in the same instant
+// is worth an interval.
+func (n news) slack(p plan, d time.Duration) time.Duration {
 	if !strings.Contains(n.name, "lesson") {
 		return 0
 	}
-	return d * 6 / 100
+	return d*6/100 + p.Window/time.Duration(p.Requests)
 }
 
 // hurry draws a plan and one caller of it that has to wait, and tells when its
@@ -170,7 +171,7 @@ func TestNoneRefusedInTime(t *testing.T) {
 	for _, news := range allNews {
 		t.Run(news.name, rapid.MakeCheck(func(rt *rapid.T) {
 			p, _, i, turn := news.hurry(t, rt)
-			got := p.play(t, rt, deadline{i, turn + bit + news.slack(turn+p.Window/time.Duration(p.Requests)*16)})
+			got := p.play(t, rt, deadline{i, turn + bit + news.slack(p, turn)})
 			if c := got.callers[i]; got.sent(c.id) < 0 {
 				rt.Errorf("call %d, begun at %v, deadline %v, has its turn at %v: got sent at %v (-1: never), end %v, %v",
 					c.id, c.start, turn+bit, turn, got.sent(c.id), c.end, c.err)
@@ -185,7 +186,7 @@ func TestToldAtOnce(t *testing.T) {
 	for _, news := range allNews {
 		t.Run(news.name, rapid.MakeCheck(func(rt *rapid.T) {
 			p, free, i, turn := news.hurry(t, rt)
-			until := turn - bit - news.slack(turn)
+			until := turn - bit - news.slack(p, turn)
 			got := p.play(t, rt, deadline{i, until})
 			c := got.callers[i]
 			if until <= c.start {
