@@ -193,3 +193,16 @@ func (s *sender) settle(ctx context.Context, now time.Time, a *attempt, resp *ht
 	a.pause, pace = s.queue.settle(now, a.permit, o, status, pause)
 	s.recordPace(ctx, pace)
 }
+
+type senderKey struct{}
+
+// withSender lets a source of the user's own that wraps a Source send its token
+// requests like those of a Source.
+func withSender(ctx context.Context, s *sender) context.Context {
+	return context.WithValue(ctx, senderKey{}, s)
+}
+
+func senderFrom(ctx context.Context) *sender {
+	s, _ := ctx.Value(senderKey{}).(*sender)
+	return s
+}

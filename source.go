@@ -298,16 +298,3 @@ func (s *Source) Format(f fmt.State, _ rune) {
 
 // MarshalText implements encoding.TextMarshaler, for slog and encoding/json.
 func (s *Source) MarshalText() ([]byte, error) { return fmt.Append(nil, s), nil }
-
-type senderKey struct{}
-
-// withSender lets a source of the user's own that wraps a Source send its token
-// requests like those of a Source.
-func withSender(ctx context.Context, s *sender) context.Context {
-	return context.WithValue(ctx, senderKey{}, s)
-}
-
-func senderFrom(ctx context.Context) *sender {
-	s, _ := ctx.Value(senderKey{}).(*sender)
-	return s
-}
