@@ -1,6 +1,7 @@
 package partnerauth
 
 import (
+	"context"
 	"math"
 	"sync"
 	"time"
@@ -87,6 +88,23 @@ const (
 	normal      class = 1 << 62 // callers
 	lowPriority class = 2 << 62 // those under WithLowPriority
 )
+
+type classKey struct{}
+
+// WithLowPriority returns a context whose calls go only when nobody else waits,
+// as of a nightly batch beside interactive calls on one client. With a [Quota]
+// they go one by one and leave a tenth of it, and what the calls of others seem
+// to need, to those.
+func WithLowPriority(ctx context.Context) context.Context {
+	return context.WithValue(ctx, classKey{}, lowPriority)
+}
+
+func classOf(ctx context.Context) class {
+	if c, ok := ctx.Value(classKey{}).(class); ok {
+		return c
+	}
+	return normal
+}
 
 // low reports whether a ticket is one of low priority.
 func low(ticket uint64) bool { return class(ticket) >= lowPriority }

@@ -19,23 +19,6 @@ type Limiter interface {
 	Wait(ctx context.Context) error
 }
 
-type classKey struct{}
-
-// WithLowPriority returns a context whose calls go only when nobody else waits,
-// as of a nightly batch beside interactive calls on one client. With a [Quota]
-// they go one by one and leave a tenth of it, and what the calls of others seem
-// to need, to those.
-func WithLowPriority(ctx context.Context) context.Context {
-	return context.WithValue(ctx, classKey{}, lowPriority)
-}
-
-func classOf(ctx context.Context) class {
-	if c, ok := ctx.Value(classKey{}).(class); ok {
-		return c
-	}
-	return normal
-}
-
 const (
 	defaultRequests = 100
 	defaultWindow   = time.Minute
