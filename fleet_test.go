@@ -129,8 +129,13 @@ func TestStoreSharesOneToken(t *testing.T) {
 
 		// a new process needs none
 		logins := p.count("login")
-		get(t, p.fleet(1, store, samePassword)[0], "/")
+		rec := newRecording()
+		rt := rec.transport(p)
+		rt.Source = p.fleet(1, store, samePassword)[0].Source
+		get(t, rt, "/")
 		errorIf(t, p.count("login") != logins, "a new process signed in")
+		tree := rec.tree(t, false)
+		errorIf(t, !strings.Contains(tree, "partnerauth.token.source=store") || len(rec.clients()) != 1, "got these spans, want the source store:\n%s", tree)
 		for _, k := range store.records {
 			errorIf(t, bytes.Contains(k.record, []byte("Planted-Secret")), "the record has the password in it: %s", k.record)
 		}
@@ -159,6 +164,21 @@ func TestStoreRemembersRefusals(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		atOnce(7, func(i int) { get(t, all[i], "/") }).Wait() // with its token
 		errorIf(t, p.count("login") != 2, "%d logins, want one with each password", p.count("login"))
+	})
+}
+
+// Processes that share a Store are to the partner as one, by the schedule, too.
+func TestStoreKeepsTheSchedule(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(partner).on("login", reply{status: 401})
+		all := p.fleet(3, new(memory), samePassword)
+		for range 60 {
+			for _, rt := range all {
+				errorIf(t, !errors.Is(rt.SignIn(t.Context()), partnerauth.ErrCredentials), "not ErrCredentials")
+			}
+			time.Sleep(10 * time.Second)
+		}
+		errorIf(t, p.count("login") > 7, "%d logins of 3 processes in 10 minutes, want 7 at most", p.count("login"))
 	})
 }
 
