@@ -1,6 +1,7 @@
 package partnerauth_test
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -101,5 +102,22 @@ func TestBatchAlone(t *testing.T) {
 			n := within(log, at, at+time.Minute)
 			errorIf(t, n > 90, "%d of low priority within a minute, want 90 at most", n)
 		}
+	})
+}
+
+// A deadline that low priority cannot meet is refused at once, too, and one that
+// it can meet is not.
+func TestLowPriorityWithADeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &partner{open: true}
+		rt := p.custom(static("t"), nil)
+		for range 95 {
+			get(t, rt, "/")
+		}
+		began := time.Now()
+		_, err := try(partnerauth.WithLowPriority(deadline(t, 10*time.Second)), rt, "/")
+		errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited) || time.Since(began) > 0, "got %v after %v, want to be refused at once", err, time.Since(began))
+		_, err = try(partnerauth.WithLowPriority(deadline(t, 2*time.Minute)), rt, "/")
+		errorIf(t, err != nil, "got %v with two minutes", err)
 	})
 }
