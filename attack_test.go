@@ -230,8 +230,16 @@ func TestLockedAccount(t *testing.T) {
 
 // A trap is code of the user's that panics or ends its goroutine once.
 type trap struct {
+	http.RoundTripper
 	set atomic.Bool
 	do  func()
+}
+
+func (r *trap) ask(context.Context) error { r.spring(); return nil }
+
+func (r *trap) RoundTrip(req *http.Request) (*http.Response, error) {
+	r.spring()
+	return r.RoundTripper.RoundTrip(req)
 }
 
 func (r *trap) spring() {
@@ -272,62 +280,36 @@ func ending(f func() error) string {
 // the next go on.
 func TestTraps(t *testing.T) {
 	for name, c := range map[string]struct {
-		own   bool // goroutine of a caller's
-		after bool // the first calls went well
-		make  func(*partner, *trap) *partnerauth.Transport
+		own  bool // goroutine of a caller's
+		warm bool // the first call went well
+		set  func(rt *partnerauth.Transport, r *trap)
 	}{
-		"Base, login": {false, false, func(p *partner, r *trap) *partnerauth.Transport {
-			rt := p.transport(nil)
-			rt.Source, rt.Base = account(), roundTripFunc(func(req *http.Request) (*http.Response, error) { r.spring(); return p.RoundTrip(req) })
-			return rt
+		"Base, login":       {false, false, func(rt *partnerauth.Transport, r *trap) { rt.Source, rt.Base = account(), r }},
+		"Base, call":        {true, true, func(rt *partnerauth.Transport, r *trap) { rt.Base = r }},
+		"Limiter, login":    {false, false, func(rt *partnerauth.Transport, r *trap) { rt.Limiter = limiterFunc(r.ask) }},
+		"Limiter, call":     {false, true, func(rt *partnerauth.Transport, r *trap) { rt.Limiter = limiterFunc(r.ask) }},
+		"Permit, call":      {false, true, func(rt *partnerauth.Transport, r *trap) { rt.Limiter = &permits{before: r.ask} }},
+		"Propagator, login": {false, false, func(rt *partnerauth.Transport, r *trap) { rt.Propagator = trappedPropagator{trap: r} }},
+		"Propagator, call":  {true, true, func(rt *partnerauth.Transport, r *trap) { rt.Propagator = trappedPropagator{trap: r} }},
+		"TokenSource": {true, true, func(rt *partnerauth.Transport, r *trap) {
+			rt.Source, rt.Origins = tokenFunc(func() (*oauth2.Token, error) { r.spring(); return static("t").Token() }), []string{apiURL}
 		}},
-		"Base, call": {true, true, func(p *partner, r *trap) *partnerauth.Transport {
-			rt := p.transport(nil)
-			rt.Base = roundTripFunc(func(req *http.Request) (*http.Response, error) { r.spring(); return p.RoundTrip(req) })
-			return rt
+		"PasswordFunc": {false, false, func(rt *partnerauth.Transport, r *trap) {
+			rt.Source = partnerauth.NowPost{Email: "e", BaseURL: apiURL, PasswordFunc: func(ctx context.Context) (string, error) { return "p", r.ask(ctx) }}.TokenSource()
 		}},
-		"Limiter, login": {false, false, func(p *partner, r *trap) *partnerauth.Transport {
-			return p.transport(limiterFunc(func(context.Context) error { r.spring(); return nil }))
-		}},
-		"Limiter, call": {false, true, func(p *partner, r *trap) *partnerauth.Transport {
-			return p.transport(limiterFunc(func(context.Context) error { r.spring(); return nil }))
-		}},
-		"Permit, call": {false, true, func(p *partner, r *trap) *partnerauth.Transport {
-			return p.transport(&permits{before: func(context.Context) error { r.spring(); return nil }})
-		}},
-		"Propagator, login": {false, false, func(p *partner, r *trap) *partnerauth.Transport {
-			rt := p.transport(nil)
-			rt.Propagator = trappedPropagator{trap: r}
-			return rt
-		}},
-		"Propagator, call": {true, true, func(p *partner, r *trap) *partnerauth.Transport {
-			rt := p.transport(nil)
-			rt.Propagator = trappedPropagator{trap: r}
-			return rt
-		}},
-		"TokenSource": {true, true, func(p *partner, r *trap) *partnerauth.Transport {
-			p.open = true
-			return p.custom(tokenFunc(func() (*oauth2.Token, error) { r.spring(); return static("t").Token() }), nil)
-		}},
-		"PasswordFunc": {false, false, func(p *partner, r *trap) *partnerauth.Transport {
-			rt := p.transport(nil)
-			rt.Source = partnerauth.NowPost{Email: "e", BaseURL: apiURL, PasswordFunc: func(context.Context) (string, error) { r.spring(); return "p", nil }}.TokenSource()
-			return rt
-		}},
-		"Store": {false, false, func(p *partner, r *trap) *partnerauth.Transport {
-			rt := p.transport(nil)
-			rt.Source = partnerauth.NowPost{Email: "e", Password: "p", BaseURL: apiURL, Store: &memory{before: func(context.Context) error { r.spring(); return nil }}}.TokenSource()
-			return rt
+		"Store": {false, false, func(rt *partnerauth.Transport, r *trap) {
+			rt.Source = partnerauth.NowPost{Email: "e", Password: "p", BaseURL: apiURL, Store: &memory{before: r.ask}}.TokenSource()
 		}},
 	} {
 		for how, do := range map[string]func(){"panic": func() { panic("by the test") }, "Goexit": runtime.Goexit} {
 			bubble(t, name+" "+how, func(t *testing.T) {
-				r, p := &trap{do: do}, new(partner)
-				rt := c.make(p, r)
+				p := &partner{open: true}
+				r, rt := &trap{do: do, RoundTripper: p}, p.transport(nil)
+				c.set(rt, r)
 				call := func() string {
 					return ending(func() error { _, err := try(deadline(t, time.Minute), rt, "/"); return err })
 				}
-				if c.after {
+				if c.warm {
 					errorIf(t, call() != "ok", "the first call failed")
 				}
 				r.set.Store(true)

@@ -241,12 +241,11 @@ func TestStoreOfManyAccounts(t *testing.T) {
 	}
 }
 
-// permits is a PermitLimiter that lets one request through a minute after the
-// other, or as before says.
+// permits is a PermitLimiter that lets requests through as before says, and keeps
+// account of its permits.
 type permits struct {
 	before   func(context.Context) error
 	estimate func()
-	period   time.Duration
 
 	mu      sync.Mutex
 	waiting []int
@@ -285,7 +284,7 @@ func (l *permits) Estimate(int) time.Duration {
 	return 0
 }
 
-func (l *permits) Period() time.Duration { return max(l.period, time.Minute) }
+func (l *permits) Period() time.Duration { return time.Minute }
 
 func (g *given) end(how string) {
 	g.mu.Lock()
@@ -378,12 +377,12 @@ func TestPermitLimiterThatRefuses(t *testing.T) {
 // A Permit that panics when it is returned must not take the process with it.
 func TestReturnThatPanics(t *testing.T) {
 	inItsOwnProcess(t, func() {
-		l := &permits{before: func(context.Context) error { time.Sleep(50 * time.Millisecond); return nil }}
-		l.period = time.Minute
-		p := &partner{open: true}
-		rt := p.custom(static("t"), panicking{l})
-		try(leaving(t, time.Millisecond), rt, "/")
-		time.Sleep(200 * time.Millisecond)
+		ctx, leave := context.WithCancel(t.Context())
+		gone := make(chan struct{})
+		l := &permits{before: func(context.Context) error { leave(); <-gone; return nil }}
+		try(ctx, new(partner).custom(static("t"), panicking{l}), "/")
+		close(gone)
+		time.Sleep(300 * time.Millisecond)
 	})
 }
 
