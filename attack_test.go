@@ -17,6 +17,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -192,6 +193,7 @@ func TestRefusedCredentialsBySchedule(t *testing.T) {
 // a row: the process with the old password does not keep out the one with the new.
 func TestLockedAccount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		var failures int
 		var locked time.Time
 		p := new(partner)
@@ -199,6 +201,8 @@ func TestLockedAccount(t *testing.T) {
 			if a.op != "login" {
 				return reply{}
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			good := time.Now().After(locked) && strings.Contains(a.body, "new")
 			if failures++; good {
 				failures = 0
@@ -209,7 +213,7 @@ func TestLockedAccount(t *testing.T) {
 			}
 			return reply{status: 401}
 		}
-		var signedIn [2]int
+		var signedIn [2]atomic.Int64
 		end := time.Now().Add(time.Hour + 25*time.Minute)
 		for i, password := range []string{"old password", "new password"} {
 			rt := p.transport(nil)
@@ -218,13 +222,14 @@ func TestLockedAccount(t *testing.T) {
 				time.Sleep(time.Duration(i) * time.Hour)
 				for ; time.Now().Before(end); time.Sleep(time.Second) {
 					if rt.SignIn(t.Context()) == nil {
-						signedIn[i]++
+						signedIn[i].Add(1)
 					}
 				}
 			}()
 		}
 		time.Sleep(time.Until(end) + time.Second)
-		errorIf(t, signedIn[0] > 0 || signedIn[1] == 0, "signed in %v times, want none with the old password and some with the new", signedIn)
+		old, fresh := signedIn[0].Load(), signedIn[1].Load()
+		errorIf(t, old > 0 || fresh == 0, "signed in %d and %d times, want none with the old password and some with the new", old, fresh)
 	})
 }
 
