@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -490,3 +493,19 @@ func bubble(t *testing.T, name string, f func(*testing.T)) {
 	t.Helper()
 	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
 }
+
+// inItsOwnProcess runs f, which may take its process with it, in another one.
+func inItsOwnProcess(t *testing.T, f func()) {
+	t.Helper()
+	if os.Getenv("PARTNERAUTH_TEST") == t.Name() {
+		f()
+		return
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), "PARTNERAUTH_TEST="+t.Name())
+	out, err := cmd.CombinedOutput()
+	errorIf(t, err != nil, "the process has ended: %v\n%.300s", err, out)
+}
+
+// dialError is what net and net/http make of a connection that was not made.
+func dialError(op string) error { return &net.OpError{Op: op, Net: "tcp", Err: errTest} }

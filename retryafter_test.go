@@ -185,3 +185,36 @@ func TestPausesOf503(t *testing.T) {
 		})
 	}
 }
+
+// Any answer that says that nothing remains, and when that ends, pauses all, for
+// a window at most: the server counts what other programs send, too.
+func TestNothingRemains(t *testing.T) {
+	for _, c := range []struct {
+		status int
+		header http.Header
+		want   time.Duration
+	}{
+		{200, fields(`RateLimit: "x"; r=0; t=17`), 17 * time.Second},
+		{404, fields(`RateLimit: limit=2, remaining=0, reset=17`), 17 * time.Second},
+		{200, fields("X-RateLimit-Remaining: 0", "X-RateLimit-Reset: 30"), 30 * time.Second},
+		{200, fields("RateLimit-Remaining: 0", "RateLimit-Reset: 30"), 30 * time.Second},
+		{200, fields(`RateLimit: "x"; r=0; t=300`), time.Minute},
+		{200, fields(`RateLimit: "x"; r=1; t=17`), 0},
+		{200, fields(`RateLimit: "x"; r=0`), 0},
+		{200, fields(`RateLimit: "x"; r=0; t=5.5`), 0},
+		{200, fields(`RateLimit: "x"; r=none; t=17`), 0},
+		{200, fields(`RateLimit: "x"; r=0; t=17,`), 0},
+		{200, fields("X-RateLimit-Remaining: 5", "X-RateLimit-Reset: 30"), 0},
+		{200, fields("X-RateLimit-Reset: 30"), 0},
+		{200, fields("Retry-After: 30"), 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			p := new(partner).on("call", reply{status: c.status, header: c.header}, reply{status: 200})
+			rt := p.custom(static("t"), nil)
+			get(t, rt, "/")
+			began := time.Now()
+			get(t, rt, "/")
+			errorIf(t, time.Since(began) != c.want, "%d %v: the next call went after %v, want %v", c.status, c.header, time.Since(began), c.want)
+		})
+	}
+}

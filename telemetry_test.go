@@ -613,6 +613,61 @@ func TestErrorType(t *testing.T) {
 	}
 }
 
+// The error.type of a login that failed tells what was wrong, on its span, its
+// metric and the call's span alike.
+func TestErrorTypeOfFailedLogins(t *testing.T) {
+	for name, c := range map[string]struct {
+		reply        reply
+		want, status string
+	}{
+		"refused":        {reply{status: 401}, "credentials_refused", "401"},
+		"refused, 403":   {reply{status: 403, body: "{}"}, "credentials_refused", "403"},
+		"proxy's 403":    {reply{status: 403, body: "<html>"}, "403", "403"},
+		"away":           {reply{status: 502}, "502", "502"},
+		"redirect":       {reply{status: 302}, "302", "302"},
+		"network error":  {reply{err: errTest}, "*errors.errorString", ""},
+		"text in quotes": {reply{err: errors.New(`malformed HTTP response "x"`)}, "*errors.errorString", ""},
+	} {
+		bubble(t, name, func(t *testing.T) {
+			rec := newRecording()
+			_, err := try(t.Context(), rec.transport(new(partner).on("login", c.reply)), "/")
+			errorIf(t, err == nil, "got no error")
+			synctest.Wait()
+			for _, span := range []string{"nowpost call", "partnerauth.token.fetch"} {
+				s := rec.byName(span)[0]
+				errorIf(t, attributeOf(s, "error.type") != c.want, "%s: error.type %q, want %q", span, attributeOf(s, "error.type"), c.want)
+			}
+			got := attributeOf(rec.byName("nowpost call")[0], "partnerauth.token.status_code")
+			errorIf(t, got != c.status, "status_code %q, want %q", got, c.status)
+			errorIf(t, !strings.Contains(rec.points(t), "fetch.duration s {error.type="+c.want+" "), "metrics:\n%s", rec.points(t))
+		})
+	}
+	bubble(t, "a proxy that refuses", func(t *testing.T) {
+		rec := newRecording()
+		try(t.Context(), rec.plain(new(partner).on("call", reply{err: errors.New("Forbidden")})), "/")
+		got := attributeOf(rec.clients()[0], "error.type")
+		errorIf(t, strings.HasPrefix(got, "*fmt."), "error.type is %q, which tells nothing", got)
+	})
+}
+
+// The instrumentation scope has the version that CHANGELOG.md has.
+func TestScopeVersion(t *testing.T) {
+	newest := regexp.MustCompile(`(?m)^## \[(\d+\.\d+\.\d+)\]`).FindStringSubmatch(document(t, "CHANGELOG.md"))
+	if newest == nil {
+		t.Skip("CHANGELOG.md has no release yet")
+	}
+	rec := newRecording()
+	get(t, rec.plain(&partner{open: true}), "/")
+	for _, s := range rec.ended() {
+		errorIf(t, s.InstrumentationScope().Version != newest[1], "spans are of version %q, want %q", s.InstrumentationScope().Version, newest[1])
+	}
+	var rm metricdata.ResourceMetrics
+	rec.reader.Collect(context.Background(), &rm)
+	for _, m := range rm.ScopeMetrics {
+		errorIf(t, m.Scope.Version != newest[1], "metrics are of version %q, want %q", m.Scope.Version, newest[1])
+	}
+}
+
 // Every instrument and every point of a life with all that can happen in it.
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -1,0 +1,705 @@
+package partnerauth_test
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+	"unicode/utf16"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/baggage"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/oauth2"
+
+	"github.com/partnerauth/partnerauth"
+)
+
+// What hostile end-users and partners, and careless code beside the package,
+// have tried.
+
+// account is a Source that signs in by the Base of its Transport.
+func account() *partnerauth.Source {
+	return partnerauth.NowPost{Email: "shop@example.com", Password: "Planted-Secret", BaseURL: apiURL}.TokenSource()
+}
+
+type foreignKey struct{}
+
+// outsider is a context whose trace, baggage and values somebody outside chose,
+// and the traceparent that belongs to it.
+func outsider(t *testing.T, flags trace.TraceFlags) (context.Context, string) {
+	state, err := trace.ParseTraceState("evil=" + strings.Repeat("x", 200))
+	must(t, err)
+	place := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: flags, TraceState: state, Remote: true})
+	member, err := baggage.NewMember("evil", strings.Repeat("x", 4000))
+	must(t, err)
+	bag, err := baggage.New(member)
+	must(t, err)
+	ctx := trace.ContextWithRemoteSpanContext(baggage.ContextWithBaggage(context.Background(), bag), place)
+	return context.WithValue(ctx, foreignKey{}, "evil"), fmt.Sprintf("00-%s-%s-%s", place.TraceID(), place.SpanID(), flags)
+}
+
+// Of its caller a fetch has trace id, span id and flags. A partner gets baggage
+// only where the user has said so.
+func TestWhatOutsidersMakeTravel(t *testing.T) {
+	both := propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{})
+	before := otel.GetTextMapPropagator()
+	defer otel.SetTextMapPropagator(before)
+	otel.SetTextMapPropagator(both)
+	for _, own := range []propagation.TextMapPropagator{nil, both} {
+		for _, flags := range []trace.TraceFlags{0, trace.FlagsSampled} {
+			p, values := new(partner), map[string]any{}
+			base := roundTripFunc(func(req *http.Request) (*http.Response, error) {
+				values[req.URL.Path] = req.Context().Value(foreignKey{})
+				return p.RoundTrip(req)
+			})
+			ctx, place := outsider(t, flags)
+			_, err := try(ctx, &partnerauth.Transport{Source: account(), Base: base, Propagator: own}, "/")
+			must(t, err)
+			login, call := p.seen()[0].header, p.seen()[1].header
+			errorIf(t, login.Get("Traceparent") != place || call.Get("Traceparent") != place, "got traceparents %v, %v, want %v", login, call, place)
+			errorIf(t, login["Baggage"] != nil || login["Tracestate"] != nil || values[loginPath] != nil, "the login carries %v and %v", login, values[loginPath])
+			errorIf(t, (call["Baggage"] != nil) != (own != nil) || values["/"] != "evil", "a Propagator of its own %t: the call carries %v", own != nil, call)
+		}
+	}
+}
+
+func TestHostOfAnotherAuthority(t *testing.T) {
+	for _, c := range []struct {
+		host, opaque string
+		want         bool
+	}{
+		{"", "", true},
+		{"api.example", "", true},
+		{"API.example:443", "", true},
+		{"evil.example", "", false},
+		{"api.example:8443", "", false},
+		{"api.example.evil.example", "", false},
+		{"api.example@evil.example", "", false},
+		{"", "//evil.example/orders", false},
+		{"", "//api.example/orders", false},
+	} {
+		p, body := new(partner), watched("x")
+		req := posting(t, body)
+		req.Host, req.URL.Opaque = c.host, c.opaque
+		_, err := p.transport(nil).RoundTrip(req)
+		errorIf(t, (err == nil) != c.want || (len(p.seen()) > 0) != c.want || body.closed.Load() != 1, "%q %q: got %v, %d sent, body closed %d times", c.host, c.opaque, err, len(p.seen()), body.closed.Load())
+		errorIf(t, err != nil && !strings.Contains(err.Error(), "Host"), "%q %q: %v does not tell what is wrong", c.host, c.opaque, err)
+	}
+	to, _ := url.Parse(apiURL)
+	p, proxy := new(partner), httputil.NewSingleHostReverseProxy(to)
+	proxy.Transport, proxy.ErrorHandler = p.transport(nil), func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(502) }
+	for _, want := range []int{502, 200} { // NewSingleHostReverseProxy leaves the Host, SetURL does not
+		w := httptest.NewRecorder()
+		proxy.ServeHTTP(w, httptest.NewRequest("GET", "http://evil.example/", nil))
+		errorIf(t, w.Code != want || (len(p.seen()) > 0) != (want == 200), "through a ReverseProxy: got %d, %d sent, want %d", w.Code, len(p.seen()), want)
+		proxy = &httputil.ReverseProxy{Transport: proxy.Transport, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }}
+	}
+}
+
+// Nobody elsewhere makes us sign by a redirect, at whatever hop.
+func TestRedirectFromElsewhere(t *testing.T) {
+	for start, logins := range map[string]int{"https://evil.example/go": 0, apiURL + "/via": 1, "http://api.example.evil.example/go": 0} {
+		p := new(partner).on("/via", reply{status: 307, header: headers("Location: https://evil.example/go")})
+		p.on("/go", reply{status: 307, header: headers("Location: " + apiURL + "/orders")}).open = true
+		resp, err := (&http.Client{Transport: p.transport(nil)}).Get(start)
+		must(t, err)
+		resp.Body.Close()
+		last := p.seen()[len(p.seen())-1]
+		errorIf(t, last.path != "/orders" || last.token != "" || p.count("login") != logins, "%s: %s was sent %q after %d logins", start, last.url, last.header.Get("Authorization"), p.count("login"))
+	}
+}
+
+// Proxies and firewalls answer 400 and 403 as well: that is nothing to remember.
+func TestWhoRefusesCredentials(t *testing.T) { synctest.Test(t, testWhoRefusesCredentials) }
+
+func testWhoRefusesCredentials(t *testing.T) {
+	const page, envelope = "<html>blocked</html>", `{"success":false,"message":"no"}`
+	for _, c := range []struct {
+		status     int
+		kind, body string
+		refused    bool
+	}{
+		{401, "application/json", envelope, true},
+		{401, "text/html", page, true},
+		{401, "", "", true},
+		{400, "application/json", envelope, true},
+		{403, "application/json; charset=utf-8", envelope, true},
+		{403, "", envelope, true},
+		{400, "text/html", page, false},
+		{403, "text/html; charset=utf-8", page, false},
+		{403, "", "Forbidden", false},
+		{403, "", "", false},
+		{407, "application/json", envelope, false},
+		{500, "application/json", envelope, false},
+	} {
+		p := new(partner).on("login", reply{status: c.status, body: c.body, header: headers("Content-Type: " + c.kind)})
+		for _, source := range []*partnerauth.Source{p.nowPost(), p.ndovu()} {
+			_, err := source.Token()
+			is := errors.Is(err, partnerauth.ErrCredentials)
+			errorIf(t, is != c.refused, "%d %q: ErrCredentials %t: %v", c.status, c.kind, is, err)
+			says := strings.Contains(err.Error(), "check the e-mail and password") || strings.Contains(err.Error(), "no such client id")
+			errorIf(t, says != (c.status == 401), "%d %q: %v", c.status, c.kind, err)
+		}
+	}
+}
+
+// A wrong password, a call every second.
+func TestRefusedCredentialsBySchedule(t *testing.T) {
+	for range 5 {
+		synctest.Test(t, func(t *testing.T) {
+			p := new(partner).on("login", reply{status: 401})
+			rt := p.transport(nil)
+			call := func(length, every time.Duration) (ok bool) {
+				for began := time.Now(); !ok && time.Since(began) < length; time.Sleep(every) {
+					_, err := try(t.Context(), rt, "/")
+					ok = err == nil
+				}
+				return ok
+			}
+			call(10*time.Minute, time.Second)
+			first := p.count("login")
+			call(50*time.Minute, time.Second)
+			hour := p.count("login")
+			errorIf(t, first < 3 || first > 7 || hour > 10, "%d logins in 10 minutes and %d in an hour, want 3 to 7 and 10 at most", first, hour)
+			call(23*time.Hour, 20*time.Second)
+			day := p.count("login")
+			errorIf(t, day > 110, "%d logins in a day, want about 100", day)
+			p.on("login")
+			errorIf(t, !call(25*time.Minute, time.Second), "no login within 25 minutes after the account works again")
+		})
+	}
+}
+
+// A partner that locks the account for a quarter of an hour after ten refusals in
+// a row: the process with the old password does not keep out the one with the new.
+func TestLockedAccount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var failures int
+		var locked time.Time
+		p := new(partner)
+		p.script = func(a asked) reply {
+			if a.op != "login" {
+				return reply{}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			good := time.Now().After(locked) && strings.Contains(a.body, "new")
+			if failures++; good {
+				failures = 0
+				return reply{}
+			}
+			if failures >= 10 {
+				failures, locked = 0, time.Now().Add(15*time.Minute)
+			}
+			return reply{status: 401}
+		}
+		var signedIn [2]atomic.Int64
+		end := time.Now().Add(time.Hour + 25*time.Minute)
+		for i, password := range []string{"old password", "new password"} {
+			rt := p.transport(nil)
+			rt.Source = partnerauth.NowPost{Email: "e", Password: password, BaseURL: apiURL}.TokenSource()
+			go func() {
+				time.Sleep(time.Duration(i) * time.Hour)
+				for ; time.Now().Before(end); time.Sleep(time.Second) {
+					if rt.SignIn(t.Context()) == nil {
+						signedIn[i].Add(1)
+					}
+				}
+			}()
+		}
+		time.Sleep(time.Until(end) + time.Second)
+		old, fresh := signedIn[0].Load(), signedIn[1].Load()
+		errorIf(t, old > 0 || fresh == 0, "signed in %d and %d times, want none with the old password and some with the new", old, fresh)
+	})
+}
+
+// A trap is code of the user's that panics or ends its goroutine once.
+type trap struct {
+	http.RoundTripper
+	set atomic.Bool
+	do  func()
+}
+
+func (r *trap) ask(context.Context) error { r.spring(); return nil }
+
+func (r *trap) RoundTrip(req *http.Request) (*http.Response, error) {
+	r.spring()
+	return r.RoundTripper.RoundTrip(req)
+}
+
+func (r *trap) spring() {
+	if r.set.CompareAndSwap(true, false) {
+		r.do()
+	}
+}
+
+type trappedPropagator struct {
+	propagation.TraceContext
+	*trap
+}
+
+func (r trappedPropagator) Inject(context.Context, propagation.TextMapCarrier) { r.spring() }
+
+// ending tells how f ends in a goroutine of its own.
+func ending(f func() error) string {
+	how, done := "exited", make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			if recover() != nil {
+				how = "panicked"
+			}
+		}()
+		if err := f(); err != nil {
+			how = "error"
+		} else {
+			how = "ok"
+		}
+	}()
+	<-done
+	return how
+}
+
+// Code of the user's that panics or ends its goroutine: in one of ours that is an
+// error for those who wait; in a caller's own it is that caller's. The others and
+// the next go on.
+func TestTraps(t *testing.T) {
+	for name, c := range map[string]struct {
+		own  bool // goroutine of a caller's
+		warm bool // the first call went well
+		set  func(rt *partnerauth.Transport, r *trap)
+	}{
+		"Base, login":       {false, false, func(rt *partnerauth.Transport, r *trap) { rt.Source, rt.Base = account(), r }},
+		"Base, call":        {true, true, func(rt *partnerauth.Transport, r *trap) { rt.Base = r }},
+		"Limiter, login":    {false, false, func(rt *partnerauth.Transport, r *trap) { rt.Limiter = limiterFunc(r.ask) }},
+		"Limiter, call":     {false, true, func(rt *partnerauth.Transport, r *trap) { rt.Limiter = limiterFunc(r.ask) }},
+		"Permit, call":      {false, true, func(rt *partnerauth.Transport, r *trap) { rt.Limiter = &permits{before: r.ask} }},
+		"Propagator, login": {false, false, func(rt *partnerauth.Transport, r *trap) { rt.Propagator = trappedPropagator{trap: r} }},
+		"Propagator, call":  {true, true, func(rt *partnerauth.Transport, r *trap) { rt.Propagator = trappedPropagator{trap: r} }},
+		"TokenSource": {true, true, func(rt *partnerauth.Transport, r *trap) {
+			rt.Source, rt.Origins = tokenFunc(func() (*oauth2.Token, error) { r.spring(); return static("t").Token() }), []string{apiURL}
+		}},
+		"PasswordFunc": {false, false, func(rt *partnerauth.Transport, r *trap) {
+			rt.Source = partnerauth.NowPost{Email: "e", BaseURL: apiURL, PasswordFunc: func(ctx context.Context) (string, error) { return "p", r.ask(ctx) }}.TokenSource()
+		}},
+		"Store": {false, false, func(rt *partnerauth.Transport, r *trap) {
+			rt.Source = partnerauth.NowPost{Email: "e", Password: "p", BaseURL: apiURL, Store: &memory{before: r.ask}}.TokenSource()
+		}},
+	} {
+		for how, do := range map[string]func(){"panic": func() { panic("by the test") }, "Goexit": runtime.Goexit} {
+			bubble(t, name+" "+how, func(t *testing.T) {
+				p := &partner{open: true}
+				r, rt := &trap{do: do, RoundTripper: p}, p.transport(nil)
+				c.set(rt, r)
+				call := func() string {
+					return ending(func() error { _, err := try(deadline(t, time.Minute), rt, "/"); return err })
+				}
+				if c.warm {
+					errorIf(t, call() != "ok", "the first call failed")
+				}
+				r.set.Store(true)
+				began, got := time.Now(), make([]string, 5)
+				atOnce(5, func(i int) { got[i] = call() }).Wait()
+				errorIf(t, r.set.Load() || time.Since(began) > 10*time.Second, "sprung %t after %v", !r.set.Load(), time.Since(began))
+				slices.Sort(got)
+				all := strings.Join(got, " ")
+				switch {
+				case c.own:
+					want := map[string]string{"panic": "ok ok ok ok panicked", "Goexit": "exited ok ok ok ok"}[how]
+					errorIf(t, all != want, "got %s, want %s", all, want)
+				case strings.Contains(all, "panicked") || strings.Contains(all, "exited") || !strings.Contains(all, "error"):
+					t.Errorf("in a goroutine of ours: got %s, want errors alone", all)
+				}
+				time.Sleep(time.Minute)
+				how := call()
+				errorIf(t, how != "ok", "the next call: %s", how)
+			})
+		}
+	}
+}
+
+// GetBody and Invalidate are called in the caller's goroutine, between its
+// attempts.
+func TestTrapsBetweenAttempts(t *testing.T) {
+	for how, do := range map[string]func(){"panicked": func() { panic("by the test") }, "exited": runtime.Goexit} {
+		bubble(t, how, func(t *testing.T) {
+			p := new(partner).on("call", reply{status: 401}, reply{}, reply{status: 401}, reply{})
+			p.open = true
+			req := newRequest(t, "POST", apiURL+"/", "x")
+			req.GetBody = func() (io.ReadCloser, error) { do(); return nil, nil }
+			limiter := &partnerauth.Quota{Requests: 4}
+			got := ending(func() error { _, err := p.transport(limiter).RoundTrip(req); return err })
+			errorIf(t, got != how, "GetBody: got %s, want %s", got, how)
+			rt := p.custom(renewable{func() (*oauth2.Token, error) { return static("t").Token() }, func(*oauth2.Token) { do() }}, limiter)
+			errorIf(t, get(t, rt, "/") != 200, "a call after it failed")
+			got = ending(func() error { _, err := try(t.Context(), rt, "/"); return err })
+			errorIf(t, got != how, "Invalidate: got %s, want %s", got, how)
+			code, err := try(deadline(t, 2*time.Minute), rt, "/")
+			errorIf(t, code != 200, "a call after it: %d, %v", code, err)
+		})
+	}
+}
+
+// soon fails the test if f takes long in real time: a mutex that is held for ever
+// stops a bubble without a word.
+func soon(t *testing.T, what string, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		t.Fatalf("%s: a lock is held", what)
+	}
+}
+
+// A meddler is a context whose every method does something else first.
+type meddler struct {
+	context.Context
+	do func()
+}
+
+func (m meddler) Done() <-chan struct{}       { m.do(); return m.Context.Done() }
+func (m meddler) Err() error                  { m.do(); return m.Context.Err() }
+func (m meddler) Deadline() (time.Time, bool) { m.do(); return m.Context.Deadline() }
+func (m meddler) Value(key any) any           { m.do(); return m.Context.Value(key) }
+
+// No lock is held while code of the user's runs: it may use the same client.
+func TestUserCodeMayCallTheClient(t *testing.T) {
+	p := new(partner)
+	var rt *partnerauth.Transport
+	inner := func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if rt.Limiter == nil { // else the Limiter is waited for
+			_, err := try(ctx, rt, "/inner")
+			errorIf(t, err != nil, "inside: %v", err)
+		} else {
+			try(leaving(t, 10*time.Millisecond), rt, "/inner")
+		}
+	}
+	outer := func(what string, ctx context.Context) {
+		t.Helper()
+		soon(t, what, func() {
+			code, err := try(ctx, rt, "/outer")
+			errorIf(t, code != 200, "%s: got %d, %v", what, code, err)
+		})
+	}
+	once := func(f func()) func() { var r trap; r.do = f; r.set.Store(true); return r.spring }
+
+	rt = &partnerauth.Transport{Source: account(), Base: p}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	outer("context", meddler{ctx, inner})
+	reject(rt)
+	outer("context without a token", meddler{ctx, inner})
+
+	inBase := once(inner)
+	rt = &partnerauth.Transport{Source: account(), Base: roundTripFunc(func(req *http.Request) (*http.Response, error) {
+		if req.URL.Path == "/outer" {
+			inBase()
+		}
+		return p.RoundTrip(req)
+	})}
+	outer("Base", ctx)
+
+	inLimiter := once(func() { inner() })
+	rt = &partnerauth.Transport{Source: account(), Base: p, Limiter: limiterFunc(func(context.Context) error { inLimiter(); return nil })}
+	outer("Limiter", ctx)
+
+	token := "first"
+	q := new(partner).on("/outer", reply{status: 401}, reply{status: 200})
+	q.open = true
+	rt = q.custom(renewable{func() (*oauth2.Token, error) { return static(token).Token() }, func(*oauth2.Token) { token = "second"; inner() }}, nil)
+	outer("Invalidate", ctx)
+
+	limiter := &permits{}
+	limiter.estimate = once(inner)
+	rt = &partnerauth.Transport{Source: account(), Base: p, Limiter: limiter}
+	outer("Estimate", ctx)
+}
+
+// What is slow in one call's code holds up no other call.
+func TestSlowUserCodeHoldsUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(partner).on("/slow", reply{after: time.Hour})
+		p.open = true
+		var fresh atomic.Bool
+		rt := p.custom(renewable{
+			func() (*oauth2.Token, error) {
+				return static(map[bool]string{false: "old", true: "new"}[fresh.Load()]).Token()
+			},
+			func(*oauth2.Token) { fresh.Store(true); time.Sleep(time.Hour) },
+		}, nil)
+		p.on("/rejected", reply{status: 401}, reply{})
+		slow := meddler{t.Context(), func() { time.Sleep(time.Minute) }}
+		wg := atOnce(3, func(i int) {
+			try(map[bool]context.Context{true: slow, false: t.Context()}[i == 0], rt, []string{"/", "/slow", "/rejected"}[i])
+		})
+		time.Sleep(time.Second)
+		began := time.Now()
+		for range 20 {
+			get(t, rt, "/")
+		}
+		errorIf(t, time.Since(began) > 0, "others waited %v", time.Since(began))
+		wg.Wait()
+	})
+}
+
+// forms are the ways in which a secret comes back. Each leaves hunter2 to find.
+func forms(secret string) map[string]string {
+	quoted, _ := json.Marshal(secret)
+	inJSON := string(quoted[1 : len(quoted)-1])
+	ascii, entities := "", ""
+	for _, r := range inJSON {
+		if r <= '~' {
+			ascii += string(r)
+			continue
+		}
+		for _, unit := range utf16.Encode([]rune{r}) {
+			ascii += fmt.Sprintf(`\u%04x`, unit)
+		}
+	}
+	for _, r := range secret {
+		if strings.ContainsRune("hunter2", r) {
+			entities += string(r)
+		} else {
+			entities += fmt.Sprintf("&#%d;", r)
+		}
+	}
+	lower := func(s string) string {
+		parts := strings.Split(s, "%")
+		for i := range parts[1:] {
+			parts[i+1] = strings.ToLower(parts[i+1][:2]) + parts[i+1][2:]
+		}
+		return strings.Join(parts, "%")
+	}
+	return map[string]string{
+		"raw": secret, "JSON": inJSON, `JSON with \/`: strings.ReplaceAll(inJSON, "/", `\/`), "JSON in ASCII": ascii,
+		"path": url.PathEscape(secret), "path, lower case": lower(url.PathEscape(secret)),
+		"query": url.QueryEscape(secret), "query, lower case": lower(url.QueryEscape(secret)),
+		"Go": fmt.Sprintf("%q", secret), "HTML": html.EscapeString(secret), "entities": entities,
+	}
+}
+
+// A flawed error has all that errors can say, and too much text.
+type flawed struct{ text string }
+
+func (e flawed) Error() string   { return e.text }
+func (e flawed) Unwrap() error   { return errTest }
+func (e flawed) Timeout() bool   { return true }
+func (e flawed) Temporary() bool { return true }
+
+// Secrets that come back, at a login and at a call, in whatever form and place,
+// are in no error, nor in what an AuthError unwraps to.
+func TestEchoedSecrets(t *testing.T) { synctest.Test(t, testEchoedSecrets) }
+
+func testEchoedSecrets(t *testing.T) {
+	for name, secret := range map[string]string{"password": `hunter2/ä"ö<&> 1`, "a password with an emoji": "hunter2 \U0001F600", "token": `hunter2/"<&>+=~`} {
+		for form, echo := range forms(secret) {
+			certificate := x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{echo}}, Host: "api.example"}
+			for place, r := range map[string]reply{
+				"header":        {status: 401, header: http.Header{"X-Request-Id": {"id-" + echo}, "Content-Type": {echo}, "Date": {echo}, "Retry-After": {echo}, "X-Other": {echo}}},
+				"body":          {status: 400, body: `{"message":"` + echo + `"}`},
+				"network error": {err: flawed{"broken: " + echo}},
+				"quoted":        {err: flawed{fmt.Sprintf("malformed HTTP status code %q", echo)}},
+				"certificate":   {err: &tls.CertificateVerificationError{Err: certificate}},
+			} {
+				p := new(partner).on("login", r).on("call", r)
+				rt := p.custom(static(secret), nil)
+				if name != "token" {
+					rt = &partnerauth.Transport{Source: partnerauth.NowPost{Email: "e", Password: secret, BaseURL: apiURL}.TokenSource(), Base: p}
+				}
+				_, err := try(t.Context(), rt, "/")
+				if err == nil && name == "token" {
+					continue // the answer is the caller's
+				}
+				shown := fmt.Sprintf("%v %+v %#v", err, err, errors.Unwrap(err))
+				if answered, ok := errors.AsType[*oauth2.RetrieveError](err); ok {
+					shown += fmt.Sprintf("%+v %+v", answered, answered.Response)
+					errorIf(t, len(answered.Body)+len(answered.ErrorCode)+len(answered.ErrorDescription)+len(answered.ErrorURI) > 0, "%s: kept of the body: %+v", place, answered)
+				}
+				errorIf(t, strings.Contains(shown, "hunter2"), "%s as %s in %s: %s", name, form, place, shown)
+				if _, ok := r.err.(flawed); ok {
+					timeout, _ := errors.AsType[interface {
+						error
+						Timeout() bool
+					}](err)
+					errorIf(t, !errors.Is(err, errTest) || timeout == nil || !timeout.Timeout(), "%s: the error lost what it said: %v", form, err)
+					temporary, ok := err.(interface{ Temporary() bool })
+					errorIf(t, name == "token" && !(ok && temporary.Temporary()), "%s: not Temporary: %T", form, err)
+				}
+			}
+		}
+	}
+}
+
+// Foreign text of any size is searched in bounded time.
+func TestLongEcho(t *testing.T) {
+	token := strings.Repeat("t", 16<<10)
+	p := new(partner).on("call", reply{err: errors.New(strings.Repeat(token+"%", 512))}, reply{status: 200, header: http.Header{"Ratelimit": {strings.Repeat("r=0;t=9,", 1<<20)}}})
+	began := time.Now()
+	_, err := try(t.Context(), p.custom(static(token), nil), "/")
+	errorIf(t, err == nil || len(err.Error()) > 17<<10 || strings.Contains(err.Error(), "tttt"), "the error has %d bytes", len(err.Error()))
+	get(t, p.custom(static(token), nil), "/")
+	errorIf(t, time.Since(began) > 2*time.Second, "took %v", time.Since(began))
+}
+
+func TestTokensThatAreNotSent(t *testing.T) {
+	const most = 16 << 10
+	for _, c := range []struct {
+		name        string
+		token, kind string
+		want        bool
+	}{
+		{"16 KiB", strings.Repeat("t", most), "", true},
+		{"more", strings.Repeat("t", most+1), "", false},
+		{"a type of its own", "t", "Token", true},
+		{"a type with a line", "t", "Bearer\r\nX-Evil: 1", false},
+		{"a type with a space", "t", "Bearer evil", false},
+		{"a long type", "t", strings.Repeat("t", most+1), false},
+		{"a type that is not ASCII", "t", "Bärer", false},
+	} {
+		p := &partner{open: true}
+		_, err := try(t.Context(), p.custom(oauth2.StaticTokenSource(&oauth2.Token{AccessToken: c.token, TokenType: c.kind}), nil), "/")
+		errorIf(t, (err == nil) != c.want || (len(p.seen()) == 1) != c.want, "%s: got %v, %d sent", c.name, err, len(p.seen()))
+		errorIf(t, c.want && !strings.EqualFold(p.seen()[0].header.Get("Authorization"), cmp.Or(c.kind, "Bearer")+" "+c.token), "%s: sent otherwise", c.name)
+	}
+	for size, want := range map[int]bool{most: true, most + 1: false} {
+		p := new(partner)
+		p.on("login", reply{body: granted(strings.Repeat("t", size), time.Hour)})
+		for _, source := range []*partnerauth.Source{p.nowPost(), p.ndovu()} {
+			_, err := source.Token()
+			errorIf(t, (err == nil) != want || err != nil && !strings.Contains(err.Error(), "16 KiB"), "%d: got %v", size, err)
+		}
+	}
+}
+
+func TestControlCharactersInThePair(t *testing.T) {
+	for name, c := range map[string]partnerauth.Ndovu{
+		"ClientSecret":     {ClientID: "shop", ClientSecret: "hunter2\n"},
+		"ClientID":         {ClientID: "sh\top", ClientSecret: "hunter2"},
+		"ClientSecretFunc": {ClientID: "shop", ClientSecretFunc: func(context.Context) (string, error) { return "hunter2\x00", nil }},
+	} {
+		p := new(partner)
+		c.BaseURL, c.Base = apiURL, p
+		_, err := c.TokenSource().Token()
+		auth, is := errors.AsType[*partnerauth.AuthError](err)
+		errorIf(t, !is || auth.Op != "config" || len(p.seen()) > 0, "%s: got %v, %d sent, want an AuthError of the configuration", name, err, len(p.seen()))
+		errorIf(t, !strings.Contains(err.Error(), name+" ") || !strings.Contains(err.Error(), "control character") || strings.Contains(err.Error(), "hunter2"), "%s: got %v", name, err)
+	}
+}
+
+func TestInsufficientScopeCostsNoLogin(t *testing.T) {
+	p := new(partner).on("call", reply{status: 401, header: headers(`WWW-Authenticate: Bearer realm="x", error="insufficient_scope"`)})
+	rt := p.transport(nil)
+	for range 50 {
+		get(t, rt, "/")
+	}
+	errorIf(t, p.count("login") != 1 || p.count("call") != 50, "50 calls: %d logins and %d requests, want 1 and 50", p.count("login"), p.count("call"))
+}
+
+// A nil Base is http.DefaultTransport as it is then, as in net/http.
+func TestNilBaseIsAskedForEachTime(t *testing.T) {
+	before := http.DefaultTransport
+	defer func() { http.DefaultTransport = before }()
+	rt := &partnerauth.Transport{Source: account()}
+	for range 2 {
+		p := &partner{open: true}
+		http.DefaultTransport = p
+		get(t, rt, "/")
+		errorIf(t, p.count("call") != 1, "the DefaultTransport of the moment was not used")
+	}
+}
+
+type closingBase struct {
+	*partner
+	closed int
+}
+
+func (b *closingBase) CloseIdleConnections() { b.closed++ }
+
+func TestCloseIdleConnections(t *testing.T) {
+	tokens, calls := &closingBase{partner: new(partner)}, &closingBase{partner: &partner{open: true}}
+	source := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: apiURL, Base: tokens}.TokenSource()
+	(&http.Client{Transport: &partnerauth.Transport{Source: source, Base: calls}}).CloseIdleConnections()
+	errorIf(t, tokens.closed != 1 || calls.closed != 1, "closed %d and %d times, want once each", tokens.closed, calls.closed)
+}
+
+// A context that is over before the call: its own error, nothing sent.
+func TestContextThatIsOver(t *testing.T) {
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	late, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+	defer cancel()
+	why, cancelWhy := context.WithCancelCause(t.Context())
+	cancelWhy(errTest)
+	for _, ctx := range []context.Context{over, late, why} {
+		for _, limiter := range []partnerauth.Limiter{nil, limiterFunc(func(context.Context) error { return nil })} {
+			p, body := new(partner), watched("x")
+			rt := p.custom(static("t"), limiter)
+			if limiter == nil {
+				rt = p.transport(nil) // without a token
+			}
+			_, err := rt.RoundTrip(posting(t, body).WithContext(ctx))
+			_, auth := errors.AsType[*partnerauth.AuthError](err)
+			errorIf(t, auth || !errors.Is(err, ctx.Err()) || errors.Is(err, partnerauth.ErrRateLimited) || strings.Contains(err.Error(), "limit") || (ctx == why) != errors.Is(err, errTest),
+				"got %v, want %v", err, ctx.Err())
+			errorIf(t, len(p.seen()) > 0 || body.closed.Load() != 1, "%d sent, body closed %d times", len(p.seen()), body.closed.Load())
+		}
+	}
+}
+
+// A Base may read on after an early answer: it alone closes the body.
+func TestBodyIsTheBases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(partner).on("call", reply{status: 401}, reply{})
+		p.open = true
+		rt := p.transport(nil)
+		rt.Base = roundTripFunc(func(req *http.Request) (*http.Response, error) {
+			body := req.Body
+			req.Body = nil
+			time.AfterFunc(time.Minute, func() { body.Close() })
+			return p.RoundTrip(req)
+		})
+		req := newRequest(t, "POST", apiURL+"/", "")
+		bodies := replayable(req, "an upload")
+		code := status(t, rt, req)
+		errorIf(t, code != 200 || len(bodies()) != 2, "got %d with %d bodies, want 200 with 2", code, len(bodies()))
+		for pass, want := range []int64{0, 1} {
+			for i, b := range bodies() {
+				errorIf(t, b.closed.Load() != want, "pass %d: body %d closed %d times, want %d", pass, i, b.closed.Load(), want)
+			}
+			time.Sleep(2 * time.Minute)
+		}
+	})
+}
+
+// A length without a body is what net/http makes of it.
+func TestLengthWithoutABody(t *testing.T) {
+	rt := &partnerauth.Transport{Source: static("t"), Origins: []string{pipeURL}, Base: overPipes(func(heard) string { return respond(200, "") })}
+	req := newRequest(t, "POST", pipeURL, "")
+	req.ContentLength = 5
+	_, err := rt.RoundTrip(req)
+	errorIf(t, err == nil || !strings.Contains(err.Error(), "nil Body"), "got %v", err)
+}

@@ -1,0 +1,399 @@
+package partnerauth_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/partnerauth/partnerauth"
+)
+
+// memory is a Store that several processes could share: several Sources do.
+type memory struct {
+	before func(context.Context) error // each of its methods
+
+	mu      sync.Mutex
+	records map[string]kept
+	locked  map[string]bool
+	asked   int
+}
+
+type kept struct {
+	record []byte
+	ends   time.Time
+}
+
+func (m *memory) enter(ctx context.Context) error {
+	m.mu.Lock()
+	m.asked++
+	m.mu.Unlock()
+	if m.before == nil {
+		return nil
+	}
+	return m.before(ctx)
+}
+
+func (m *memory) Load(ctx context.Context, key string) ([]byte, time.Duration, error) {
+	if err := m.enter(ctx); err != nil {
+		return nil, 0, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := m.records[key]
+	return k.record, time.Until(k.ends), nil
+}
+
+func (m *memory) TryLock(ctx context.Context, key string) (partnerauth.Lock, error) {
+	if err := m.enter(ctx); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.locked[key] {
+		return nil, nil
+	}
+	if m.locked == nil {
+		m.locked, m.records = map[string]bool{}, map[string]kept{}
+	}
+	m.locked[key] = true
+	return memoryLock{m, key}, nil
+}
+
+type memoryLock struct {
+	*memory
+	key string
+}
+
+func (l memoryLock) Save(ctx context.Context, record []byte, good time.Duration) error {
+	if err := l.enter(ctx); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.records[l.key] = kept{record, time.Now().Add(good)}
+	return nil
+}
+
+func (l memoryLock) Unlock(context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.locked[l.key] = false
+	return nil
+}
+
+// fleet is n Transports of one account, each with a Source of its own.
+func (p *partner) fleet(n int, store partnerauth.Store, password func(i int) string) []*partnerauth.Transport {
+	all := make([]*partnerauth.Transport, n)
+	for i := range all {
+		all[i] = p.transport(nil)
+		all[i].Source = partnerauth.NowPost{Email: "shop@example.com", Password: password(i), BaseURL: apiURL, Store: store}.TokenSource()
+	}
+	return all
+}
+
+func samePassword(int) string { return "Planted-Secret" }
+
+func TestStoreSharesOneToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, store := new(partner).on("login", reply{after: time.Second}), new(memory)
+		all := p.fleet(8, store, samePassword)
+		calls := func(want string) {
+			t.Helper()
+			atOnce(5*len(all), func(i int) { get(t, all[i%len(all)], "/") }).Wait()
+			errorIf(t, p.ops() != want, "got %q, want %q", p.ops(), want)
+		}
+		calls("login")
+		asked := store.asked
+		calls("login")
+		errorIf(t, store.asked != asked, "a fresh token cost %d questions to the Store", store.asked-asked)
+		p.revokeAll()
+		calls("login login")
+		errorIf(t, p.count("call 401") > 40, "%d 401s, want one a call at most", p.count("call 401"))
+		time.Sleep(23 * time.Hour) // past the renewal of all
+		calls("login login refresh")
+		time.Sleep(time.Minute)
+		calls("login login refresh")
+		for range 12 { // rotations do not use up the logins
+			p.revokeAll()
+			get(t, all[0], "/")
+			get(t, all[1], "/")
+		}
+		errorIf(t, p.count("login") != 14, "%d logins for 12 more rotations, want 14 in all", p.count("login"))
+
+		// a new process needs none
+		logins := p.count("login")
+		rec := newRecording()
+		rt := rec.transport(p)
+		rt.Source = p.fleet(1, store, samePassword)[0].Source
+		get(t, rt, "/")
+		errorIf(t, p.count("login") != logins, "a new process signed in")
+		tree := rec.tree(t, false)
+		errorIf(t, !strings.Contains(tree, "partnerauth.token.source=store") || len(rec.clients()) != 1, "got these spans, want the source store:\n%s", tree)
+		for _, k := range store.records {
+			errorIf(t, bytes.Contains(k.record, []byte("Planted-Secret")), "the record has the password in it: %s", k.record)
+		}
+	})
+}
+
+func TestStoreRemembersRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(partner)
+		p.script = func(a asked) reply {
+			if a.op == "login" && !strings.Contains(a.body, "new") {
+				return reply{status: 401}
+			}
+			return reply{}
+		}
+		store := new(memory)
+		all := p.fleet(8, store, func(i int) string { return map[bool]string{true: "a new secret", false: "an old secret"}[i == 7] })
+		for range 2 {
+			atOnce(7, func(i int) {
+				_, err := try(t.Context(), all[i], "/")
+				errorIf(t, !errors.Is(err, partnerauth.ErrCredentials), "process %d: got %v, want ErrCredentials", i, err)
+			}).Wait()
+		}
+		errorIf(t, p.count("login") != 1, "a wrong password cost %d logins in 7 processes, want 1", p.count("login"))
+		errorIf(t, get(t, all[7], "/") != 200, "the process with the new password is kept out")
+		time.Sleep(2 * time.Second)
+		atOnce(7, func(i int) { get(t, all[i], "/") }).Wait() // with its token
+		errorIf(t, p.count("login") != 2, "%d logins, want one with each password", p.count("login"))
+	})
+}
+
+// Processes that share a Store are to the partner as one, by the schedule, too.
+func TestStoreKeepsTheSchedule(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(partner).on("login", reply{status: 401})
+		all := p.fleet(3, new(memory), samePassword)
+		for range 60 {
+			for _, rt := range all {
+				errorIf(t, !errors.Is(rt.SignIn(t.Context()), partnerauth.ErrCredentials), "not ErrCredentials")
+			}
+			time.Sleep(10 * time.Second)
+		}
+		errorIf(t, p.count("login") > 7, "%d logins of 3 processes in 10 minutes, want 7 at most", p.count("login"))
+	})
+}
+
+// A Store that fails or hangs costs time and nothing else.
+func TestStoreThatFails(t *testing.T) {
+	for name, before := range map[string]func(context.Context) error{
+		"fails": func(context.Context) error { return errTest },
+		"hangs": func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
+	} {
+		bubble(t, name, func(t *testing.T) {
+			p, rec := new(partner), newRecording()
+			rt := rec.transport(p)
+			rt.Source = p.fleet(1, &memory{before: before}, samePassword)[0].Source
+			began := time.Now()
+			get(t, rt, "/")
+			errorIf(t, time.Since(began) > 9*time.Second, "took %v", time.Since(began))
+			tree := rec.tree(t, false)
+			errorIf(t, !strings.Contains(tree, "event=partnerauth.store.failed"), "no event on the fetch:\n%s", tree)
+		})
+	}
+	bubble(t, "fails to save", func(t *testing.T) {
+		p, n := new(partner), 0
+		store := &memory{before: func(context.Context) error {
+			if n++; n == 4 { // Load, TryLock, Load, Save
+				return errTest
+			}
+			return nil
+		}}
+		all := p.fleet(2, store, samePassword)
+		get(t, all[0], "/")
+		get(t, all[1], "/")
+		errorIf(t, p.ops() != "login login", "got %q, want a login each", p.ops())
+	})
+}
+
+// One Store serves all accounts, and what lies in it under one's key is of no use
+// for another.
+func TestStoreOfManyAccounts(t *testing.T) {
+	p, store := new(partner), new(memory)
+	for _, s := range []*partnerauth.Source{
+		partnerauth.NowPost{Email: "a@example.com", Password: "pass", BaseURL: apiURL, Base: p, Store: store}.TokenSource(),
+		partnerauth.NowPost{Email: "b@example.com", Password: "pass", BaseURL: apiURL, Base: p, Store: store}.TokenSource(),
+		partnerauth.NowPost{Email: "a@example.com", Password: "pass", BaseURL: "https://other.example", Base: p, Store: store}.TokenSource(),
+		partnerauth.Ndovu{ClientID: "a@example.com", ClientSecret: "pass", BaseURL: apiURL, Base: p, Store: store}.TokenSource(),
+	} {
+		_, err := s.Token()
+		must(t, err)
+	}
+	errorIf(t, p.count("login") != 4 || len(store.records) != 4, "%d logins and %d records, want 4 of each", p.count("login"), len(store.records))
+	for key := range store.records {
+		errorIf(t, strings.Contains(key, "example.com"), "the key %q tells the account", key)
+	}
+	// rubbish counts as absent
+	for _, rubbish := range []string{"", "{", "null", `{"token":"a\nb","lifetime":1}`, `{"status":401}`, "\xff\x00"} {
+		for key, k := range store.records {
+			store.records[key] = kept{[]byte(rubbish), k.ends}
+		}
+		_, err := partnerauth.NowPost{Email: "a@example.com", Password: "pass", BaseURL: apiURL, Base: p, Store: store}.TokenSource().Token()
+		errorIf(t, err != nil, "a record %q: %v", rubbish, err)
+	}
+}
+
+// permits is a PermitLimiter that lets requests through as before says, and keeps
+// account of its permits.
+type permits struct {
+	before   func(context.Context) error
+	estimate func()
+
+	mu      sync.Mutex
+	waiting []int
+	given   []*given
+}
+
+type given struct {
+	*permits
+	ends []string // how it was ended
+}
+
+func (l *permits) Wait(context.Context) error {
+	return errors.New("a PermitLimiter was asked for Wait")
+}
+
+func (l *permits) Permit(ctx context.Context, waiting int) (partnerauth.Permit, error) {
+	l.mu.Lock()
+	l.waiting = append(l.waiting, waiting)
+	l.mu.Unlock()
+	if l.before != nil {
+		if err := l.before(ctx); err != nil {
+			return nil, err
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	g := &given{permits: l}
+	l.given = append(l.given, g)
+	return g, nil
+}
+
+func (l *permits) Estimate(int) time.Duration {
+	if l.estimate != nil {
+		l.estimate()
+	}
+	return 0
+}
+
+func (l *permits) Period() time.Duration { return time.Minute }
+
+func (g *given) end(how string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ends = append(g.ends, how)
+}
+
+func (g *given) Settle(status int, pause time.Duration) { g.end(fmt.Sprint(status, " ", pause)) }
+func (g *given) Return()                                { g.end("returned") }
+
+// ended are how the permits ended, each of them once.
+func (l *permits) ended(t *testing.T) (all []string) {
+	t.Helper()
+	synctest.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, g := range l.given {
+		if len(g.ends) != 1 {
+			t.Errorf("permit %d was ended %d times: %q", i, len(g.ends), g.ends)
+		}
+		all = append(all, g.ends...)
+	}
+	return all
+}
+
+func TestPermitsAreSettled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &permits{}
+		p := new(partner).on("call", reply{}, reply{err: io503}, reply{err: dialing}, busy("7"), reply{}, reply{status: 429}, reply{}, reply{status: 503, header: headers("Retry-After: 3")}, reply{})
+		rt := p.transport(l)
+		for range 7 {
+			try(t.Context(), rt, "/")
+		}
+		got := l.ended(t)
+		want := []string{"200 0s", "200 0s", "0 0s", "returned", "429 7s", "200 0s", "429 1m0s", "200 0s", "503 3s", "200 0s"}
+		errorIf(t, !slices.Equal(got, want), "got %q, want %q", got, want)
+	})
+}
+
+var (
+	io503   = errors.New("connection reset by the test")
+	dialing = dialError("dial")
+)
+
+func TestPermitLimiterIsToldWhoWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &permits{before: func(ctx context.Context) error { return sleep(ctx, time.Second) }}
+		p := &partner{open: true}
+		rt := p.custom(static("t"), l)
+		atOnce(5, func(int) { get(t, rt, "/") }).Wait()
+		got := l.waiting
+		errorIf(t, len(got) != 5 || slices.Max(got) > 5 || got[4] != 1 || got[1] != 4, "got counts %v, want at last 4, 3, 2, 1", got)
+		l.ended(t)
+	})
+}
+
+// A permit that comes when whoever it was for has gone is for the next, and is
+// returned if there is none.
+func TestAbandonedPermitIsReturned(t *testing.T) {
+	for next, want := range map[int][]string{0: {"returned"}, 1: {"200 0s"}} {
+		synctest.Test(t, func(t *testing.T) {
+			l := &permits{before: func(context.Context) error { time.Sleep(10 * time.Second); return nil }}
+			p := &partner{open: true}
+			rt := p.custom(static("t"), l)
+			gone := atOnce(1, func(int) { try(leaving(t, time.Second), rt, "/") })
+			synctest.Wait()
+			wg := atOnce(next, func(int) { get(t, rt, "/") })
+			gone.Wait()
+			wg.Wait()
+			time.Sleep(time.Minute)
+			got := l.ended(t)
+			errorIf(t, !slices.Equal(got, want), "%d behind: got %q, want %q", next, got, want)
+		})
+	}
+}
+
+// A refusal goes to the caller as it is; any other error names the limiter.
+func TestPermitLimiterThatRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		refusal := fmt.Errorf("away: %w", partnerauth.ErrRateLimited)
+		for _, want := range []error{refusal, errTest} {
+			p := new(partner)
+			rt := p.custom(static("t"), &permits{before: func(context.Context) error { return want }})
+			_, err := try(t.Context(), rt, "/")
+			errorIf(t, !errors.Is(err, want) || (want == refusal) != (err == want) || len(p.seen()) > 0, "got %v, want %v and nothing sent", err, want)
+		}
+	})
+}
+
+// A Permit that panics when it is returned must not take the process with it.
+func TestReturnThatPanics(t *testing.T) {
+	inItsOwnProcess(t, func() {
+		ctx, leave := context.WithCancel(t.Context())
+		gone := make(chan struct{})
+		l := &permits{before: func(context.Context) error { leave(); <-gone; return nil }}
+		try(ctx, new(partner).custom(static("t"), panicking{l}), "/")
+		close(gone)
+		time.Sleep(300 * time.Millisecond)
+	})
+}
+
+type panicking struct{ *permits }
+
+func (l panicking) Permit(ctx context.Context, waiting int) (partnerauth.Permit, error) {
+	_, err := l.permits.Permit(ctx, waiting)
+	return panickingPermit{}, err
+}
+
+type panickingPermit struct{}
+
+func (panickingPermit) Settle(int, time.Duration) {}
+func (panickingPermit) Return()                   { panic("by the test") }

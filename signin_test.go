@@ -1,0 +1,185 @@
+package partnerauth_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/oauth2"
+
+	"github.com/partnerauth/partnerauth"
+)
+
+// A readiness probe every second costs no more token requests than calls do, and
+// says what a call would.
+func TestSignInAsAProbe(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		login  []reply
+		most   int // token requests in ten minutes
+		status int // of the AuthError at the end; 0: ready
+	}{
+		{"healthy", nil, 1, 0},
+		{"refused", []reply{{status: 401}}, 7, 401},
+		{"proxy's 403", []reply{{status: 403, body: "<html>"}}, 40, 403},
+		{"away", []reply{{status: 500}}, 120, 500},
+		{"away at first", []reply{{err: errTest}, {err: errTest}, {err: errTest}, {err: errTest}, {}}, 5, 0},
+	} {
+		bubble(t, c.name, func(t *testing.T) {
+			p := new(partner).on("login", c.login...)
+			rt := p.transport(nil)
+			var err error
+			for range 600 {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				err = rt.SignIn(ctx)
+				cancel()
+				time.Sleep(time.Second)
+			}
+			auth, _ := errors.AsType[*partnerauth.AuthError](err)
+			errorIf(t, (err == nil) != (c.status == 0) || err != nil && auth == nil, "got %v, want the status %d", err, c.status)
+			errorIf(t, p.count("login") > c.most || p.count("call") > 0, "%d logins and %d calls, want %d and none at most", p.count("login"), p.count("call"), c.most)
+			_, called := try(t.Context(), rt, "/")
+			same := (called == nil) == (err == nil) && (err == nil || errors.Is(called, partnerauth.ErrCredentials) == errors.Is(err, partnerauth.ErrCredentials))
+			errorIf(t, !same, "a call says %v, SignIn %v", called, err)
+		})
+	}
+}
+
+func TestSignInBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(partner).on("login", reply{after: 5 * time.Second})
+		rt := p.transport(&partnerauth.Quota{Requests: 1})
+		_, err := try(t.Context(), p.transport(rt.Limiter), "/") // all that the Quota has, and its login another
+		must(t, err)
+		began := time.Now()
+		err = rt.SignIn(deadline(t, time.Second))
+		errorIf(t, !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != time.Second, "got %v after %v", err, time.Since(began))
+		wg := atOnce(5, func(int) { must(t, rt.SignIn(t.Context())) })
+		wg.Wait()
+		errorIf(t, p.count("login") != 2, "%d logins, want one each", p.count("login"))
+		began = time.Now()
+		must(t, rt.SignIn(t.Context()))
+		errorIf(t, time.Since(began) > 0, "with a token it took %v: a permit?", time.Since(began))
+	})
+	for name, rt := range map[string]*partnerauth.Transport{
+		"Source": {}, "Origins": {Source: static("t")}, "Password": {Source: partnerauth.NowPost{Email: "e"}.TokenSource()},
+	} {
+		err := rt.SignIn(t.Context())
+		errorIf(t, err == nil || !strings.Contains(err.Error(), name), "got %v, want an error that names %s", err, name)
+	}
+	must(t, new(partner).custom(static("t"), nil).SignIn(t.Context()))
+	err := new(partner).custom(tokenFunc(func() (*oauth2.Token, error) { return nil, errTest }), nil).SignIn(t.Context())
+	errorIf(t, !errors.Is(err, errTest), "got %v, want the source's own error", err)
+}
+
+// A login by http.DefaultTransport that failed, as of a probe of the Source, is
+// no reason to hold back a Transport that has another way.
+func TestSignInByItsOwnWay(t *testing.T) {
+	before := http.DefaultTransport
+	defer func() { http.DefaultTransport = before }()
+	synctest.Test(t, func(t *testing.T) {
+		http.DefaultTransport = roundTripFunc(func(*http.Request) (*http.Response, error) { return nil, dialing })
+		p := new(partner)
+		rt := &partnerauth.Transport{Source: account(), Base: p}
+		for range 20 {
+			_, err := rt.Source.Token()
+			errorIf(t, err == nil, "the DefaultTransport signed in")
+			time.Sleep(time.Second)
+		}
+		began := time.Now()
+		must(t, rt.SignIn(t.Context()))
+		errorIf(t, time.Since(began) > time.Second || p.count("login") != 1, "signed in after %v and %d logins", time.Since(began), p.count("login"))
+	})
+}
+
+// Rotation of the password under load: nobody fails for longer than it takes the
+// Func to return the new one, which is tried at once.
+func TestPasswordRotation(t *testing.T) {
+	for late, logins := range map[time.Duration]int{500 * time.Millisecond: 3, 2 * time.Minute: 6} {
+		bubble(t, late.String(), func(t *testing.T) {
+			var known, good atomic.Value
+			known.Store("old")
+			good.Store("old")
+			p := new(partner)
+			p.script = func(a asked) reply {
+				if a.op == "login" && !strings.Contains(a.body, good.Load().(string)) {
+					return reply{status: 401}
+				}
+				return reply{}
+			}
+			rt := p.transport(nil)
+			rt.Source = partnerauth.NowPost{Email: "e", BaseURL: apiURL, PasswordFunc: func(context.Context) (string, error) { return known.Load().(string), nil }}.TokenSource()
+			var last atomic.Int64 // failure
+			began := time.Now()
+			time.AfterFunc(time.Minute, func() { good.Store("new"); p.revokeAll() })
+			time.AfterFunc(time.Minute+late, func() { known.Store("new") })
+			atOnce(4, func(int) {
+				for time.Since(began) < 5*time.Minute {
+					if code, err := try(t.Context(), rt, "/"); code != 200 {
+						errorIf(t, !errors.Is(err, partnerauth.ErrCredentials), "got %d, %v", code, err)
+						last.Store(int64(time.Since(began)))
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+			}).Wait()
+			over := time.Duration(last.Load()) - time.Minute
+			errorIf(t, over <= 0 || over > late, "calls failed until %v, want %v at most", over, late)
+			errorIf(t, p.count("login") > logins || p.count("login 200") != 2, "got %q, want one with each and %d in all at most", p.ops(), logins)
+		})
+	}
+}
+
+// What a Func says is a mistake of the configuration that may pass.
+func TestFuncs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var err error
+		ask := func(context.Context) (string, error) { return "secret", err }
+		p := new(partner)
+		for name, source := range map[string]*partnerauth.Source{
+			"nowpost": partnerauth.NowPost{Email: "e", PasswordFunc: ask, BaseURL: apiURL, Base: p}.TokenSource(),
+			"ndovu":   partnerauth.Ndovu{ClientID: "i", ClientSecretFunc: ask, BaseURL: apiURL, Base: p}.TokenSource(),
+		} {
+			before := p.count("login")
+			err = errTest
+			_, got := source.Token()
+			auth, is := errors.AsType[*partnerauth.AuthError](got)
+			errorIf(t, !is || auth.Op != "config" || auth.Provider != name || !errors.Is(got, errTest) || errors.Is(got, partnerauth.ErrCredentials) || p.count("login") != before, "%s: got %v", name, got)
+			err = nil
+			time.Sleep(time.Minute)
+			_, got = source.Token()
+			errorIf(t, got != nil, "%s: got %v after the Func has recovered", name, got)
+		}
+		for field, source := range map[string]*partnerauth.Source{
+			"Password":     partnerauth.NowPost{Email: "e", Password: "hunter2", PasswordFunc: ask, BaseURL: apiURL, Base: p}.TokenSource(),
+			"ClientSecret": partnerauth.Ndovu{ClientID: "i", ClientSecret: "hunter2", ClientSecretFunc: ask, BaseURL: apiURL, Base: p}.TokenSource(),
+		} {
+			_, got := source.Token()
+			checkMistake(t, got, map[string]string{"Password": "nowpost", "ClientSecret": "ndovu"}[field], field+"Func", false, true)
+		}
+	})
+}
+
+// A Func that hangs, as while a vault is away, is given up with the fetch.
+func TestFuncThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, hung := new(partner), false
+		source := partnerauth.NowPost{Email: "e", BaseURL: apiURL, Base: p, PasswordFunc: func(ctx context.Context) (string, error) {
+			if !hung {
+				hung = true
+				return "", sleep(ctx, time.Hour)
+			}
+			return "p", nil
+		}}.TokenSource()
+		_, err := source.TokenContext(deadline(t, 10*time.Minute))
+		auth, is := errors.AsType[*partnerauth.AuthError](err)
+		errorIf(t, !is || auth.Op != "config", "got %v, want the Func to have been given up", err)
+		_, err = source.TokenContext(deadline(t, 10*time.Minute))
+		errorIf(t, err != nil, "the next caller: %v", err)
+		time.Sleep(time.Hour)
+	})
+}
