@@ -95,9 +95,9 @@ func (s *service) run(ctx context.Context, listener net.Listener) error {
 	s.log.Info("shutting down")
 	s.draining.Store(true) // on /readyz
 	time.Sleep(drain)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
-	err := server.Shutdown(ctx)
+	err := server.Shutdown(last)
 	jobs.Wait()
-	return errors.Join(err, s.tracers.Shutdown(ctx))
+	return errors.Join(err, s.tracers.Shutdown(last))
 }
