@@ -26,12 +26,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// newTestService makes a service whose partner is p, with the password in a file as Kubernetes mounts it, and returns
-// what rewrites the file.
-func newTestService(t *testing.T, p http.RoundTripper, limiter partnerauth.Limiter) (s *service, rotate func(string), log *bytes.Buffer) {
+// mountSecret makes a file as Kubernetes mounts a secret, and what rewrites it as Kubernetes does.
+func mountSecret(t *testing.T, password string) (file string, rotate func(string)) {
 	t.Helper()
-	dir := t.TempDir()
-	versions := 0
+	dir, versions := t.TempDir(), 0
 	rotate = func(password string) {
 		versions++
 		version := fmt.Sprint("..", versions)
@@ -40,14 +38,20 @@ func newTestService(t *testing.T, p http.RoundTripper, limiter partnerauth.Limit
 		check(t, os.Symlink(version, filepath.Join(dir, "..data_tmp")))
 		check(t, os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")))
 	}
-	rotate("old")
-	check(t, os.Symlink("..data/password", filepath.Join(dir, "password")))
+	rotate(password)
+	file = filepath.Join(dir, "password")
+	check(t, os.Symlink("..data/password", file))
+	return file, rotate
+}
+
+// newTestService makes a service whose partner is p. Its password is in a file, and old.
+func newTestService(t *testing.T, p http.RoundTripper, limiter partnerauth.Limiter) (s *service, rotate func(string), log *bytes.Buffer) {
+	t.Helper()
+	file, rotate := mountSecret(t, "old")
 	log = new(bytes.Buffer)
 	tel, err := newTelemetry(log)
 	check(t, err)
-	account := partnerauth.NowPost{
-		Email: "shop@example.com", PasswordFunc: passwordFile(filepath.Join(dir, "password")), BaseURL: "https://nowpost.test",
-	}
+	account := partnerauth.NowPost{Email: "shop@example.com", PasswordFunc: passwordFile(file), BaseURL: "https://nowpost.test"}
 	return newService(account, &partnerauth.Transport{Base: p, Limiter: limiter}, tel), rotate, log
 }
 
