@@ -286,9 +286,10 @@ func dashboardQueries(t *testing.T) (queries []string) {
 	check(t, err)
 	var dashboard struct {
 		Panels []struct {
-			Title   string
-			Type    string
-			Targets []struct{ Expr string }
+			ID          int
+			Title, Type string
+			GridPos     struct{ X, Y, W, H int }
+			Targets     []struct{ Expr string }
 		}
 		Templating struct {
 			List []struct {
@@ -299,7 +300,20 @@ func dashboardQueries(t *testing.T) (queries []string) {
 	}
 	check(t, json.Unmarshal(b, &dashboard))
 	fill := strings.NewReplacer("$__rate_interval", "10s", "$job", ".*", "$instance", ".*")
+	ids, taken := map[int]bool{}, map[[2]int]string{}
 	for _, p := range dashboard.Panels {
+		if ids[p.ID] {
+			t.Errorf("panel %q has the id of another one", p.Title)
+		}
+		ids[p.ID] = true
+		for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
+			for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {
+				if other, ok := taken[[2]int{x, y}]; ok || x > 23 {
+					t.Fatalf("panel %q lies on %q or beyond the edge", p.Title, other)
+				}
+				taken[[2]int{x, y}] = p.Title
+			}
+		}
 		if p.Type != "row" && len(p.Targets) == 0 {
 			t.Errorf("panel %q has no query", p.Title)
 		}

@@ -11,9 +11,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,7 +26,13 @@ import (
 	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv("RUN_AS_SERVICE") != "" {
+		main()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // mountSecret makes a file as Kubernetes mounts a secret, and what rewrites it as Kubernetes does.
 func mountSecret(t *testing.T, password string) (file string, rotate func(string)) {
@@ -523,6 +531,42 @@ func TestShutsDownGracefully(t *testing.T) {
 			t.Error("the log does not tell")
 		}
 	})
+}
+
+// The program itself: it is configured by its environment, and ends well on SIGTERM.
+func TestProgram(t *testing.T) {
+	partner := partnertest.StartNowPost(partnertest.Options{})
+	defer partner.Close()
+	file, _ := mountSecret(t, partnertest.Password)
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "RUN_AS_SERVICE=1", "LISTEN=127.0.0.1:0", "NOWPOST_BASE_URL="+partner.URL,
+		"NOWPOST_EMAIL="+partnertest.Email, "NOWPOST_PASSWORD_FILE="+file)
+	stderr, err := cmd.StderrPipe()
+	check(t, err)
+	check(t, cmd.Start())
+	lines := json.NewDecoder(stderr)
+	var listening struct{ Msg, Address string }
+	if err := lines.Decode(&listening); err != nil || listening.Msg != "listening" {
+		t.Fatalf("the first line: %+v %v", listening, err)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for path, want := range map[string]string{"/livez": "", "/readyz": "", "/metrics": "\ngo_goroutines "} {
+		resp, err := client.Get("http://" + listening.Address + path)
+		check(t, err)
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != 200 || !strings.Contains(string(body), want) {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
+		}
+	}
+	check(t, cmd.Process.Signal(syscall.SIGTERM))
+	_, _ = io.Copy(io.Discard, stderr)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+	if partner.Logins() != 1 {
+		t.Errorf("%d logins, want 1", partner.Logins())
+	}
 }
 
 // A pipeListener connects without network.
