@@ -327,6 +327,8 @@ func TestTraps(t *testing.T) {
 				case c.own:
 					want := map[string]string{"panic": "ok ok ok ok panicked", "Goexit": "exited ok ok ok ok"}[how]
 					errorIf(t, all != want, "got %s, want %s", all, want)
+				case name == "Store": // which is passed over
+					errorIf(t, all != "ok ok ok ok ok", "got %s, want a token without the Store", all)
 				case strings.Contains(all, "panicked") || strings.Contains(all, "exited") || !strings.Contains(all, "error"):
 					t.Errorf("in a goroutine of ours: got %s, want errors alone", all)
 				}

@@ -50,6 +50,7 @@ type fetch struct {
 	done    chan struct{}
 	lease   *lease
 	brought string // the op that brought the lease
+	idle    bool   // failed without asking the partner
 	err     error
 }
 
@@ -182,7 +183,7 @@ func (f *fetch) credential() (string, *AuthError) {
 	if f.op == refresh {
 		return f.renews.token.AccessToken, nil
 	}
-	secret, err := f.source.provider.secret(f.ctx)
+	secret, err := f.asked()
 	switch {
 	case err != nil:
 		return "", configError(f.source.provider.name, "%w", err)
@@ -191,6 +192,40 @@ func (f *fetch) credential() (string, *AuthError) {
 	}
 	f.secret = secret
 	return secret, nil
+}
+
+// asked asks for the secret, which may be code of the user's.
+func (f *fetch) asked() (secret string, err error) {
+	if !f.source.provider.asks {
+		return f.source.provider.secret(f.ctx)
+	}
+	err = bounded(f.ctx, wireLimit, func(ctx context.Context) (err error) {
+		secret, err = f.source.provider.secret(ctx)
+		return err
+	})
+	return secret, err
+}
+
+// bounded runs code of the user's for no longer than that, whatever it does. What
+// it sets may be looked at where there is no error.
+func bounded(ctx context.Context, limit time.Duration, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		err := errors.New("it panicked or ended its goroutine")
+		defer func() {
+			recover()
+			done <- err
+		}()
+		err = do(ctx)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // request makes one request with a token or secret, and reads its answer.
@@ -231,7 +266,7 @@ func (f *fetch) request(with string, resend int) fetched {
 		if ctx.Err() == context.DeadlineExceeded {
 			err = fmt.Errorf("no answer in time: %w", err)
 		}
-		got := f.failed(0, withoutSecrets(withoutAnswer(err), f.secrets()...))
+		got := f.failed(0, withoutAnswer(withoutSecrets(err, f.secrets()...)))
 		got.again = true
 		return got
 	}

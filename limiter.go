@@ -15,9 +15,10 @@ import (
 type limiterPacer struct {
 	limiter Limiter
 	queue   *queue
-	asking  bool   // a goroutine waits for the Limiter
-	granted bool   // a permit of the Limiter's that nobody has taken yet
-	permit  Permit // that of a PermitLimiter
+	asking  bool          // a goroutine waits for the Limiter
+	granted bool          // a permit of the Limiter's that nobody has taken yet
+	permits PermitLimiter // limiter, if it is one
+	permit  Permit        // that it has granted
 }
 
 // queueOf is the queue in front of l, which for a Quota all Transports share.
@@ -29,10 +30,11 @@ func queueOf(l Limiter) (*queue, error) {
 		return new(Quota).line()
 	}
 	q := &queue{window: defaultWindow}
-	if l, ok := l.(PermitLimiter); ok {
-		q.window = l.Period()
+	permits, ok := l.(PermitLimiter)
+	if ok {
+		q.window = permits.Period()
 	}
-	q.pacer = &limiterPacer{limiter: l, queue: q}
+	q.pacer = &limiterPacer{limiter: l, queue: q, permits: permits}
 	return q, nil
 }
 
@@ -82,8 +84,8 @@ func (l *limiterPacer) ask(w *waiter, ctx context.Context, waiting int) {
 		}
 		q.wakeFirst()
 	}()
-	if p, ok := l.limiter.(PermitLimiter); ok {
-		permit, err = p.Permit(ctx, waiting)
+	if l.permits != nil {
+		permit, err = l.permits.Permit(ctx, waiting)
 	} else {
 		err = l.limiter.Wait(ctx)
 	}
@@ -95,30 +97,23 @@ func (l *limiterPacer) explain(now time.Time, w *waiter, err error) error {
 	if errors.Is(err, ErrRateLimited) {
 		return err
 	}
-	if d := l.estimate(now, 0, 1); !w.deadline.IsZero() && now.Add(d).After(w.deadline) {
+	if d := l.estimate(now, 0, 1, false); !w.deadline.IsZero() && now.Add(d).After(w.deadline) {
 		return &rateLimitError{wait: d, left: w.deadline.Sub(now)}
 	}
 	return fmt.Errorf("partnerauth: limiter: %w", err)
 }
 
-// estimate can tell what a *rate.Limiter or PermitLimiter will do, and nothing
-// about others.
-func (l *limiterPacer) estimate(now time.Time, pause time.Duration, k int) time.Duration {
+// estimate can tell what a *rate.Limiter will do, and nothing about others.
+func (l *limiterPacer) estimate(now time.Time, pause time.Duration, k int, _ bool) time.Duration {
+	r, ok := l.limiter.(*rate.Limiter)
+	if !ok || r.Limit() == rate.Inf || r.Burst() < 1 {
+		return pause
+	}
 	// While the Limiter is asked for the head, its tokens are one short already.
 	if l.asking || l.granted {
 		k--
 	}
-	switch r := l.limiter.(type) {
-	case PermitLimiter:
-		if k > 0 {
-			pause = max(pause, r.Estimate(k))
-		}
-	case *rate.Limiter:
-		if r.Limit() != rate.Inf && r.Burst() > 0 {
-			pause += untilTokens(r, now.Add(pause), k)
-		}
-	}
-	return pause
+	return pause + untilTokens(r, now.Add(pause), k)
 }
 
 func (l *limiterPacer) take(now time.Time, _ uint64) permit {
@@ -133,8 +128,11 @@ func (l *limiterPacer) settle(time.Time, permit, outcome) (float64, time.Duratio
 
 // idle gives back what was granted and nobody took.
 func (l *limiterPacer) idle() {
-	if l.granted && l.permit != nil {
-		go l.permit.Return() // without the lock
+	if permit := l.permit; permit != nil {
+		go func() { // without the lock
+			defer func() { recover() }()
+			permit.Return()
+		}()
 	}
 	l.granted, l.permit = false, nil
 }

@@ -37,8 +37,9 @@ type pacer interface {
 	// idle notes that nobody could go.
 	idle()
 	// estimate tells how long the k-th from the front, 1 being the head, has to
-	// wait at least, where everybody is paused for a while.
-	estimate(now time.Time, pause time.Duration, k int) time.Duration
+	// wait at least, where everybody is paused for a while. It may be of low
+	// priority.
+	estimate(now time.Time, pause time.Duration, k int, low bool) time.Duration
 	// take spends what ready has promised.
 	take(now time.Time, ticket uint64) permit
 	// settle ends a permit and returns the share of the full pace that is left,
@@ -215,8 +216,26 @@ func (q *queue) wait(now time.Time, w *waiter) time.Duration {
 	return q.estimate(now, w)
 }
 
+// foretell asks a PermitLimiter how long w has to wait, without the lock.
+func (q *queue) foretell(w *waiter) time.Duration {
+	l, ok := q.pacer.(*limiterPacer)
+	if !ok || l.permits == nil {
+		return 0
+	}
+	q.mu.Lock()
+	k := q.turn(w)
+	q.mu.Unlock()
+	return l.permits.Estimate(k)
+}
+
 // estimate tells how long w has to wait at least if nobody ahead of it leaves.
 func (q *queue) estimate(now time.Time, w *waiter) time.Duration {
+	pause := max(0, q.resume.Sub(now))
+	return max(w.foretold, q.pacer.estimate(now, pause, q.turn(w), low(w.ticket)))
+}
+
+// turn is which request from now w's is, 1 being the next.
+func (q *queue) turn(w *waiter) int {
 	k := 1
 	for _, l := range q.lines {
 		if l == w.line || l.ready() {
@@ -226,5 +245,5 @@ func (q *queue) estimate(now time.Time, w *waiter) time.Duration {
 	if w.fetch.asks(q) && (q.own.size == 0 || class(q.own.first().ticket) >= normal) {
 		k++ // the token needs a permit, and is not in the queue for it yet
 	}
-	return q.pacer.estimate(now, max(0, q.resume.Sub(now)), k)
+	return k
 }

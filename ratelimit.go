@@ -143,33 +143,36 @@ func newSlidingWindow(requests int, window time.Duration, burst int) *slidingWin
 
 func (s *slidingWindow) ready(now time.Time, ticket uint64, _ *waiter) time.Duration {
 	s.tempo.recover(now)
-	ahead := 0
-	if low(ticket) {
-		ahead = s.reserve(now.Sub(s.start))
+	if !low(ticket) {
+		return s.estimate(now, 0, 1, false)
 	}
-	wait := s.estimate(now, 0, min(ahead+1, s.size))
-	if low(ticket) {
-		wait = max(wait, s.lowNext-now.Sub(s.start))
-	}
-	return wait
+	since := now.Sub(s.start)
+	// The reserve shrinks with time, so it is looked at again soon.
+	wait := min(s.estimate(now, 0, 1+s.reserve(since), false), s.window/time.Duration(s.size))
+	return max(wait, s.lowNext-since)
 }
 
 // reserve is how many places a call of low priority leaves to others: a tenth,
 // and what others are likely to need before the places that they have taken are
 // free again. Their need is what it was since they began, but for what they hold.
 func (s *slidingWindow) reserve(since time.Duration) int {
-	tenth := min(max(1, s.size/10), s.size-1)
+	reserve := s.tenth()
 	others := s.out.size + s.free.size - s.lows
 	if age := since - s.othersSince; others > 0 && age < s.window {
-		tenth += int(float64(others) * (float64(s.window)/float64(max(age, s.window/1000)) - 1))
+		reserve += int(float64(others) * (float64(s.window)/float64(max(age, s.window/1000)) - 1))
 	}
-	return min(tenth, s.size)
+	return min(reserve, s.size-1)
 }
+
+func (s *slidingWindow) tenth() int { return min(max(1, s.size/10), s.size-1) }
 
 // estimate counts whole rounds of all places, since each serves again after a
 // window at the earliest, and then one place of the last round.
-func (s *slidingWindow) estimate(now time.Time, pause time.Duration, k int) time.Duration {
+func (s *slidingWindow) estimate(now time.Time, pause time.Duration, k int, low bool) time.Duration {
 	s.expire(now)
+	if low {
+		k += s.tenth()
+	}
 	rounds, i := (k-1)/s.size, (k-1)%s.size
 	i -= s.size - s.out.size - s.free.size // nobody has taken the places before
 	wait, since := pause, now.Sub(s.start)

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode/utf16"
 )
 
 const redacted = "REDACTED"
@@ -44,7 +45,7 @@ func redactURL(u *url.URL) string {
 // A reworded error is another one in all but its text, which had something in
 // it that must not be shown. It keeps the other out of reach for errors.As.
 type reworded struct {
-	text               string
+	text, kind         string
 	is                 func(target error) bool
 	timeout, temporary bool
 }
@@ -53,6 +54,7 @@ func (e *reworded) Error() string        { return e.text }
 func (e *reworded) Is(target error) bool { return e.is(target) }
 func (e *reworded) Timeout() bool        { return e.timeout }
 func (e *reworded) Temporary() bool      { return e.temporary }
+func (e *reworded) ErrorType() string    { return e.kind } // for semconv
 
 // reword is err if text is what it says, else one that says text.
 func reword(err error, text string) error {
@@ -62,6 +64,7 @@ func reword(err error, text string) error {
 	var t interface{ Temporary() bool }
 	return &reworded{
 		text:      text,
+		kind:      typeOf(err),
 		is:        func(target error) bool { return errors.Is(err, target) },
 		timeout:   isTimeout(err),
 		temporary: errors.As(err, &t) && t.Temporary(),
@@ -91,7 +94,11 @@ func scrub(text string, secrets ...string) string {
 	if len(text) > maxText {
 		return redacted // searching it would take long, and nobody reads it
 	}
-	plain := escapes.ReplaceAllStringFunc(html.UnescapeString(text), unescape)
+	plain := text
+	for range maxEscapes {
+		plain = escapes.ReplaceAllStringFunc(html.UnescapeString(plain), unescape)
+	}
+	spaced := strings.ReplaceAll(plain, "+", " ")
 	for _, secret := range secrets {
 		if len(secret) < 4 {
 			continue // it would be found in every other word
@@ -102,7 +109,7 @@ func scrub(text string, secrets ...string) string {
 		for _, form := range []string{secret, inGo[1 : len(inGo)-1], string(inJSON[1 : len(inJSON)-1]), url.QueryEscape(secret), url.PathEscape(secret)} {
 			text = strings.ReplaceAll(text, form, redacted)
 		}
-		if text == before && strings.Contains(plain, secret) {
+		if text == before && (strings.Contains(plain, secret) || strings.Contains(spaced, secret)) {
 			return redacted
 		}
 	}
@@ -112,16 +119,24 @@ func scrub(text string, secrets ...string) string {
 // maxText is how long a foreign text is kept.
 const maxText = 16 << 10
 
-// escapes are the ways to write a byte or character that unescape undoes.
-var escapes = regexp.MustCompile(`%[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\.`)
+// escapes are the ways to write bytes or characters that unescape undoes, as
+// often as maxEscapes one in the other.
+var escapes = regexp.MustCompile(`%[0-9a-fA-F]{2}|(\\u[0-9a-fA-F]{4})+|\\x[0-9a-fA-F]{2}|\\.`)
+
+const maxEscapes = 3
 
 func unescape(s string) string {
-	n, err := strconv.ParseUint(strings.TrimLeft(s, `%\ux`), 16, 32)
-	switch {
-	case len(s) == 2 || err != nil:
-		return s[1:]
-	case s[0] == '%' || s[1] == 'x':
-		return string([]byte{byte(n)})
+	if strings.HasPrefix(s, `\u`) && len(s) > 2 {
+		var units []uint16
+		for _, hex := range strings.Split(s[2:], `\u`) {
+			n, _ := strconv.ParseUint(hex, 16, 16)
+			units = append(units, uint16(n))
+		}
+		return string(utf16.Decode(units)) // which may be halves of one character
 	}
-	return string(rune(n))
+	n, err := strconv.ParseUint(strings.TrimLeft(s, `%\x`), 16, 8)
+	if len(s) == 2 || err != nil {
+		return s[1:]
+	}
+	return string([]byte{byte(n)})
 }

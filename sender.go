@@ -47,7 +47,7 @@ type attempt struct {
 func (s *sender) admit(ctx context.Context, w *waiter, c class, ready bool) (p permit, waited time.Duration, err error) {
 	p, granted := s.queue.enter(time.Now(), w, c, ready)
 	if granted {
-		s.recordWait(ctx, time.Time{}, 0, nil)
+		s.recordWait(ctx, time.Time{}, 0, nil, priorityOf(c)...)
 		s.recordPace(ctx, p.pace)
 		return p, 0, nil
 	}

@@ -220,8 +220,8 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 		return
 	}
 	f.err = err
-	if err == f.refused.err {
-		return // nobody was asked
+	if f.idle = err == f.refused.err || err.Op == "config"; f.idle {
+		return // the partner was not asked
 	}
 	way := f.via
 	if err.refused() || s.provider.base != nil {

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	mathrand "math/rand/v2"
 	"net/http"
+	"strings"
 	"time"
 
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
@@ -34,7 +35,7 @@ type record struct {
 
 // storeKey is the key of an account's record. One Store serves all accounts.
 func storeKey(provider, baseURL, user string) string {
-	sum := sha256.Sum256([]byte(provider + "\n" + baseURL + "\n" + user))
+	sum := sha256.Sum256([]byte(provider + "\n" + strings.TrimRight(baseURL, "/") + "\n" + user))
 	return provider + "-" + hex.EncodeToString(sum[:12])
 }
 
@@ -79,9 +80,7 @@ func (f *fetch) shared() fetched {
 
 // within3s gives the Store its time, and makes its failure an event of the fetch.
 func (f *fetch) within3s(ctx context.Context, ask func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, storeTime)
-	defer cancel()
-	err := ask(ctx)
+	err := bounded(ctx, storeTime, ask)
 	if err != nil && f.ctx.Err() == nil {
 		trace.SpanFromContext(f.ctx).AddEvent("partnerauth.store.failed", trace.WithAttributes(semconv.ErrorTypeKey.String(typeOf(err))))
 	}
@@ -116,13 +115,14 @@ func (f *fetch) stored() (fetched, bool) {
 
 // refusedElsewhere is the refusal of the same secret to another process.
 func (f *fetch) refusedElsewhere(r record, left time.Duration) (fetched, bool) {
-	p := f.source.provider
-	secret, err := p.secret(f.ctx)
-	if err != nil || subtle.ConstantTimeCompare(hashOf(secret, r.Salt), r.Hash) == 0 {
+	secret, err := f.asked()
+	switch {
+	case err != nil:
 		return fetched{}, false
-	}
-	if f.refused.err != nil {
-		return fetched{err: f.refused.err}, true // as this process knows
+	case f.refused.err != nil && secret == f.refused.secret: // as this process knows
+		return fetched{err: f.refused.err}, true
+	case subtle.ConstantTimeCompare(hashOf(secret, r.Salt), r.Hash) == 0:
+		return fetched{}, false
 	}
 	f.secret = secret
 	got := f.failed(r.Status, f.refusal(&http.Response{StatusCode: r.Status}, true))

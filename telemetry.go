@@ -233,7 +233,11 @@ func (t *telemetry) recordWait(ctx context.Context, start time.Time, waited time
 		if waited == 0 {
 			ctx = context.Background() // a wait that was none makes no exemplar
 		}
-		t.waits.Record(ctx, waited.Seconds(), t.waited[result]...)
+		opts := t.waited[result]
+		if len(kv) > 0 {
+			opts = []metric.RecordOption{metric.WithAttributeSet(t.set(append(kv, keyWaitResult.String(result))...))}
+		}
+		t.waits.Record(ctx, waited.Seconds(), opts...)
 	}
 	if waited >= time.Millisecond {
 		_, span := t.tracer.Start(ctx, "partnerauth.rate_limit.wait", trace.WithTimestamp(start))
@@ -285,6 +289,9 @@ func (t *telemetry) endFetch(ctx context.Context, span trace.Span, start time.Ti
 	endSpan(span, failure, kv...)
 	if failure != "" {
 		kv = append(kv, semconv.ErrorTypeKey.String(failure))
+	}
+	if f.idle {
+		return
 	}
 	t.fetches.Record(ctx, time.Since(start).Seconds(), metric.WithAttributeSet(t.set(kv...)))
 }
@@ -342,6 +349,8 @@ func typeOf(err error) string {
 		return "credentials_refused"
 	case errors.Is(err, ErrRateLimited):
 		return "rate_limited"
+	case errors.Is(err, errProxy):
+		return "proxy_refused"
 	case !errors.As(err, &auth) || auth.Op == "config":
 	case auth.StatusCode >= 300:
 		return strconv.Itoa(auth.StatusCode)

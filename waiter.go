@@ -14,9 +14,10 @@ type waiter struct {
 	queue    *queue
 	line     *line
 	ctx      context.Context
-	deadline time.Time // of ctx; zero: none
-	gaveUp   error     // why ctx has ended; nil: it has not
-	ticket   uint64    // 0 until its arrival
+	deadline time.Time     // of ctx; zero: none
+	gaveUp   error         // why ctx has ended; nil: it has not
+	foretold time.Duration // by a PermitLimiter: the wait
+	ticket   uint64        // 0 until its arrival
 
 	tokens tokenCache // nil: it needs no token
 	via    *sender    // of token requests
@@ -61,6 +62,7 @@ func (w *waiter) wait() (permit, error) {
 			w.gaveUp = ended(w.ctx)
 		}
 		q := w.queue
+		w.foretold = q.foretell(w)
 		q.mu.Lock()
 		p, sleep, err := w.look(time.Now())
 		if q.changed == nil {
