@@ -195,15 +195,18 @@ func (f *fetch) credential() (string, *AuthError) {
 }
 
 // asked asks for the secret, which may be code of the user's.
-func (f *fetch) asked() (secret string, err error) {
+func (f *fetch) asked() (string, error) {
 	if !f.source.provider.asks {
 		return f.source.provider.secret(f.ctx)
 	}
-	err = bounded(f.ctx, wireLimit, func(ctx context.Context) (err error) {
+	var secret string
+	if err := bounded(f.ctx, wireLimit, func(ctx context.Context) (err error) {
 		secret, err = f.source.provider.secret(ctx)
 		return err
-	})
-	return secret, err
+	}); err != nil {
+		return "", err // secret may be set later
+	}
+	return secret, nil
 }
 
 // bounded runs code of the user's for no longer than that, whatever it does. What
