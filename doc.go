@@ -19,6 +19,11 @@
 // or with http.Request.GetBody, which http.NewRequest sets for the readers of
 // package bytes and strings. Otherwise the caller gets the 401.
 //
+// The quota is kept per process, since its start. Several processes share one, and
+// one token, by module partnerredis; the runs of a command-line program share a
+// token by partnerfile. Module partnertest stands in for both partners in your
+// tests. They lie in directories of these names beside this package.
+//
 // The span of an attempt ends when its headers are in. A response body is not
 // wrapped, so a body that is never closed loses no telemetry.
 //

@@ -2,6 +2,7 @@ package partnerauth_test
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"go/ast"
 	"go/importer"
@@ -26,6 +27,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,6 +39,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/partnerauth/partnerauth"
@@ -49,9 +52,23 @@ var (
 	shop   partnerauth.NowPost
 	client *http.Client
 	req    *http.Request
+	roots  *x509.CertPool
 	err    error
 )
 `
+
+// modules are the nested modules whose code the README shows, in blocks that say
+// so beside their language, and what such a block may import besides. They have
+// requirements that the root has not, so their blocks are for -modules alone.
+var modules = map[string][]string{
+	"partnerfile":  {root + "/partnerfile"},
+	"partnerredis": {root + "/partnerredis", "github.com/redis/go-redis/v9"},
+	"partnertest":  {root + "/partnertest"},
+}
+
+const root = "github.com/partnerauth/partnerauth"
+
+var nested = flag.Bool("modules", false, "compile the README's code for nested modules, too")
 
 // document is a Markdown file of the repository.
 func document(t *testing.T, name string) string {
@@ -61,9 +78,9 @@ func document(t *testing.T, name string) string {
 	return string(text)
 }
 
-var fence = regexp.MustCompile("(?ms)^ *```(\\w*)\n(.*?)^ *```$")
+var fence = regexp.MustCompile("(?ms)^ *```([^`\n]*)\n(.*?)^ *```$")
 
-// blocks are the code blocks of text in a language.
+// blocks are the code blocks of text in a language, such as go, or go and a module.
 func blocks(text, language string) []string {
 	var found []string
 	for _, m := range fence.FindAllStringSubmatch(text, -1) {
@@ -75,10 +92,14 @@ func blocks(text, language string) []string {
 }
 
 // goFile makes a file of a block: it is one, or it holds declarations or
-// statements.
-func goFile(fset *token.FileSet, block string) (*ast.File, error) {
+// statements, which may use the packages that are imported besides.
+func goFile(fset *token.FileSet, block string, besides []string) (*ast.File, error) {
 	if strings.HasPrefix(block, "package ") {
 		return parser.ParseFile(fset, "README.md", block, parser.SkipObjectResolution)
+	}
+	fragment := fragment
+	for _, path := range besides {
+		fragment = strings.Replace(fragment, "import (", fmt.Sprintf("import (\n%q", path), 1)
 	}
 	file, err := parser.ParseFile(fset, "README.md", fragment+block, parser.SkipObjectResolution)
 	if err != nil {
@@ -87,8 +108,9 @@ func goFile(fset *token.FileSet, block string) (*ast.File, error) {
 	return file, err
 }
 
-// exports has the compiled form of every package that a fragment can import.
-func exports(t *testing.T) types.Importer {
+// exports has the compiled form of every package that a fragment can import in
+// the module of a directory.
+func exports(t *testing.T, dir string, besides []string) types.Importer {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "", fragment, parser.ImportsOnly)
 	must(t, err)
@@ -96,7 +118,9 @@ func exports(t *testing.T) types.Importer {
 	for _, spec := range file.Imports {
 		args = append(args, strings.Trim(spec.Path.Value, `"`))
 	}
-	out, err := exec.Command("go", args...).Output()
+	list := exec.Command("go", append(args, besides...)...)
+	list.Dir = dir
+	out, err := list.Output()
 	if err != nil {
 		var failed *exec.ExitError
 		errors.As(err, &failed)
@@ -119,14 +143,25 @@ func exports(t *testing.T) types.Importer {
 // not use: the reader's code does.
 func TestReadmeCode(t *testing.T) {
 	t.Parallel()
-	packages := exports(t)
 	found := blocks(document(t, "README.md"), "go")
-	if len(found) < 5 {
-		t.Errorf("found %d blocks of Go code, want more", len(found))
+	errorIf(t, len(found) < 5, "found %d blocks of Go code, want more", len(found))
+	compile(t, ".", nil, found)
+	for module, besides := range modules {
+		found := blocks(document(t, "README.md"), "go "+module)
+		errorIf(t, len(found) == 0, "found no block of Go code for %s", module)
+		if *nested {
+			compile(t, module, besides, found)
+		}
 	}
-	for _, block := range found {
+}
+
+// compile type-checks blocks of Go code in the module of a directory.
+func compile(t *testing.T, dir string, besides, blocks []string) {
+	t.Helper()
+	packages := exports(t, dir, besides)
+	for _, block := range blocks {
 		fset := token.NewFileSet()
-		file, err := goFile(fset, block)
+		file, err := goFile(fset, block, besides)
 		if err != nil {
 			t.Errorf("%v in\n%s", err, block)
 			continue
@@ -150,16 +185,19 @@ func TestReadmeCommands(t *testing.T) {
 			run = append(run, line)
 		}
 	}
-	for _, block := range blocks(document(t, "README.md"), "sh") {
-		for command := range strings.Lines(block) {
-			command = strings.TrimSpace(command)
-			if command == "" || strings.HasPrefix(command, "#") {
-				continue
-			}
-			whole := regexp.MustCompile(`(^|[\s"'(;&|])` + regexp.QuoteMeta(command) + `($|[\s"');&|])`)
-			if !slices.ContainsFunc(run, whole.MatchString) {
-				t.Errorf("no line of .ci/run runs %q", command)
-			}
+	readme := document(t, "README.md")
+	commands := strings.Split(strings.Join(blocks(readme, "sh"), ""), "\n")
+	for _, inline := range regexp.MustCompile("`(go (?:run|test) [^`]+)`").FindAllStringSubmatch(readme, -1) {
+		commands = append(commands, inline[1])
+	}
+	for _, command := range commands {
+		command = strings.TrimSpace(command)
+		if command == "" || strings.HasPrefix(command, "#") {
+			continue
+		}
+		whole := regexp.MustCompile(`(^|[\s"'(;&|])` + regexp.QuoteMeta(command) + `($|[\s"');&|])`)
+		if !slices.ContainsFunc(run, whole.MatchString) {
+			t.Errorf("no line of .ci/run runs %q", command)
 		}
 	}
 }

@@ -62,7 +62,7 @@ type peer struct {
 	optIn bool // it has something to switch on: AWS's expiry window and its jitter
 }
 
-// In the order of the README's columns.
+// In the order of the table's columns.
 var peers = []peer{
 	{name: "partnerauth", new: newPartnerauth},
 	{name: "x/oauth2", new: newOAuth2},

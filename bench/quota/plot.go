@@ -17,15 +17,19 @@ import (
 
 var (
 	red    = color.RGBA{0xc6, 0x28, 0x28, 0xff}
-	pink   = color.RGBA{0xfc, 0xec, 0xec, 0xff}
+	pink   = color.RGBA{0xfd, 0xf0, 0xf0, 0xff}
 	blue   = color.RGBA{0x0b, 0x5c, 0xad, 0xff}
-	grey   = color.RGBA{0x6b, 0x70, 0x75, 0xff}
-	orange = color.RGBA{0xe0, 0x8a, 0x1e, 0xff}
-	green  = color.RGBA{0x4f, 0xa0, 0x6a, 0xff}
+	sky    = color.RGBA{0xe6, 0xf0, 0xfa, 0xff}
+	grey   = color.RGBA{0x5f, 0x64, 0x69, 0xff}
+	orange = color.RGBA{0xb8, 0x66, 0x00, 0xff}
+	green  = color.RGBA{0x2f, 0x80, 0x4b, 0xff}
+	black  = color.RGBA{0x22, 0x22, 0x22, 0xff}
 )
 
-// highest is where the picture ends.
-const highest = 270
+const (
+	highest = 225 // where the picture ends
+	small   = 10  // points of a label
+)
 
 // draw makes the picture of what the server counted for each of the clients.
 func draw(path string, counts [][]step) error {
@@ -35,7 +39,7 @@ func draw(path string, counts [][]step) error {
 	p.Title.TextStyle.Font.Size = 13.5
 	p.Title.Padding = 10
 	p.X.Label.Text = "time (minutes)"
-	p.Y.Label.Text = "requests in the last 60 s"
+	p.Y.Label.Text = "counted by the server in 60 s"
 	p.X.Min, p.X.Max = 0, duration.Minutes()
 	p.Y.Min, p.Y.Max = 0, highest
 	p.X.Tick.Marker = ticks(duration.Minutes(), 0.5, 1)
@@ -45,11 +49,6 @@ func draw(path string, counts [][]step) error {
 		axis.Tick.Label.Font.Size = 11
 		axis.Padding = 0
 	}
-	p.Legend.Top = true
-	p.Legend.TextStyle.Font.Size = 11
-	p.Legend.ThumbnailWidth = 26
-	p.Legend.XOffs, p.Legend.YOffs = -8, -4
-	p.Legend.Padding = 2
 
 	refused, err := plotter.NewPolygon(plotter.XYs{
 		{X: 0, Y: limit}, {X: duration.Minutes(), Y: limit}, {X: duration.Minutes(), Y: highest}, {X: 0, Y: highest},
@@ -60,37 +59,79 @@ func draw(path string, counts [][]step) error {
 	refused.Color, refused.LineStyle.Width = pink, 0
 	p.Add(refused)
 
-	grid := plotter.NewGrid()
-	grid.Vertical.Color = nil
-	grid.Horizontal.Color = color.Gray{0xe4}
-	p.Add(grid)
-
-	most, err := plotter.NewLine(plotter.XYs{{X: 0, Y: limit}, {X: duration.Minutes(), Y: limit}})
+	ours := len(clients) - 1
+	area, err := plotter.NewLine(stairs(counts[ours]))
 	if err != nil {
 		return err
 	}
-	most.Color, most.Width, most.Dashes = red, 1.2, []vg.Length{6, 4}
-
-	entries := make([]*plotter.Line, len(clients))
-	for i, c := range clients {
-		line, err := plotter.NewLine(stairs(counts[i]))
-		if err != nil {
+	area.FillColor, area.Width = sky, 0
+	p.Add(area)
+	for _, l := range []curve{
+		{orange, 1.3, nil, stairs(counts[0])},
+		{grey, 1.3, nil, stairs(counts[1])},
+		{green, 1.3, nil, stairs(counts[2])},
+		{blue, 2.4, nil, stairs(counts[ours])},
+		// The limit is above all, in dashes, so that ours shows between them.
+		{red, 2.4, []vg.Length{9, 7}, plotter.XYs{{X: 0, Y: limit}, {X: duration.Minutes(), Y: limit}}},
+		// from a dip to its label
+		{black, 0.6, nil, plotter.XYs{{X: 3.13, Y: 37}, {X: 3.21, Y: 37}}},
+	} {
+		if err := l.add(p); err != nil {
 			return err
 		}
-		line.Color, line.Width = []color.Color{orange, grey, green, blue}[i], 1.3
-		if c.ours {
-			line.Width = 2.6
-			p.Add(most) // under ours, over the others
+	}
+
+	for _, l := range []label{
+		{1.05, 190, orange, fmt.Sprintf("rate.Limiter, 100 a minute, burst 100: %d", peak(counts[0]))},
+		{0.3, 4, grey, fmt.Sprintf("rate.Limiter, 100 a\nminute, burst 1: %d", peak(counts[1]))},
+		{1.17, 51, green, fmt.Sprintf("rate.Limiter, 80 a\nminute, burst 20: %d", peak(counts[2]))},
+		{2.2, 51, blue, fmt.Sprintf("partnerauth, as it\ncomes: at most %d", peak(counts[ours]))},
+		{2.2, 106, red, fmt.Sprintf("the limit, %d: what is above it is refused with 429", limit)},
+		{3.24, 17, black, "each dip: a place is\nused again a minute\nand one second\nafter its answer"},
+	} {
+		if err := l.add(p); err != nil {
+			return err
 		}
-		p.Add(line)
-		entries[i] = line
 	}
-	for i := len(clients) - 1; i >= 0; i-- {
-		steps := counts[i]
-		p.Legend.Add(fmt.Sprintf("%s: at most %d", clients[i].name, peak(steps)), entries[i])
-	}
-	p.Legend.Add("the limit: what is above it gets 429", most)
 	return save(p, path)
+}
+
+// A curve is a line through points.
+type curve struct {
+	color  color.Color
+	width  vg.Length
+	dashes []vg.Length // nil: none
+	along  plotter.XYs
+}
+
+func (c curve) add(p *plot.Plot) error {
+	line, err := plotter.NewLine(c.along)
+	if err != nil {
+		return err
+	}
+	line.Color, line.Width, line.Dashes = c.color, c.width, c.dashes
+	p.Add(line)
+	return nil
+}
+
+// A label is text that begins at a point where nothing else is, with room for
+// fonts that are wider than the one it was measured in.
+type label struct {
+	x, y  float64 // of its lower left corner
+	color color.Color
+	text  string
+}
+
+func (l label) add(p *plot.Plot) error {
+	labels, err := plotter.NewLabels(plotter.XYLabels{XYs: plotter.XYs{{X: l.x, Y: l.y}}, Labels: []string{l.text}})
+	if err != nil {
+		return err
+	}
+	style := &labels.TextStyle[0]
+	style.Color, style.Font = l.color, plot.DefaultFont
+	style.Font.Size = small
+	p.Add(labels)
+	return nil
 }
 
 // save writes p with some space around it, in a font that everybody has.
