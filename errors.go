@@ -26,8 +26,8 @@ var (
 
 	// ErrRateLimited tells that the request was not sent, or not once more after
 	// a 401 or 429, because its turn would not come before the deadline of its
-	// context. It is also a
-	// context.DeadlineExceeded, and tells how long the wait would have been:
+	// context. It is also a context.DeadlineExceeded, and tells how long the wait
+	// would have been:
 	//
 	//	var limited interface{ RetryAfter() time.Duration }
 	//	if errors.As(err, &limited) { … }
@@ -45,11 +45,17 @@ var (
 // Its text, and what fmt, slog and encoding/json make of it, contain no secret
 // and nothing of the partner's answer but the status.
 type AuthError struct {
-	Provider   string        // "nowpost" or "ndovu"; "" for a source of the user's own
-	Op         string        // "login", "refresh", "token" (a user's own source) or "config"
-	StatusCode int           // of the partner's answer; 0 if there was none
-	RetryAfter time.Duration // how long after the failure the Source asks the partner again; until then callers get this same error
-	Err        error         // unwraps to an *oauth2.RetrieveError, or is the network error, the ctx's error or the configuration mistake
+	Provider   string // "nowpost" or "ndovu"; "" for a source of the user's own
+	Op         string // "login", "refresh", "token" (a user's own source) or "config"
+	StatusCode int    // of the partner's answer; 0 if there was none
+
+	// RetryAfter is how long after the failure the Source asks the partner again.
+	// Until then callers get this same error.
+	RetryAfter time.Duration
+
+	// Err unwraps to an *oauth2.RetrieveError, or is the network error, the
+	// context's error or the mistake in the configuration.
+	Err error
 }
 
 // Error names the provider, the operation and what was wrong.

@@ -264,7 +264,7 @@ func ExampleAuthError() {
 		fmt.Println("network:", err)
 	}
 
-	var answer *oauth2.RetrieveError // with the partner's answer, which may be private: do not log it
+	var answer *oauth2.RetrieveError // with the status and a few headers of the answer, never its body
 	fmt.Println(errors.As(err, &answer))
 	// Output:
 	// wrong credentials: nowpost login was answered 401

@@ -12,7 +12,7 @@ import (
 //
 // A Transport asks one Limiter for one permit at a time, on behalf of whoever
 // is at the head of its queue: token requests first, then callers in order of
-// arrival. So a caller that gives up does not cost the others anything.
+// arrival, low priority last. So a caller that gives up does not cost the others anything.
 type Limiter interface {
 	// Wait blocks until one request may be sent, or returns an error, at the
 	// latest when ctx ends.
@@ -39,9 +39,15 @@ const (
 // counted it by then. A request without an answer counts as answered one Window
 // after it was sent.
 //
-// If the server answers 429 although the quota was kept, its policy is stricter
-// than a window. The Quota then falls to single file at 95 % of the pace, or less
-// if that happens again, and takes about an hour's worth of Windows to come back.
+// If the server answers 429 although the quota was kept, or a burst with 503, its
+// policy is stricter than a window. The Quota then goes to single file; after a
+// 429 a little below its pace, or further if that happens again. The pace comes
+// back within about an hour's worth of Windows, a burst soon to what the server
+// bore and very slowly beyond.
+//
+// It counts what this process has sent since it started: after a restart the
+// server may see up to twice Requests in the first Window. A small Burst makes
+// that Requests and one or two Bursts.
 //
 // The zero value is 100 requests in any minute, all of them at once if there
 // were none before. Share one Quota between all Transports of one account. It

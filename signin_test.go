@@ -167,10 +167,9 @@ func TestFuncs(t *testing.T) {
 // A Func that hangs, as while a vault is away, is given up with the fetch.
 func TestFuncThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, hung := new(partner), false
+		p, hung := new(partner), new(atomic.Bool)
 		source := partnerauth.NowPost{Email: "e", BaseURL: apiURL, Base: p, PasswordFunc: func(ctx context.Context) (string, error) {
-			if !hung {
-				hung = true
+			if !hung.Swap(true) {
 				return "", sleep(ctx, time.Hour)
 			}
 			return "p", nil

@@ -29,7 +29,8 @@ import (
 //
 // Errors, beside those of Base: [*AuthError] where there is no token,
 // [ErrRateLimited] where the turn would come after the deadline,
-// [ErrInsecureURL], and the context's. Time in the queue counts towards
+// [ErrInsecureURL], one for a request whose Host or URL.Opaque names another host
+// than its URL, and the context's. Time in the queue counts towards
 // http.Client.Timeout.
 //
 // A Transport needs a Source; other zero values mean the stated defaults. It is
