@@ -39,7 +39,6 @@ type fetch struct {
 	awaited atomic.Bool // by a caller
 	pending atomic.Bool // has not got the permit that it needs next
 
-	route  *sender         // via, made
 	sender *sender         // route, with the Base of token requests
 	ctx    context.Context // ends with the fetch
 	cancel context.CancelFunc
@@ -79,12 +78,12 @@ func (f *fetch) release() { f.once.Do(func() { close(f.done) }) }
 func (f *fetch) run(parent context.Context) {
 	start := time.Now()
 	var span trace.Span
-	got := f.failed(0, errors.New("Base, Limiter or telemetry ended the goroutine"))
+	got := f.failed(0, errors.New("code of Base, Limiter or telemetry ended the goroutine"))
 	defer f.release()
 	defer func() { recover() }() // of the span's end
 	defer func() {
 		if recover() != nil {
-			got = f.failed(0, errors.New("Base, Limiter or telemetry panicked"))
+			got = f.failed(0, errors.New("code of Base, Limiter or telemetry panicked"))
 		}
 		f.source.finish(f, got.lease, got.err)
 		if span != nil {

@@ -313,7 +313,7 @@ func (l *permits) ended(t *testing.T) (all []string) {
 func TestPermitsAreSettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &permits{}
-		p := new(partner).on("call", reply{}, reply{err: io503}, reply{err: dialing}, busy("7"), reply{}, reply{status: 429}, reply{}, reply{status: 503, header: headers("Retry-After: 3")}, reply{})
+		p := new(partner).on("call", reply{}, reply{err: errBusy}, reply{err: dialing}, busy("7"), reply{}, reply{status: 429}, reply{}, reply{status: 503, header: headers("Retry-After: 3")}, reply{})
 		rt := p.transport(l)
 		for range 7 {
 			try(t.Context(), rt, "/")
@@ -325,7 +325,7 @@ func TestPermitsAreSettled(t *testing.T) {
 }
 
 var (
-	io503   = errors.New("connection reset by the test")
+	errBusy   = errors.New("connection reset by the test")
 	dialing = dialError("dial")
 )
 
