@@ -325,7 +325,7 @@ func TestPermitsAreSettled(t *testing.T) {
 }
 
 var (
-	errBusy   = errors.New("connection reset by the test")
+	errBusy = errors.New("connection reset by the test")
 	dialing = dialError("dial")
 )
 

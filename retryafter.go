@@ -110,15 +110,12 @@ func (p *policy) read(key, value string) bool {
 // later ones a list such as "2-in-1min"; r=0; t=60. The longest reset of those
 // that have nothing left counts. A field that is malformed says nothing.
 func policies(fields []string) (wait time.Duration, found bool) {
-	length := 0
-	for _, field := range fields {
-		length += len(field)
-	}
-	if length == 0 || length > maxField {
+	field := joined(fields)
+	if field == "" {
 		return 0, false
 	}
 	seventh := policy{-1, -1} // the members of draft 7 are one policy
-	for member := range strings.SplitSeq(withoutQuoted(strings.Join(fields, ",")), ",") {
+	for member := range strings.SplitSeq(withoutQuoted(field), ",") {
 		p := &policy{-1, -1}
 		for i, param := range strings.Split(member, ";") {
 			key, value, pair := strings.Cut(strings.TrimSpace(param), "=")
@@ -134,6 +131,18 @@ func policies(fields []string) (wait time.Duration, found bool) {
 		}
 	}
 	return min(wait, maxPause), found
+}
+
+// joined is a field as one list, "" if that is longer than is read.
+func joined(fields []string) string {
+	length := 0
+	for _, field := range fields {
+		length += len(field)
+	}
+	if length > maxField {
+		return ""
+	}
+	return strings.Join(fields, ",")
 }
 
 // withoutQuoted cuts what stands between quotes.
