@@ -92,6 +92,8 @@ export NDOVU_BASE_URL=%s
 `, quote(partnertest.Email), quote(partnertest.Password), nowPost.URL,
 		quote(partnertest.ClientID), quote(partnertest.ClientSecret), ndovu.URL, listeners[2].Addr())
 	<-ctx.Done()
+	fmt.Fprintf(stdout, "# NowPost: requests %d, logins %d; Ndovu: requests %d, logins %d\n",
+		nowPost.Count("", ""), nowPost.Logins(), ndovu.Count("", ""), ndovu.Logins())
 	return nil
 }
 

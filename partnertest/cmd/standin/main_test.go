@@ -14,8 +14,8 @@ import (
 	"github.com/partnerauth/partnerauth"
 )
 
-// start runs the program until the test ends and returns what it has
-// printed by then.
+// start runs the program until the test ends and returns what it has printed
+// when it is ready.
 func start(t *testing.T, args ...string) (printed string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -26,13 +26,15 @@ func start(t *testing.T, args ...string) (printed string) {
 		in.CloseWithError(errors.New("the program has ended"))
 		ended <- err
 	}()
+	lines := bufio.NewReader(out)
 	t.Cleanup(func() {
 		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("got error %v at the end, want none", err)
+		last, _ := lines.ReadString('\n')
+		if err := <-ended; err != nil || !strings.HasPrefix(last, "# NowPost: requests ") {
+			t.Errorf("got %q and error %v at the end, want what was asked", last, err)
 		}
 	})
-	for lines := bufio.NewReader(out); !strings.Contains(printed, "Ctrl-C"); {
+	for !strings.Contains(printed, "Ctrl-C") {
 		line, err := lines.ReadString('\n')
 		if printed += line; err != nil {
 			t.Fatalf("got %q and error %v", printed, err)
