@@ -9,8 +9,7 @@
 // in the environment, it makes one GET request to the real API instead, for the
 // path that -path names.
 //
-// OpenTelemetry's own variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, send the
-// spans and metrics to a collector as well.
+// It sends no spans anywhere: examples/collector does.
 package main
 
 import (
@@ -32,15 +31,13 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr); err != nil {
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "quickstart:", err)
 		os.Exit(1)
 	}
 }
 
-// run is the program. OpenTelemetry's exporters read their settings from the
-// process, not from getenv.
-func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+func run(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("quickstart", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // the error is returned; once is enough
 	path := flags.String("path", "", "what to GET from the real API, such as /api/v1/orders?page=2\n"+
@@ -68,12 +65,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		accounts[0].path, accounts[0].template = *path, ""
 	}
 
-	o, err := observe(ctx, getenv, stderr)
-	if err != nil {
-		return err
-	}
-	defer o.flush(ctx)
-	p := &program{observer: o, out: stdout}
+	p := &program{observer: observe(), out: stdout}
 	if len(accounts) == 0 {
 		return p.standIns(ctx)
 	}
@@ -158,7 +150,7 @@ type partner struct {
 // partner wires up a client. A program need not do more than name the Source;
 // here a quota may be scaled down, and the spans have to be had for the picture.
 func (p *program) partner(baseURL string, source *partnerauth.Source, quota *partnerauth.Quota) *partner {
-	transport := &partnerauth.Transport{Source: source, TracerProvider: p.traces, MeterProvider: p.metrics}
+	transport := &partnerauth.Transport{Source: source, TracerProvider: p.traces}
 	if quota != nil {
 		transport.Limiter = quota
 	}

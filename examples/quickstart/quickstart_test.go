@@ -2,19 +2,15 @@ package main
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/base64"
 	"errors"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"regexp"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -25,8 +21,6 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	oteltrace "go.opentelemetry.io/otel/trace"
-	tracecollector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
-	"google.golang.org/protobuf/proto"
 )
 
 // TestMain lets a test run main itself, for its exit status.
@@ -39,34 +33,24 @@ func TestMain(m *testing.M) {
 }
 
 // start runs the program in an environment of nothing but vars, which are
-// name=value. OpenTelemetry's go to the process too, where exporters look.
-func start(t *testing.T, args []string, vars ...string) (stdout, stderr string, err error) {
+// name=value.
+func start(t *testing.T, args []string, vars ...string) (stdout string, err error) {
 	t.Helper()
 	env := map[string]string{}
 	for _, v := range vars {
 		name, value, _ := strings.Cut(v, "=")
 		env[name] = value
 	}
-	for _, v := range os.Environ() {
-		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "OTEL_") {
-			t.Setenv(name, "")
-		}
-	}
-	for name, value := range env {
-		if strings.HasPrefix(name, "OTEL_") {
-			t.Setenv(name, value)
-		}
-	}
-	var out, errs bytes.Buffer
-	err = run(t.Context(), args, func(name string) string { return env[name] }, &out, &errs)
-	return out.String(), errs.String(), err
+	var out bytes.Buffer
+	err = run(t.Context(), args, func(name string) string { return env[name] }, &out)
+	return out.String(), err
 }
 
 func TestStandIns(t *testing.T) {
 	began := time.Now()
-	got, stderr, err := start(t, nil)
-	if err != nil || stderr != "" {
-		t.Fatalf("got error %v and stderr %q, want none", err, stderr)
+	got, err := start(t, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
 	if d := time.Since(began); d > 10*time.Second {
 		t.Errorf("took %v, want less than 10 s", d)
@@ -174,9 +158,9 @@ func TestRealAPI(t *testing.T) {
 	}} {
 		t.Run(test.name, func(t *testing.T) {
 			before := len(nowPost.Requests()) + len(ndovu.Requests())
-			got, stderr, err := start(t, test.args, test.vars...)
-			if err != nil || stderr != "" {
-				t.Fatalf("got error %v and stderr %q, want none", err, stderr)
+			got, err := start(t, test.args, test.vars...)
+			if err != nil {
+				t.Fatal(err)
 			}
 			for _, want := range test.want {
 				if !regexp.MustCompile(want).MatchString(got) {
@@ -204,7 +188,7 @@ func TestRealAPI(t *testing.T) {
 func TestCallFails(t *testing.T) {
 	server := partnertest.StartNowPost(partnertest.Options{Password: "another"})
 	defer server.Close()
-	got, _, err := start(t, []string{"-path", "/x?key=do-not-show"}, nowPostEnv(server)...)
+	got, err := start(t, []string{"-path", "/x?key=do-not-show"}, nowPostEnv(server)...)
 	if !errors.Is(err, partnerauth.ErrCredentials) {
 		t.Errorf("got error %v, want ErrCredentials", err)
 	}
@@ -240,12 +224,9 @@ func TestMistakes(t *testing.T) {
 		{"path that is another host", []string{"-path", "@x.example/"}, account, "slash"},
 		{"argument", []string{"x"}, nil, `"x"`},
 		{"flag", []string{"-x"}, nil, "-x"},
-		{"exporter", nil, []string{"OTEL_TRACES_EXPORTER=x"}, "OTEL_TRACES_EXPORTER"},
-		{"metrics exporter", nil, []string{"OTEL_METRICS_EXPORTER=x"}, "OTEL_METRICS_EXPORTER"},
-		{"resource", nil, []string{"OTEL_RESOURCE_ATTRIBUTES=x"}, "OTEL_RESOURCE_ATTRIBUTES"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			_, _, err := start(t, test.args, test.vars...)
+			_, err := start(t, test.args, test.vars...)
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got error %v, want one with %q", err, test.want)
 			}
@@ -254,7 +235,7 @@ func TestMistakes(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	got, _, err := start(t, []string{"-h"})
+	got, err := start(t, []string{"-h"})
 	if err != nil || !strings.Contains(got, "-path") {
 		t.Errorf("got %q and error %v, want the usage", got, err)
 	}
@@ -272,143 +253,10 @@ func TestExitStatus(t *testing.T) {
 	}
 }
 
-// A collector receives OTLP over http.
-type collector struct {
-	*httptest.Server
-	mu     sync.Mutex
-	bodies map[string][][]byte // by path
-}
-
-func newCollector(t *testing.T) *collector {
-	c := &collector{bodies: map[string][][]byte{}}
-	c.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body := io.Reader(r.Body)
-		if r.Header.Get("Content-Encoding") == "gzip" {
-			body, _ = gzip.NewReader(r.Body)
-		}
-		b, err := io.ReadAll(body)
-		if err != nil {
-			t.Error(err)
-		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.bodies[r.URL.Path] = append(c.bodies[r.URL.Path], b)
-	}))
-	t.Cleanup(c.Close)
-	return c
-}
-
-// spans are the names of all spans received, with that of their service.
-func (c *collector) spans(t *testing.T) (names []string) {
-	for _, body := range c.bodies["/v1/traces"] {
-		var request tracecollector.ExportTraceServiceRequest
-		if err := proto.Unmarshal(body, &request); err != nil {
-			t.Fatal(err)
-		}
-		for _, resource := range request.ResourceSpans {
-			service := ""
-			for _, kv := range resource.Resource.Attributes {
-				if kv.Key == "service.name" {
-					service = kv.Value.GetStringValue()
-				}
-			}
-			for _, scope := range resource.ScopeSpans {
-				for _, span := range scope.Spans {
-					names = append(names, service+": "+span.Name)
-				}
-			}
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
-func TestExport(t *testing.T) {
-	server := partnertest.StartNowPost(partnertest.Options{})
-	defer server.Close()
-	spans := func(service string) []string {
-		return []string{
-			service + ": GET /api/v1/orders", service + ": POST", service + ": nowpost call", service + ": partnerauth.token.fetch",
-		}
-	}
-	for _, test := range []struct {
-		name    string
-		vars    func(url string) []string
-		spans   []string
-		metrics bool
-	}{
-		{"nothing set", func(string) []string { return nil }, nil, false},
-		{"endpoint", func(url string) []string {
-			return []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + url}
-		}, spans("partnerauth-quickstart"), true},
-		{"endpoint of traces", func(url string) []string {
-			return []string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=" + url + "/v1/traces", "OTEL_SERVICE_NAME=shop"}
-		}, spans("shop"), false},
-		{"traces alone", func(url string) []string {
-			return []string{"OTEL_TRACES_EXPORTER=otlp", "OTEL_METRICS_EXPORTER=none", "OTEL_EXPORTER_OTLP_ENDPOINT=" + url}
-		}, spans("partnerauth-quickstart"), false},
-		{"metrics alone", func(url string) []string {
-			return []string{"OTEL_TRACES_EXPORTER=none", "OTEL_EXPORTER_OTLP_ENDPOINT=" + url}
-		}, nil, true},
-		{"sampler", func(url string) []string {
-			return []string{"OTEL_TRACES_SAMPLER=always_off", "OTEL_EXPORTER_OTLP_ENDPOINT=" + url}
-		}, spans("partnerauth-quickstart"), true},
-		{"disabled", func(url string) []string {
-			return []string{"OTEL_SDK_DISABLED=true", "OTEL_EXPORTER_OTLP_ENDPOINT=" + url}
-		}, nil, false},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			c := newCollector(t)
-			got, stderr, err := start(t, nil, append(nowPostEnv(server), test.vars(c.URL)...)...)
-			if err != nil || stderr != "" {
-				t.Fatalf("got error %v and stderr %q, want none", err, stderr)
-			}
-			if !strings.Contains(got, "└─ GET /api/v1/orders") {
-				t.Errorf("no picture beside the export:\n%s", got)
-			}
-			if names := c.spans(t); !slices.Equal(names, test.spans) {
-				t.Errorf("got spans %q, want %q", names, test.spans)
-			}
-			metrics := bytes.Join(c.bodies["/v1/metrics"], nil)
-			if got := bytes.Contains(metrics, []byte("http.client.request.duration")); got != test.metrics {
-				t.Errorf("got metrics: %t, want %t", got, test.metrics)
-			}
-			harmless(t, string(bytes.Join(c.bodies["/v1/traces"], nil)))
-			harmless(t, string(metrics))
-		})
-	}
-}
-
-// TestNothingIsTried makes sure that what nobody asked for is not even tried.
-func TestNothingIsTried(t *testing.T) {
-	for _, signal := range []string{"TRACES", "METRICS"} {
-		if exports(func(string) string { return "" }, signal) {
-			t.Errorf("%s are exported where nothing is set", signal)
-		}
-	}
-}
-
-// TestDeadCollector checks that a failure to export is told and nothing more.
-func TestDeadCollector(t *testing.T) {
-	server := partnertest.StartNowPost(partnertest.Options{})
-	defer server.Close()
-	c := newCollector(t)
-	c.Close()
-	_, stderr, err := start(t, nil, append(nowPostEnv(server), "OTEL_EXPORTER_OTLP_ENDPOINT="+c.URL)...)
-	if err != nil {
-		t.Errorf("got error %v, want none", err)
-	}
-	for _, want := range []string{"quickstart: telemetry:", "/v1/traces", "/v1/metrics"} {
-		if !strings.Contains(stderr, want) {
-			t.Errorf("got stderr %q, want %q in it", stderr, want)
-		}
-	}
-}
-
 func TestCanceled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	err := run(ctx, nil, func(string) string { return "" }, io.Discard, io.Discard)
+	err := run(ctx, nil, func(string) string { return "" }, io.Discard)
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got error %v, want context.Canceled", err)
 	}

@@ -35,13 +35,13 @@ const order = `{
 
 // standIns tells the whole story: signing in, a token revoked, the quota.
 func (p *program) standIns(ctx context.Context) error {
+	p.printf("partnerauth at work, on stand-ins for both partners in this process. Their quotas are small:\n"+
+		"a few requests in %v rather than 100 in a minute.\n\n%s", window, legend)
 	nowPost := partnertest.StartNowPost(partnertest.Options{Limit: nowPostLimit, Window: window, Latency: latency})
 	defer nowPost.Close()
 	ndovu := partnertest.StartNdovu(partnertest.Options{Limit: ndovuLimit, Window: window, Latency: latency})
 	defer ndovu.Close()
 
-	p.printf("partnerauth at work, on stand-ins for both partners in this process. Their quotas are small:\n"+
-		"a few requests in %v rather than 100 in a minute.\n\n%s", window, legend)
 	if err := p.orders(ctx, nowPost); err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (p *program) standIns(ctx context.Context) error {
 	p.summary("NowPost", nowPostLimit, nowPost.Server)
 	p.summary("Ndovu", ndovuLimit, ndovu.Server)
 	p.printf("\nThe same with a real partner: set NOWPOST_EMAIL and NOWPOST_PASSWORD, or NDOVU_CLIENT_ID,\n" +
-		"NDOVU_CLIENT_SECRET and NDOVU_BASE_URL. To a collector: set OTEL_EXPORTER_OTLP_ENDPOINT.\n")
+		"NDOVU_CLIENT_SECRET and NDOVU_BASE_URL. To a collector: go run -C examples ./collector\n")
 	return nil
 }
 

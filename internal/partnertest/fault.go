@@ -160,6 +160,8 @@ func (s *Server) hold(ctx context.Context, f Fault) {
 	case <-gate:
 	case <-ctx.Done():
 		panic(http.ErrAbortHandler)
+	case <-s.base.Done():
+		panic(http.ErrAbortHandler)
 	}
 }
 

@@ -14,8 +14,15 @@ type Ndovu struct {
 
 // StartNdovu starts an Ndovu; the caller closes it.
 func StartNdovu(o Options) *Ndovu {
+	n := NewNdovu(o)
+	n.listen()
+	return n
+}
+
+// NewNdovu returns an Ndovu in memory, which RoundTrip reaches.
+func NewNdovu(o Options) *Ndovu {
 	o.Lifetime = or(o.Lifetime, time.Hour)
-	n := &Ndovu{start(o, "/api/v3/partners/auth")}
+	n := &Ndovu{newServer(o, "/api/v3/partners/auth")}
 	n.mux.HandleFunc("POST /api/v3/partners/auth", n.logIn)
 	n.mux.HandleFunc("GET /api/v3/partners/{shortName}/plans", n.listPlans)
 	return n

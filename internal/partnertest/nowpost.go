@@ -18,8 +18,15 @@ type NowPost struct {
 
 // StartNowPost starts a NowPost; the caller closes it.
 func StartNowPost(o Options) *NowPost {
+	n := NewNowPost(o)
+	n.listen()
+	return n
+}
+
+// NewNowPost returns a NowPost in memory, which RoundTrip reaches.
+func NewNowPost(o Options) *NowPost {
 	o.Lifetime = or(o.Lifetime, 24*time.Hour)
-	n := &NowPost{Server: start(o, "/api/v1/auth/login")}
+	n := &NowPost{Server: newServer(o, "/api/v1/auth/login")}
 	n.mux.HandleFunc("POST /api/v1/auth/login", n.logIn)
 	n.mux.HandleFunc("POST /api/v1/auth/refresh", n.refresh)
 	n.mux.HandleFunc("POST /partner/api-keys", n.createKey)

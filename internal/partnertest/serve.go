@@ -98,6 +98,8 @@ func (s *Server) wait(ctx context.Context, d time.Duration) {
 	case <-t.C:
 	case <-ctx.Done():
 		panic(http.ErrAbortHandler)
+	case <-s.base.Done():
+		panic(http.ErrAbortHandler)
 	}
 }
 

@@ -1,6 +1,6 @@
-// Package partnertest stands in for the two partners: servers on real sockets
-// that follow the partners' pages, keep real accounts, orders and quotas,
-// remember every request, and fail on demand.
+// Package partnertest stands in for the two partners: servers on real sockets,
+// or in memory, that follow the partners' pages, keep real accounts, orders and
+// quotas, remember every request, and fail on demand.
 package partnertest
 
 import (
@@ -63,6 +63,12 @@ type Options struct {
 	Email, Password, ClientID, ClientSecret string
 
 	ShortName string // Ndovu: the partner's short name; "": "acme"
+
+	// To serve on, for Start; nil: a free port of 127.0.0.1.
+	Listener net.Listener
+
+	// Where a server in memory is, such as "https://api.nowpost.com".
+	URL string
 }
 
 // Server is what both stand-ins share. Its methods may be called at any time,
@@ -73,9 +79,10 @@ type Server struct {
 	opts  Options
 	login string // path of the token request
 	mux   *http.ServeMux
-	http  *httptest.Server
+	http  *httptest.Server // nil: in memory
 	vault *vault
-	stop  context.CancelFunc // ends every request
+	base  context.Context    // of every request
+	stop  context.CancelFunc // ends it
 
 	inside sync.WaitGroup // handlers at work
 
@@ -99,7 +106,7 @@ type endpoint struct{ method, path string }
 // conn is the context key of a request's net.Conn.
 type conn struct{}
 
-func start(o Options, login string) *Server {
+func newServer(o Options, login string) *Server {
 	switch o.Headers {
 	case "":
 		o.Headers = "draft-8"
@@ -128,17 +135,25 @@ func start(o Options, login string) *Server {
 	}
 	s.happened = sync.NewCond(&s.mu)
 	s.mux.HandleFunc("/", notFound)
+	s.URL = o.URL
+	s.base, s.stop = context.WithCancel(context.Background())
+	return s
+}
 
+// listen makes the server one on a real socket.
+func (s *Server) listen() {
 	s.http = httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
+	if s.opts.Listener != nil {
+		s.http.Listener.Close()
+		s.http.Listener = s.opts.Listener
+	}
 	// Refused handshakes are part of what is tested.
 	s.http.Config.ErrorLog = log.New(io.Discard, "", 0)
-	base, stop := context.WithCancel(context.Background())
-	s.stop = stop
-	s.http.Config.BaseContext = func(net.Listener) context.Context { return base }
+	s.http.Config.BaseContext = func(net.Listener) context.Context { return s.base }
 	s.http.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		return context.WithValue(ctx, conn{}, c)
 	}
-	if o.TLS {
+	if s.opts.TLS {
 		s.http.EnableHTTP2 = true
 		s.http.TLS = &tls.Config{
 			Certificates: []tls.Certificate{newCertificate()},
@@ -149,7 +164,6 @@ func start(o Options, login string) *Server {
 		s.http.Start()
 	}
 	s.URL = s.http.URL
-	return s
 }
 
 // Close drops every connection, whatever hangs on it, and returns when no
@@ -163,10 +177,12 @@ func (s *Server) Close() {
 	s.closed = true
 	s.mu.Unlock()
 	s.stop()
-	// First, so that nobody connects again behind the next line.
-	s.http.Listener.Close()
-	s.http.CloseClientConnections()
-	s.http.Close()
+	if s.http != nil {
+		// First, so that nobody connects again behind the next line.
+		s.http.Listener.Close()
+		s.http.CloseClientConnections()
+		s.http.Close()
+	}
 	s.inside.Wait()
 }
 
@@ -182,7 +198,7 @@ func (s *Server) Transport() *http.Transport {
 
 // CertPool holds the server's certificate; nil when it speaks plain http.
 func (s *Server) CertPool() *x509.CertPool {
-	if s.http.Certificate() == nil {
+	if s.http == nil || s.http.Certificate() == nil {
 		return nil
 	}
 	pool := x509.NewCertPool()
