@@ -1,0 +1,117 @@
+-- Times are microseconds. KEYS: a hash, what is taken (id -> free again at) and who waits (id -> promised turn).
+-- ARGV: 13 numbers, the id of the caller's last permit, the ids it asks for, and pairs of a permit's id and how long
+-- from now its place is taken (0: not at all).
+local state, places, queue = KEYS[1], KEYS[2], KEYS[3]
+local n = {}
+for i = 1, 13 do n[i] = tonumber(ARGV[i]) end
+local size, window, guard, lag, full = n[1], n[2], n[3], n[4], n[5]
+local seen, since, proof, pausing, refused, refusals, patience, asks = n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13]
+local s = redis.call('HMGET', state, 'offset', 'now', 'pause', 'lost', 'next', 'learnt', 'pace', 'borne', 'burst')
+for i = 1, 9 do s[i] = tonumber(s[i] or 0) end
+local offset, last, pause, lost, following, learnt, pace, borne, known = unpack(s)
+local answer = {}
+
+-- The clock goes on from what it was, and no faster than the caller's own since its last answer: it ignores steps.
+local time = redis.call('TIME')
+time = time[1] * 1000000 + time[2]
+local now = math.max(time + offset, last)
+if seen > 0 then now = math.max(last, math.min(now, seen + since + guard)) end
+now = math.max(now, seen)
+
+-- What the caller knows and Redis does not, Redis has lost. Others may have lost permits too, given out until now.
+local missing = proof + window > now and not redis.call('ZSCORE', places, ARGV[14])
+if (missing or seen > last and since < window) and seen > lost then lost = now end
+if missing then redis.call('ZADD', places, proof + lag + window + guard, ARGV[14]) end
+
+-- The pace: none but the full one until there was a lesson.
+local function climb(from, known, full)
+  local windows, fast = (now - learnt) / window, math.max(0, known - from) / (0.02 * full)
+  return math.min(full, from + full * (0.02 * math.min(windows, fast) + 0.001 * math.max(0, windows - fast)))
+end
+local share, burst = 1, full
+if learnt > 0 then share, burst = climb(pace, borne, 1), climb(1, known, full) else borne, known = 1, full end
+if refused > learnt then
+  local ahead = (following - now) * size / window
+  if ahead > 2 then
+    pace, borne, known = math.min(share, 0.96), math.min(borne, 0.96), math.max(1, math.min(known, ahead - refusals))
+  else
+    pace = math.max(0.3, share * (learnt > 0 and now - learnt < 2 * window and 0.85 or 0.95))
+    borne = math.max(pace, share * 0.98)
+  end
+  learnt, share, burst = now, pace, 1
+elseif refusals > 0 and learnt > 0 then
+  known = math.max(1, known - refusals)
+elseif share == 1 and burst == full then
+  learnt = 0
+end
+local gap = window / size / share
+burst = math.floor(burst)
+
+for i = 15 + asks, #ARGV, 2 do
+  local left = tonumber(ARGV[i + 1])
+  if left > 0 then
+    redis.call('ZADD', places, now + left, ARGV[i])
+  else
+    redis.call('ZREM', queue, ARGV[i])
+    following = following - gap * redis.call('ZREM', places, ARGV[i])
+  end
+end
+
+redis.call('ZREMRANGEBYSCORE', places, '-inf', now)
+local free = size - redis.call('ZCARD', places)
+local waiting = redis.call('ZCARD', queue)
+if waiting > 0 then -- a process that does not come at its turn is dead
+  waiting = waiting - redis.call('ZREMRANGEBYSCORE', queue, '-inf', now - math.max(guard, 100000))
+end
+
+-- When whoever has so many before it may go.
+pause = math.max(pause, now + pausing)
+local closed = math.max(pause, lost > 0 and lost + lag + window + guard or 0)
+local function turn(rank)
+  local at, round = math.max(now, closed, following + (rank + 1 - burst) * gap), math.floor(rank / size)
+  local i = rank - round * size - free
+  local place = i < 0 and now or tonumber(redis.call('ZRANGE', places, i, i, 'WITHSCORES')[2])
+  return math.max(at, place + round * (window + guard))
+end
+
+-- Now, with a place taken for as long as it counts if it arrives within lag; or later, with a ticket.
+local ttl = math.ceil(((learnt > 0 and 60 or 3) * window + closed - math.min(closed, now)) / 1000) + 2000
+local function ask(id)
+  local rank = waiting > 0 and redis.call('ZRANK', queue, id)
+  local at = turn(rank or waiting)
+  if at > now and at - now <= patience then
+    redis.call('ZADD', queue, at + (rank or waiting), id)
+    redis.call('PEXPIRE', queue, ttl)
+    if not rank then waiting = waiting + 1 end
+    return math.ceil(at - now)
+  end
+  if rank then
+    redis.call('ZREM', queue, id)
+    waiting = waiting - 1
+  end
+  if at > now then return math.ceil(at - now) end
+  if redis.call('ZADD', places, now + lag + window + guard, id) == 1 then -- else a client asks twice
+    free, following = free - 1, math.max(following, now) + gap
+  end
+  return 0
+end
+
+answer[1], answer[2] = now, math.max(0, closed - now)
+for i = 1, asks do
+  answer[i + 2] = ask(ARGV[14 + i])
+  if answer[i + 2] > 0 then break end
+end
+for i = #answer + 1, asks + 2 do answer[i] = -1 end
+local k = 1
+while k <= size do
+  answer[#answer + 1] = math.ceil(turn(k - 1) - now)
+  k = k * 2
+end
+
+redis.call('HSET', state, 'offset', now - time, 'now', now, 'pause', pause, 'lost', lost, 'next', following)
+if learnt > 0 or s[6] > 0 then
+  redis.call('HSET', state, 'learnt', learnt, 'pace', pace, 'borne', borne, 'burst', known)
+end
+redis.call('PEXPIRE', state, ttl)
+redis.call('PEXPIRE', places, ttl)
+return answer
