@@ -3,6 +3,7 @@ package partnerredis
 import (
 	"crypto/rand"
 	"math"
+	"math/bits"
 	"strconv"
 	"time"
 )
@@ -14,7 +15,8 @@ type books struct {
 
 	heard time.Time       // when the call of the last answer was sent
 	seen  int64           // Redis's clock in it
-	waits []time.Duration // from heard until 1, 2, 4, … requests may be sent
+	open  int             // requests that might be sent then
+	waits []time.Duration // from then until more may be: 1, 2, 4, …, without those that are open
 	pause time.Time       // until when everybody pauses, here or by Redis
 
 	ticket string    // id of the place in the fleet's queue
@@ -223,8 +225,9 @@ func (q *Quota) estimate(now time.Time, n int) time.Duration {
 		return pause
 	}
 	rounds, n := (n-1)/q.set.requests, (n-1)%q.set.requests+1
-	i := 0
-	for ; i+1 < len(q.waits) && 2<<i <= n; i++ {
+	wait := time.Duration(rounds) * (q.set.window + q.set.guard)
+	if i := bits.Len(uint(n)) - 1 - bits.Len(uint(q.open)); n > q.open && i >= 0 {
+		wait += q.waits[min(i, len(q.waits)-1)]
 	}
-	return max(pause, q.waits[i]-now.Sub(q.heard)+time.Duration(rounds)*(q.set.window+q.set.guard))
+	return max(pause, wait-now.Sub(q.heard))
 }

@@ -87,14 +87,15 @@ func (q *Quota) start(now time.Time, ids []string, patience time.Duration) *call
 
 func micros(d time.Duration) int64 { return int64((d + time.Microsecond - 1) / time.Microsecond) }
 
-// run is given up by its caller after a second. The client may go on for longer:
-// its time-outs need not be those of a context.
+// run is given up by its caller after a second. The client goes on for longer: its
+// time-outs need not be those of a context, and it says what is wrong with Redis
+// only when it has tried all it can.
 func (q *Quota) run(c *call, args []any) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	ctx, cancel := context.WithTimeout(context.Background(), clientTime)
 	defer cancel()
 	defer time.AfterFunc(callTime, func() { q.fail(c, errSlow) }).Stop()
 	answer, err := runScript(ctx, q.Client, grantScript, q.set.keys, args).Int64Slice()
-	if err == nil && len(answer) < 2+len(c.ids) {
+	if err == nil && len(answer) < 3+len(c.ids) {
 		err = fmt.Errorf("an answer of %d numbers", len(answer))
 	}
 	if err != nil {
@@ -119,13 +120,19 @@ func (q *Quota) fail(c *call, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if c.over {
+		if q.away != nil {
+			q.away = err // which tells more
+		}
 		return
 	}
 	now := time.Now()
 	if q.away == nil {
 		q.since = now
 	}
-	q.away, q.retry, q.waits = err, now.Add(retryEvery), nil
+	if q.away == nil || err != errSlow {
+		q.away = err
+	}
+	q.retry, q.waits = now.Add(retryEvery), nil
 	for _, p := range c.reports {
 		q.report(p, p.due)
 	}
@@ -168,8 +175,8 @@ func (q *Quota) answered(c *call, answer []int64) {
 			c.tooLate = wait
 		}
 	}
-	q.waits = q.waits[:0]
-	for _, wait := range answer[len(c.ids):] {
+	q.open, q.waits = int(answer[len(c.ids)]), q.waits[:0]
+	for _, wait := range answer[len(c.ids)+1:] {
 		q.waits = append(q.waits, time.Duration(wait)*time.Microsecond)
 	}
 	q.arm()

@@ -102,13 +102,19 @@ for i = 1, asks do
   if answer[i + 2] > 0 then break end
 end
 for i = #answer + 1, asks + 2 do answer[i] = -1 end
+local open = math.max(0, math.min(free, math.floor(burst - math.max(0, following - now) / gap)))
+if closed > now then open = 0 end
+answer[asks + 3] = open
 local k = 1
 while k <= size do
-  answer[#answer + 1] = math.ceil(turn(k - 1) - now)
+  if k > open then answer[#answer + 1] = math.ceil(turn(k - 1) - now) end
   k = k * 2
 end
 
-redis.call('HSET', state, 'offset', now - time, 'now', now, 'pause', pause, 'lost', lost, 'next', following)
+redis.call('HSET', state, 'now', now, 'next', following)
+if now - time ~= offset or pause > now or lost ~= s[4] then
+  redis.call('HSET', state, 'offset', now - time, 'pause', pause, 'lost', lost)
+end
 if learnt > 0 or s[6] > 0 then
   redis.call('HSET', state, 'learnt', learnt, 'pace', pace, 'borne', borne, 'burst', known)
 end

@@ -27,6 +27,7 @@ const (
 	maxGuard = time.Second
 
 	callTime   = time.Second            // that Redis has for an answer
+	clientTime = 3 * time.Second        // that the client has for its retries
 	retryEvery = 500 * time.Millisecond // while it is away
 	rejoinTime = callTime + retryEvery  // until all have found it again
 	sayBefore  = 50 * time.Millisecond  // the deadline, so that the caller hears why

@@ -78,6 +78,11 @@ func startProgram(t testing.TB, program string, args ...string) *server {
 func (s *server) start() {
 	s.t.Helper()
 	args := append([]string{"--port", fmt.Sprint(s.port), "--bind", "127.0.0.1", "--dir", s.dir, "--save", "", "--enable-debug-command", "yes"}, s.args...)
+	s.startArgs(args...)
+}
+
+func (s *server) startArgs(args ...string) {
+	s.t.Helper()
 	s.log = new(bytes.Buffer)
 	s.cmd = exec.Command(s.program, args...)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
@@ -216,4 +221,17 @@ func (w *wire) mend(t testing.TB) {
 	}
 	w.l = l
 	go w.serve(l)
+}
+
+// stop lets the server hang, as a machine that is frozen does.
+func stop(t *testing.T, s *server) {
+	if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Error(err)
+	}
+}
+
+func goOn(t *testing.T, s *server) {
+	if err := s.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Error(err)
+	}
 }

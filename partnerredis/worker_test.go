@@ -112,7 +112,7 @@ func (j job) run(q *Quota) (r report) {
 					ctx, cancel = context.WithTimeout(end, j.Timeout)
 				}
 				p, err := line.permit(ctx)
-				deadline, _ := ctx.Deadline()
+				deadline, limited := ctx.Deadline()
 				overdue := time.Since(deadline)
 				gaveUp := ctx.Err() != nil
 				cancel()
@@ -133,7 +133,7 @@ func (j job) run(q *Quota) (r report) {
 					r.Failed++
 					r.Error = err.Error()
 				}
-				if err != nil && j.Giving == 0 {
+				if err != nil && limited {
 					r.Overdue = max(r.Overdue, overdue)
 				}
 				mu.Unlock()
