@@ -28,6 +28,7 @@ type books struct {
 
 	away  error     // why Redis is; nil: it is there
 	since time.Time // it is
+	first int       // requests of this process that may count at the server in the first window of that
 	retry time.Time // when one caller tries again
 
 	own      []*permit // whose places may be taken, in the order granted
@@ -95,22 +96,34 @@ func (q *Quota) take(now time.Time) *permit {
 }
 
 // ownTurn is when this process may send without Redis: less than its share of its
-// own permits count at the server.
+// own permits count at the server. The others may have had more than theirs, so in
+// the first window it sends no more than its share of what was left.
 func (q *Quota) ownTurn(now time.Time) time.Duration {
 	if q.pause.After(now) {
 		return q.pause.Sub(now)
 	}
+	share, over := q.set.requests/q.Replicas, q.since.Add(q.set.window+q.set.guard).Sub(now)
+	busy, soonest := q.busy(now)
+	switch {
+	case busy >= share:
+		return soonest
+	case busy >= q.first && over > 0:
+		return min(soonest, over)
+	}
+	return 0
+}
+
+// busy is how many of this process's permits count at the server, and for how
+// long all of them do.
+func (q *Quota) busy(now time.Time) (n int, soonest time.Duration) {
 	q.forget(now)
-	busy, soonest := 0, time.Duration(math.MaxInt64)
+	soonest = math.MaxInt64
 	for _, p := range q.own {
 		if left := q.taken(p, now); left > 0 {
-			busy, soonest = busy+1, min(soonest, left)
+			n, soonest = n+1, min(soonest, left)
 		}
 	}
-	if busy < q.set.requests/q.Replicas {
-		return 0
-	}
-	return soonest
+	return n, soonest
 }
 
 // taken is how long the place of p is.

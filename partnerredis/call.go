@@ -128,6 +128,13 @@ func (q *Quota) fail(c *call, err error) {
 	now := time.Now()
 	if q.away == nil {
 		q.since = now
+		if open := q.open; q.Replicas > 0 {
+			if now.Sub(q.heard) > q.set.window {
+				open = q.set.requests
+			}
+			busy, _ := q.busy(now)
+			q.first = busy + open/q.Replicas
+		}
 	}
 	if q.away == nil || err != errSlow {
 		q.away = err
