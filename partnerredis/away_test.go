@@ -59,6 +59,7 @@ func TestAway(t *testing.T) {
 			if !test.short && !*long {
 				t.Skip("-long")
 			}
+			t.Parallel()
 			s, p := startServer(t), newPartner(t, 100, window)
 			c, r, _ := hungry(t, s, p, 4, job{Replicas: test.replicas, Timeout: test.timeout, For: 6 * window},
 				func(fleet) { test.during(t, s) })
@@ -75,6 +76,7 @@ func TestAway(t *testing.T) {
 // TestAwayError has no Redis: callers wait within their deadlines, up to a
 // window, and then are told at once.
 func TestAwayError(t *testing.T) {
+	t.Parallel()
 	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", DisableIdentity: true})
 	defer client.Close()
 	q := &Quota{Client: client, Name: "test", Window: window}
@@ -104,6 +106,7 @@ func TestAwayError(t *testing.T) {
 
 // A mute server takes connections and says nothing.
 func TestMute(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

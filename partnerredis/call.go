@@ -5,7 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"math"
+	"strconv"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -20,7 +20,8 @@ var errSlow = errors.New("no answer within a second")
 
 // A call is one run of the script.
 type call struct {
-	ids      []string // asked for
+	id       string // to ask with; permit n but the first is id.n
+	want     int    // permits
 	patience time.Duration
 	reports  []*permit
 	lesson   lesson
@@ -31,20 +32,25 @@ type call struct {
 	tooLate  time.Duration // the wait, beyond patience
 }
 
-// ask asks for a permit, with the ticket if there is one, and for the next one if
-// more wait.
+func (c *call) permitID(n int) string {
+	if n == 0 {
+		return c.id
+	}
+	return c.id + "." + strconv.Itoa(n)
+}
+
+// ask asks for permits for those who wait, with the ticket if there is one.
 func (q *Quota) ask(now time.Time, c *caller) chan struct{} {
-	ids := []string{q.ticket}
-	if q.ticket == "" {
-		ids[0] = q.newID()
+	id := q.ticket
+	if id == "" {
+		id = q.newID()
 	}
 	patience := left(c.ctx)
-	if c.waiting > 1 { // the ticket is of use to them
-		ids = append(ids, q.newID())
-		patience = math.MaxInt64
+	if c.waiting > 1 { // the ticket is of use to the others
+		patience = maxPatience
 	}
 	q.ticket = ""
-	q.asking = q.start(now, ids, patience)
+	q.asking = q.start(now, &call{id: id, want: min(max(c.waiting, 1), mostAtOnce), patience: min(patience, maxPatience)})
 	c.asked = q.asking
 	return q.asking.done
 }
@@ -52,12 +58,12 @@ func (q *Quota) ask(now time.Time, c *caller) chan struct{} {
 // tell tells Redis at once what it has to hear.
 func (q *Quota) tell(now time.Time) {
 	if q.telling == nil && (q.away == nil || !now.Before(q.retry)) {
-		q.telling = q.start(now, nil, 0)
+		q.telling = q.start(now, new(call))
 	}
 }
 
-func (q *Quota) start(now time.Time, ids []string, patience time.Duration) *call {
-	c := &call{ids: ids, patience: min(patience, maxWindow*1000), reports: q.reports, lesson: q.lesson, sent: now, done: make(chan struct{})}
+func (q *Quota) start(now time.Time, c *call) *call {
+	c.reports, c.lesson, c.sent, c.done = q.reports, q.lesson, now, make(chan struct{})
 	pause := max(0, q.pause.Sub(now))
 	if q.away != nil && q.Replicas > 0 { // the others have to report first what they sent meanwhile
 		pause, c.rejoins = max(pause, rejoinTime), true
@@ -68,12 +74,11 @@ func (q *Quota) start(now time.Time, ids []string, patience time.Duration) *call
 		proof, proofID = q.proof.granted, q.proof.id
 	}
 	s := &q.set
-	args := make([]any, 0, 14+len(ids)+2*len(q.reports))
+	q.forget(now)
+	args := make([]any, 0, 16+2*len(q.reports))
 	args = append(args, s.requests, micros(s.window), micros(s.guard), micros(s.lag), s.burst,
-		q.seen, micros(now.Sub(q.heard)), proof, micros(pause), c.lesson.refused, c.lesson.refusals, micros(c.patience), len(ids), proofID)
-	for _, id := range ids {
-		args = append(args, id)
-	}
+		q.seen, micros(now.Sub(q.heard)), proof, micros(pause), c.lesson.refused, c.lesson.refusals,
+		micros(c.patience), c.want, len(q.own)+len(q.granted), proofID, c.id)
 	for _, p := range q.reports {
 		p.reported = false
 		if left := q.taken(p, now); left > 0 || p.unsent {
@@ -95,7 +100,7 @@ func (q *Quota) run(c *call, args []any) {
 	defer cancel()
 	defer time.AfterFunc(callTime, func() { q.fail(c, errSlow) }).Stop()
 	answer, err := runScript(ctx, q.Client, grantScript, q.set.keys, args).Int64Slice()
-	if err == nil && len(answer) < 3+len(c.ids) {
+	if err == nil && len(answer) < 5 {
 		err = fmt.Errorf("an answer of %d numbers", len(answer))
 	}
 	if err != nil {
@@ -143,8 +148,8 @@ func (q *Quota) fail(c *call, err error) {
 	for _, p := range c.reports {
 		q.report(p, p.due)
 	}
-	for _, id := range c.ids { // it may have run nevertheless
-		q.report(&permit{q: q, id: id, unsent: true}, false)
+	for i := range c.want { // it may have run nevertheless
+		q.report(&permit{q: q, id: c.permitID(i), unsent: true}, false)
 	}
 	q.learn(c.lesson)
 	q.arm()
@@ -170,20 +175,19 @@ func (q *Quota) answered(c *call, answer []int64) {
 	if c.over { // what it was granted is given back
 		return
 	}
-	answer = answer[2:]
-	for i, id := range c.ids {
-		switch wait := time.Duration(answer[i]) * time.Microsecond; {
-		case wait == 0:
-			p := &permit{q: q, id: id, granted: seen, asked: c.sent, handed: now}
-			q.granted, q.proof = append(q.granted, p), p
-		case wait > 0 && wait <= c.patience:
-			q.ticket, q.turn = id, now.Add(wait)
-		case wait > 0:
-			c.tooLate = wait
-		}
+	granted, wait := int(answer[2]), time.Duration(answer[3])*time.Microsecond
+	for i := range granted {
+		p := &permit{q: q, id: c.permitID(i), granted: seen, asked: c.sent, handed: now}
+		q.granted, q.proof = append(q.granted, p), p
 	}
-	q.open, q.waits = int(answer[len(c.ids)]), q.waits[:0]
-	for _, wait := range answer[len(c.ids)+1:] {
+	switch {
+	case wait > c.patience:
+		c.tooLate = wait
+	case wait > 0:
+		q.ticket, q.turn = c.permitID(granted), now.Add(wait)
+	}
+	q.open, q.waits = int(answer[4]), q.waits[:0]
+	for _, wait := range answer[5:] {
 		q.waits = append(q.waits, time.Duration(wait)*time.Microsecond)
 	}
 	q.arm()

@@ -58,6 +58,7 @@ func TestFleet(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			s := startServer(t)
 			p := newPartner(t, 100, window)
 			p.late = test.late

@@ -61,6 +61,7 @@ func TestLoss(t *testing.T) {
 			if !test.short && !*long {
 				t.Skip("-long")
 			}
+			t.Parallel()
 			s, p := startServer(t, test.args...), newPartner(t, 100, window)
 			p.late = test.late
 			c, _, _ := hungry(t, s, p, 8, job{For: 5 * window}, func(fleet) {
@@ -86,6 +87,7 @@ func TestFailover(t *testing.T) {
 			if behind != time.Second && !*long {
 				t.Skip("-long")
 			}
+			t.Parallel()
 			master, replica := startServer(t), startServer(t)
 			m, r := master.client(), replica.client()
 			defer m.Close()
@@ -145,6 +147,7 @@ func (s stepped) EvalSha(ctx context.Context, _ string, keys []string, args ...a
 
 // TestTimeSteps lets Redis's clock go wrong, and back, under four hungry quotas.
 func TestTimeSteps(t *testing.T) {
+	t.Parallel()
 	s, p := startServer(t), newPartner(t, 100, window)
 	steps := []struct {
 		by   int64
@@ -180,6 +183,7 @@ func TestTimeSteps(t *testing.T) {
 
 // TestKilledProcess ends one of four with permits and a ticket.
 func TestKilledProcess(t *testing.T) {
+	t.Parallel()
 	s, p := startServer(t), newPartner(t, 100, window)
 	c, _, _ := hungry(t, s, p, 4, job{For: 5 * window}, func(f fleet) {
 		until(t, window, "half a burst", func() bool { return p.total() > 50 })
@@ -193,6 +197,7 @@ func TestKilledProcess(t *testing.T) {
 }
 
 func TestSentinel(t *testing.T) {
+	t.Parallel()
 	if len(programs()) == 0 {
 		t.Skip("no redis-server here")
 	}
@@ -251,6 +256,7 @@ func startCluster(t *testing.T) (addrs []string) {
 }
 
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	addrs := startCluster(t)
 	p := newPartner(t, 100, window)
 	got, _, _ := hungry(t, nil, p, 4, job{Redis: addrs, For: 2 * window}, func(fleet) {})
@@ -268,6 +274,7 @@ func (s *server) startSentinel(config string) {
 
 // TestACL has a user who may do what doc.go says and no more.
 func TestACL(t *testing.T) {
+	t.Parallel()
 	doc, err := os.ReadFile("doc.go")
 	if err != nil {
 		t.Fatal(err)

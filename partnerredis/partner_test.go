@@ -24,9 +24,11 @@ type partner struct {
 	log     []time.Time
 	by      map[string]int
 	refused int
+	last    time.Time   // refusal
 	paused  []time.Time // requests that came in a pause
 	pause   time.Time
-	pauses  int
+	leaky   int // requests of a burst, if it minds the pace instead
+	level   float64
 }
 
 func newPartner(t testing.TB, limit int, window time.Duration) *partner {
@@ -56,8 +58,20 @@ func (p *partner) count(worker string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
+	if p.leaky > 0 && len(p.log) > 0 {
+		p.level = max(0, p.level-now.Sub(p.log[len(p.log)-1]).Seconds()/p.window.Seconds()*float64(p.limit))
+	}
 	p.log = append(p.log, now)
 	p.by[worker]++
+	if p.leaky > 0 {
+		if p.level >= float64(p.leaky) {
+			p.refused++
+			p.last = now
+			return 429
+		}
+		p.level++
+		return 200
+	}
 	if now.Before(p.pause) {
 		p.paused = append(p.paused, now)
 	}

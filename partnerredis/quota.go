@@ -26,6 +26,9 @@ const (
 	// was given up may still be on its way for as long.
 	maxGuard = time.Second
 
+	maxPatience = 1000 * maxWindow
+	mostAtOnce  = 50 // permits of one call
+
 	callTime   = time.Second            // that Redis has for an answer
 	clientTime = 3 * time.Second        // that the client has for its retries
 	retryEvery = 500 * time.Millisecond // while it is away
@@ -256,7 +259,7 @@ func (q *Quota) endedLocked(ctx context.Context) error {
 	err, cause := ctx.Err(), context.Cause(ctx)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return &refusal{wait: max(0, q.turn.Sub(time.Now())), away: q.away}
+		return &refusal{wait: max(0, time.Until(q.turn)), away: q.away}
 	case errors.Is(cause, err):
 		return cause
 	}

@@ -76,7 +76,8 @@ func TestScripts(t *testing.T) {
 		t.Errorf("idle: got %d scripts", got)
 	}
 	if got := runtime.NumGoroutine(); got > goroutines {
-		t.Errorf("idle: got %d goroutines, want %d", got, goroutines)
+		stacks := make([]byte, 1<<16)
+		t.Errorf("idle: got %d goroutines, want %d:\n%s", got, goroutines, stacks[:runtime.Stack(stacks, true)])
 	}
 
 	before = s.scripts()
@@ -228,6 +229,7 @@ func TestOrder(t *testing.T) {
 
 // TestPause is a 429 that one of four processes sees.
 func TestPause(t *testing.T) {
+	t.Parallel()
 	s, p := startServer(t), newPartner(t, 100, window)
 	p.stop = func(n int) time.Duration {
 		if n == 150 { // in the second burst
@@ -247,5 +249,27 @@ func TestPause(t *testing.T) {
 	t.Logf("%d requests were under way", under)
 	if got := len(p.paused) - under; got > 0 || r.Refused429 != 1 || c.refused != 0 {
 		t.Errorf("got %d requests in a pause, %d answers of 429, %d beside it; want 0, 1, 0", got, r.Refused429, c.refused)
+	}
+}
+
+// TestLesson has a partner that minds the pace, with bursts of 20. The first
+// burst teaches the fleet.
+func TestLesson(t *testing.T) {
+	t.Parallel()
+	s, p := startServer(t), newPartner(t, 100, window)
+	p.leaky = 20
+	start := time.Now()
+	c, r, _ := hungry(t, s, p, 4, job{For: 5 * window}, nil)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	after := 0
+	for _, at := range p.log {
+		if at.After(p.last.Add(time.Second)) {
+			after++
+		}
+	}
+	t.Logf("last refusal after %v; then %d requests", p.last.Sub(start), after)
+	if p.last.Sub(start) > window || c.refused > 90 || r.Refused429 != c.refused || c.used < 0.8 {
+		t.Errorf("got %v, the last refusal after %v; want them all in the first burst", c, p.last.Sub(start))
 	}
 }
