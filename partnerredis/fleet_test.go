@@ -14,6 +14,9 @@ const window = 3 * time.Second
 // partner counted, and how many scripts a grant took.
 func hungry(t *testing.T, s *server, p *partner, n int, j job, during func(fleet)) (count, report, float64) {
 	t.Helper()
+	if raceEnabled {
+		t.Skip("measured without the race detector")
+	}
 	if j.Redis == nil {
 		j.Redis = []string{s.addr()}
 	}
@@ -44,6 +47,7 @@ func hungry(t *testing.T, s *server, p *partner, n int, j job, during func(fleet
 }
 
 func TestFleet(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name string
 		n    int
@@ -58,11 +62,14 @@ func TestFleet(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
+			if test.job.Timeout > 0 && !*long {
+				t.Skip("-long")
+			}
 			t.Parallel()
 			s := startServer(t)
 			p := newPartner(t, 100, window)
 			p.late = test.late
-			test.job.For = 5 * window
+			test.job.For = 3 * window
 			if *long {
 				p.window = time.Minute
 				test.job.For = 3 * p.window

@@ -87,7 +87,7 @@ if want > 0 then
   if rank then
     share = math.max(1, math.floor(size / waiting) - mine)
   elseif want > 1 and now < gathered then
-    share, later = math.floor(size / 20) - mine, gathered
+    share, later = math.ceil(size / 50) - mine, gathered
   elseif want > 1 and others > 0 then
     share = math.floor(size / (others + 1)) - mine
   end

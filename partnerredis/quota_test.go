@@ -75,10 +75,7 @@ func TestScripts(t *testing.T) {
 	if got := s.scripts() - before; got > 0 {
 		t.Errorf("idle: got %d scripts", got)
 	}
-	if got := runtime.NumGoroutine(); got > goroutines {
-		stacks := make([]byte, 1<<16)
-		t.Errorf("idle: got %d goroutines, want %d:\n%s", got, goroutines, stacks[:runtime.Stack(stacks, true)])
-	}
+	until(t, 2*time.Second, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= goroutines })
 
 	before = s.scripts()
 	l := newLine(q)
@@ -216,14 +213,12 @@ func TestOrder(t *testing.T) {
 		})
 	}
 	all.Wait()
-	swaps := 0
-	for i := range order[1:] {
-		if order[i] > order[i+1]+1 { // two that are let go at the same time may be noted either way
-			swaps++
+	for i, a := range order {
+		for _, b := range order[i:] {
+			if a >= b+q.Requests { // those of one window are let go together, and noted as they happen to run
+				t.Fatalf("got %v", order)
+			}
 		}
-	}
-	if swaps > 0 {
-		t.Errorf("got %v", order)
 	}
 }
 
@@ -259,7 +254,7 @@ func TestLesson(t *testing.T) {
 	s, p := startServer(t), newPartner(t, 100, window)
 	p.leaky = 20
 	start := time.Now()
-	c, r, _ := hungry(t, s, p, 4, job{For: 5 * window}, nil)
+	c, r, _ := hungry(t, s, p, 4, job{For: 4 * window}, nil)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	after := 0
