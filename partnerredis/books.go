@@ -14,6 +14,7 @@ type books struct {
 	ids    int64
 
 	heard time.Time       // when the call of the last answer was sent
+	got   time.Time       // when the answer was there
 	seen  int64           // Redis's clock in it
 	open  int             // requests that might be sent then
 	waits []time.Duration // from then until more may be: 1, 2, 4, …, without those that are open

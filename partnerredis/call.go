@@ -75,10 +75,14 @@ func (q *Quota) start(now time.Time, c *call) *call {
 	}
 	s := &q.set
 	q.forget(now)
-	args := make([]any, 0, 16+2*len(q.reports))
+	since, least := now.Sub(q.heard), now.Sub(q.got)
+	if least > 3*s.window { // clocks drift
+		least = 0
+	}
+	args := make([]any, 0, 17+2*len(q.reports))
 	args = append(args, s.requests, micros(s.window), micros(s.guard), micros(s.lag), s.burst,
-		q.seen, micros(now.Sub(q.heard)), proof, micros(pause), c.lesson.refused, c.lesson.refusals,
-		micros(c.patience), c.want, len(q.own)+len(q.granted), proofID, c.id)
+		q.seen, micros(since), proof, micros(pause), c.lesson.refused, c.lesson.refusals,
+		micros(c.patience), c.want, len(q.own)+len(q.granted), micros(least), proofID, c.id)
 	for _, p := range q.reports {
 		p.reported = false
 		if left := q.taken(p, now); left > 0 || p.unsent {
@@ -167,7 +171,7 @@ func (q *Quota) answered(c *call, answer []int64) {
 	}
 	seen := answer[0]
 	if seen >= q.seen {
-		q.seen, q.heard = seen, c.sent
+		q.seen, q.heard, q.got = seen, c.sent, now
 	}
 	if pause := now.Add(time.Duration(answer[1]) * time.Microsecond); answer[1] > 0 && pause.After(q.pause) {
 		q.pause = pause

@@ -21,13 +21,17 @@
 // failover. Redis Functions would need the right to load them.
 //
 // A process waits with one ticket in a queue at the server, sleeps until its turn
-// and asks again, which tells it of pauses and late answers and takes the next
-// ticket along. Nobody polls or subscribes, and an idle process sends nothing.
+// and asks again, which tells it of pauses and late answers, gives it its share of
+// what there is among those who wait, and takes the next ticket along. Nobody polls
+// or subscribes, and an idle process sends nothing. After a Window without any
+// request, a burst begins with a fiftieth of the quota for each process and goes
+// on after the guard, at most 150 ms: until then the others have come, if there
+// are any.
 //
 // # What it costs
 //
-// One script a request at most, half a one in a burst, whatever the wait: 11 to 15
-// commands and about 50 µs of the server's time. A place is a member of a sorted
+// One script a request at most, a tenth of one in a burst, whatever the wait: about
+// 11 commands and 50 µs of the server's time, three to four times a PING. A place is a member of a sorted
 // set, about 100 bytes, so a quota of 100 is 10 kB. Answers that take longer than
 // the guard's half (half a second; less for windows under 20 s) are told with the
 // next request, or within a quarter of the window by a script of their own.

@@ -1,28 +1,28 @@
 -- Times are microseconds. KEYS: a hash, what is taken (id -> free again at) and who waits (id -> promised turn).
--- ARGV: 14 numbers, the id of the caller's last permit, the id it asks with, and pairs of a permit's id and how long from
+-- ARGV: 15 numbers, the id of the caller's last permit, the id it asks with, and pairs of a permit's id and how long from
 -- now its place is taken (0: not at all).
 local state, places, queue = KEYS[1], KEYS[2], KEYS[3]
 local n = {}
-for i = 1, 14 do n[i] = tonumber(ARGV[i]) end
+for i = 1, 15 do n[i] = tonumber(ARGV[i]) end
 local size, window, guard, lag, full = n[1], n[2], n[3], n[4], n[5]
 local seen, since, proof, pausing, refused, refusals = n[6], n[7], n[8], n[9], n[10], n[11]
-local patience, want, mine = n[12], n[13], n[14]
+local patience, want, mine, least = n[12], n[13], n[14], n[15]
 local s = redis.call('HMGET', state, 'offset', 'now', 'pause', 'lost', 'next', 'learnt', 'pace', 'borne', 'burst', 'began')
 for i = 1, 10 do s[i] = tonumber(s[i] or 0) end
 local offset, last, pause, lost, following, learnt, pace, borne, known, began = unpack(s)
 
--- The clock goes on from what it was, and no faster than the caller's own since its last answer: it ignores steps.
+-- The clock goes on from what it was, as fast as the caller's own has since its last answer: it ignores steps.
 local time = redis.call('TIME')
 time = time[1] * 1000000 + time[2]
 local now = math.max(time + offset, last)
 if seen > 0 then now = math.max(last, math.min(now, seen + since + guard)) end
-now = math.max(now, seen)
+now = math.max(now, seen + least)
 if now - last > window then began = now end
 
 -- What the caller knows and Redis does not, Redis has lost. Others may have lost permits too, given out until now.
-local missing = proof + window > now and not redis.call('ZSCORE', places, ARGV[15])
+local missing = proof + window > now and not redis.call('ZSCORE', places, ARGV[16])
 if (missing or seen > last and since < window) and seen > lost then lost = now end
-if missing then redis.call('ZADD', places, proof + lag + window + guard, ARGV[15]) end
+if missing then redis.call('ZADD', places, proof + lag + window + guard, ARGV[16]) end
 
 -- The pace: none but the full one until there was a lesson.
 local function climb(from, known, full)
@@ -48,7 +48,7 @@ end
 local gap = window / size / share
 burst = math.floor(burst)
 
-for i = 17, #ARGV, 2 do
+for i = 18, #ARGV, 2 do
   local left = tonumber(ARGV[i + 1])
   if left > 0 then
     redis.call('ZADD', places, now + left, ARGV[i])
@@ -79,7 +79,7 @@ end
 -- lag; then a ticket for the next. Those who wait share the quota equally, so whoever has had its share of a burst lets
 -- the others go first. After a quiet time nobody knows who they are: let them come.
 local ttl = math.ceil(((learnt > 0 and 60 or 3) * window + math.max(0, closed - now)) / 1000) + 2000
-local granted, wait, id = 0, -1, ARGV[16]
+local granted, wait, id = 0, -1, ARGV[17]
 if want > 0 then
   local rank = waiting > 0 and redis.call('ZRANK', queue, id)
   local others = rank and waiting - 1 or waiting
@@ -102,10 +102,10 @@ if want > 0 then
       free, following = free - 1, math.max(following, now) + gap
     end
     granted = granted + 1
-    id = ARGV[16] .. '.' .. granted
+    id = ARGV[17] .. '.' .. granted
   until granted == want
   local keeps = wait >= 0 and wait <= patience
-  if rank and not (keeps and granted == 0) then redis.call('ZREM', queue, ARGV[16]) end
+  if rank and not (keeps and granted == 0) then redis.call('ZREM', queue, ARGV[17]) end
   if keeps then
     redis.call('ZADD', queue, now + wait + others, id)
     redis.call('PEXPIRE', queue, ttl)
