@@ -44,8 +44,8 @@
 // time. When Redis has lost something (a flush, an empty restart, a failover to a
 // replica that is behind), the first process whose last permit is missing has
 // everybody wait for a Window, in which all report what they know. Steps of the
-// server's clock do not count: it never goes back, and no faster than the clocks of
-// those who ask. What remains are requests that were under way, longer than lag,
+// server's clock do not count: the script's goes as fast as the clocks of those
+// who ask. What remains are requests that were under way, longer than lag,
 // when their process was killed or frozen; and permits that only the lost Redis
 // and processes that came since knew of.
 //
@@ -57,8 +57,8 @@
 // that Redis is away, and unwraps to why.
 //
 // With Replicas n, each process goes on with Requests/n, its own requests of the
-// last Window counted. If all n are cut off, that keeps to the quota, as long as
-// none had used more than its share just before. In a partition, those who are cut
+// last Window counted, and in the first Window no more than its share of what was
+// left. If all n are cut off, that keeps to the quota. In a partition, those who are cut
 // off send their share on top of what the others send: k of n processes cost up to
 // k/n more than Requests. Those that come back report what they sent, and everybody
 // pauses for 1.5 s, so that all can. Choose 0 where a refused request is worse than
