@@ -1,0 +1,246 @@
+package partnerredis
+
+import (
+	"crypto/rand"
+	"math"
+	"math/bits"
+	"strconv"
+	"time"
+)
+
+// books are what a process knows: what Redis told it, and its own permits.
+type books struct {
+	prefix string // of this process's ids
+	ids    int64
+
+	heard time.Time       // when the call of the last answer was sent
+	seen  int64           // Redis's clock in it
+	open  int             // requests that might be sent then
+	waits []time.Duration // from then until more may be: 1, 2, 4, …, without those that are open
+	pause time.Time       // until when everybody pauses, here or by Redis
+
+	ticket string    // id of the place in the fleet's queue
+	turn   time.Time // when to ask again
+
+	asking  *call // for permits
+	telling *call // without asking for any
+	granted []*permit
+
+	away  error     // why Redis is; nil: it is there
+	since time.Time // it is
+	first int       // requests of this process that may count at the server in the first window of that
+	retry time.Time // when one caller tries again
+
+	own      []*permit // whose places may be taken, in the order granted
+	proof    *permit   // the last one from Redis
+	reports  []*permit // of which Redis is to hear
+	sweeping bool      // there is a timer for sweep
+	urgent   bool      // there is a pause that Redis is to hear of at once
+
+	lesson lesson // not told yet
+}
+
+// A lesson is how many permits were answered 429, and when the youngest of them
+// was granted, by Redis's clock.
+type lesson struct{ refused, refusals int64 }
+
+func (b *books) learn(l lesson) {
+	b.lesson.refused = max(b.lesson.refused, l.refused)
+	b.lesson.refusals += l.refusals
+}
+
+// A permit is a partnerauth.Permit.
+type permit struct {
+	q       *Quota
+	id      string
+	granted int64     // by Redis's clock; 0: not by Redis
+	asked   time.Time // before it was granted
+	handed  time.Time // after it was
+
+	free     time.Time // when its place is, of one that is settled
+	unsent   bool
+	told     bool // that its answer is late
+	reported bool // it is among the reports
+	due      bool // Redis has to hear of it even if nobody asks for a permit
+}
+
+// newID makes a prefix that no other process has.
+func newID() string { return rand.Text()[:12] + "-" }
+
+func (b *books) newID() string {
+	b.ids++
+	return b.prefix + strconv.FormatInt(b.ids, 36)
+}
+
+// take is a permit that is there: the second of a call or one whose caller gave
+// up, while it is fresh, or one of this process's own while Redis is away.
+func (q *Quota) take(now time.Time) *permit {
+	for len(q.granted) > 0 {
+		p := q.granted[0]
+		q.granted = q.granted[1:]
+		if now.Sub(p.handed) <= q.set.lag && !q.pause.After(now) {
+			p.handed = now
+			q.own = append(q.own, p)
+			q.arm()
+			return p
+		}
+		q.report(p, true).unsent = true
+	}
+	if q.away == nil || q.Replicas == 0 || q.ownTurn(now) > 0 {
+		return nil
+	}
+	p := &permit{q: q, id: q.newID(), asked: now, handed: now}
+	q.own = append(q.own, p)
+	q.arm()
+	return p
+}
+
+// ownTurn is when this process may send without Redis: less than its share of its
+// own permits count at the server. The others may have had more than theirs, so in
+// the first window it sends no more than its share of what was left.
+func (q *Quota) ownTurn(now time.Time) time.Duration {
+	if q.pause.After(now) {
+		return q.pause.Sub(now)
+	}
+	share, over := q.set.requests/q.Replicas, q.since.Add(q.set.window+q.set.guard).Sub(now)
+	busy, soonest := q.busy(now)
+	switch {
+	case busy >= share:
+		return soonest
+	case busy >= q.first && over > 0:
+		return min(soonest, over)
+	}
+	return 0
+}
+
+// busy is how many of this process's permits count at the server, and for how
+// long all of them do.
+func (q *Quota) busy(now time.Time) (n int, soonest time.Duration) {
+	q.forget(now)
+	soonest = math.MaxInt64
+	for _, p := range q.own {
+		if left := q.taken(p, now); left > 0 {
+			n, soonest = n+1, min(soonest, left)
+		}
+	}
+	return n, soonest
+}
+
+// taken is how long the place of p is.
+func (q *Quota) taken(p *permit, now time.Time) time.Duration {
+	switch {
+	case p.unsent:
+		return 0
+	case p.free.IsZero():
+		return p.handed.Add(2*q.set.window + q.set.guard).Sub(now)
+	}
+	return p.free.Sub(now)
+}
+
+func (q *Quota) forget(now time.Time) {
+	for len(q.own) > 0 && q.taken(q.own[0], now) <= 0 {
+		q.own[0] = nil
+		q.own = q.own[1:]
+	}
+}
+
+func (b *books) report(p *permit, due bool) *permit {
+	if p.due = due; !p.reported {
+		p.reported = true
+		b.reports = append(b.reports, p)
+	}
+	return p
+}
+
+// Settle implements partnerauth.Permit. An answer soon after the grant needs no
+// word to Redis, though it lets the place go a little sooner.
+func (p *permit) Settle(status int, pause time.Duration) {
+	q := p.q
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now, guard := time.Now(), q.set.guard
+	if status == 0 { // it may still be on its way
+		guard = maxGuard
+	}
+	latest := p.handed.Add(2*q.set.window + q.set.guard)
+	if p.free = now.Add(q.set.window + guard); p.free.After(latest) {
+		p.free = latest
+	}
+	q.report(p, !p.told && (status == 0 || now.Sub(p.asked) > q.set.lag))
+	if until := now.Add(pause); pause > 0 && until.After(q.pause) {
+		q.pause, q.urgent = until, true
+	}
+	if status == 429 {
+		q.learn(lesson{p.granted, 1})
+		q.urgent = true
+	}
+	q.arm()
+	if q.urgent {
+		q.tell(now)
+	}
+}
+
+// Return implements partnerauth.Permit.
+func (p *permit) Return() {
+	p.q.mu.Lock()
+	defer p.q.mu.Unlock()
+	p.unsent = true
+	p.q.waits = nil
+	p.q.report(p, true)
+	p.q.arm()
+}
+
+// arm sees to it that what Redis has to hear is told in a quarter of a window,
+// which is long before it would give the place again.
+func (q *Quota) arm() {
+	if !q.sweeping {
+		q.sweeping = true
+		time.AfterFunc(q.set.window/4, q.sweep)
+	}
+}
+
+func (q *Quota) sweep() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.sweeping = false
+	now := time.Now()
+	q.forget(now)
+	for len(q.granted) > 0 && now.Sub(q.granted[0].handed) > q.set.lag {
+		q.report(q.granted[0], true).unsent = true
+		q.granted = q.granted[1:]
+	}
+	out := len(q.granted) > 0
+	for _, p := range q.own {
+		if open := p.free.IsZero() && !p.unsent && !p.told; open && now.Sub(p.asked) > q.set.lag {
+			q.report(p, true).told = true
+		} else if open {
+			out = true
+		}
+	}
+	for _, p := range q.reports {
+		if p.due && now.Sub(p.handed) < 2*q.set.window {
+			q.tell(now)
+			out = true
+			break
+		}
+	}
+	if out {
+		q.arm()
+	}
+}
+
+// estimate counts whole rounds of all places, since each serves again after a
+// window at the earliest. What Redis said a quarter of a window ago may have
+// become better by what others have told it.
+func (q *Quota) estimate(now time.Time, n int) time.Duration {
+	pause := max(0, q.pause.Sub(now))
+	if n -= len(q.granted); n < 1 || q.away != nil || len(q.waits) == 0 || now.Sub(q.heard) > q.set.window/4 {
+		return pause
+	}
+	rounds, n := (n-1)/q.set.requests, (n-1)%q.set.requests+1
+	wait := time.Duration(rounds) * (q.set.window + q.set.guard)
+	if i := bits.Len(uint(n)) - 1 - bits.Len(uint(q.open)); n > q.open && i >= 0 {
+		wait += q.waits[min(i, len(q.waits)-1)]
+	}
+	return max(pause, wait-now.Sub(q.heard))
+}

@@ -1,0 +1,326 @@
+package partnerredis
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// most is how many requests in one window are borne where Redis loses what it
+// knew; those that were under way just then.
+const most = 108
+
+// TestLoss does to Redis what can be done to it while eight processes are hungry.
+func TestLoss(t *testing.T) {
+	t.Parallel()
+	do := func(t *testing.T, s *server, args ...any) {
+		t.Helper()
+		c := s.client()
+		defer c.Close()
+		if err := c.Do(context.Background(), args...).Err(); err != nil {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+	tests := []struct {
+		name   string
+		short  bool    // part of the CI
+		late   float64 // so that requests are spread
+		args   []string
+		at     time.Duration // 0: just after a burst
+		during func(*testing.T, *server)
+		most   int
+		gap    time.Duration // longest time without a request
+		used   float64
+	}{
+		{"FLUSHALL", false, 0, nil, 300 * time.Millisecond,
+			func(t *testing.T, s *server) { do(t, s, "FLUSHALL") }, most, 2*window + time.Second, 0},
+		{"FLUSHALL before a turn", false, 0, nil, 3 * time.Second,
+			func(t *testing.T, s *server) { do(t, s, "FLUSHALL") }, most, 2*window + time.Second, 0},
+		{"FLUSHALL in the middle", true, 0.25, nil, 2*window + 500*time.Millisecond,
+			func(t *testing.T, s *server) { do(t, s, "FLUSHALL") }, most, 2*window + time.Second, 0},
+		{"SCRIPT FLUSH", false, 0, nil, 300 * time.Millisecond,
+			func(t *testing.T, s *server) { do(t, s, "SCRIPT", "FLUSH") }, 100, window + 500*time.Millisecond, 0.95},
+		{"kill -9 and empty restart", false, 0, nil, 300 * time.Millisecond,
+			func(t *testing.T, s *server) { s.kill(); s.start() }, most, 2*window + time.Second, 0},
+		{"SHUTDOWN and AOF restart", true, 0, []string{"--appendonly", "yes", "--appendfsync", "always"}, 2 * time.Second,
+			func(t *testing.T, s *server) { s.shutdown(); s.start() }, 100, window + 1500*time.Millisecond, 0.9},
+		{"CLIENT PAUSE for 2 s", false, 0, nil, 2500 * time.Millisecond,
+			func(t *testing.T, s *server) { do(t, s, "CLIENT", "PAUSE", 2000, "ALL") }, 100, 5*time.Second + time.Second, 0.7},
+		{"DEBUG SLEEP 2", false, 0, nil, 2500 * time.Millisecond,
+			func(t *testing.T, s *server) { do(t, s, "DEBUG", "SLEEP", 2) }, 100, 5*time.Second + time.Second, 0.7},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if !test.short && !*long {
+				t.Skip("-long")
+			}
+			t.Parallel()
+			s, p := startServer(t, test.args...), newPartner(t, 100, window)
+			p.late = test.late
+			c, _, _ := hungry(t, s, p, 8, job{For: 5 * window}, func(fleet) {
+				pass(test.at)
+				test.during(t, s)
+			})
+			c.check(t, test.most, test.gap, test.used)
+		})
+	}
+}
+
+func (c count) check(t *testing.T, most int, gap time.Duration, used float64) {
+	t.Helper()
+	if c.fullest > most || c.longest > gap || c.used < used {
+		t.Errorf("got %v, want at most %d in a window, a gap of %v and %.0f %% used", c, most, gap, 100*used)
+	}
+}
+
+// TestFailover moves all processes to a replica that is behind.
+func TestFailover(t *testing.T) {
+	t.Parallel()
+	for _, behind := range []time.Duration{0, 100 * time.Millisecond, time.Second} {
+		t.Run(behind.String(), func(t *testing.T) {
+			if behind != time.Second && !*long {
+				t.Skip("-long")
+			}
+			t.Parallel()
+			master, replica := startServer(t), startServer(t)
+			m, r := master.client(), replica.client()
+			defer m.Close()
+			defer r.Close()
+			ctx := context.Background()
+			r.ReplicaOf(ctx, "127.0.0.1", fmt.Sprint(master.port))
+			until(t, 10*time.Second, "the replica is in step", func() bool {
+				return strings.Contains(r.Info(ctx, "replication").Val(), "master_link_status:up")
+			})
+			w := newWire(t, master.addr())
+			p := newPartner(t, 100, window)
+			c, _, _ := hungry(t, master, p, 8, job{Redis: []string{w.addr()}, For: 5 * window}, func(fleet) {
+				until(t, 3*window, "half of the second burst", func() bool { return p.total() > 150 })
+				r.ReplicaOf(ctx, "NO", "ONE")
+				if behind > 0 {
+					drop(t, r, behind)
+				}
+				w.cut()
+				master.kill()
+				w.to = replica.addr()
+				w.mend(t)
+			})
+			c.check(t, most, 2*window+time.Second, 0)
+		})
+	}
+}
+
+// drop takes the permits of the last so long from a server, as if it had never
+// heard of them.
+func drop(t *testing.T, r *redis.Client, behind time.Duration) {
+	err := r.Eval(context.Background(), `
+		local now = tonumber(redis.call('HGET', KEYS[1], 'now')) - ARGV[1]
+		redis.call('HSET', KEYS[1], 'now', now)
+		return redis.call('ZREMRANGEBYSCORE', KEYS[2], now + ARGV[2], '+inf')`,
+		[]string{"partnerauth:{test}:state", "partnerauth:{test}:places"},
+		behind.Microseconds(), (window + window/20).Microseconds()).Err()
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// A stepped client is one of a Redis whose clock is off. It lets the script see
+// another TIME; what a Redis forgets when its clock goes ahead is the test's to do.
+type stepped struct {
+	redis.Scripter
+	by *atomic.Int64 // seconds
+}
+
+func (s stepped) EvalSha(ctx context.Context, _ string, keys []string, args ...any) *redis.Cmd {
+	source := strings.Replace(grantSource, "local time = redis.call('TIME')\n",
+		fmt.Sprintf("local time = redis.call('TIME')\ntime[1] = time[1] + (%d)\n", s.by.Load()), 1)
+	if source == grantSource {
+		panic("the script has no clock")
+	}
+	return s.Eval(ctx, source, keys, args...)
+}
+
+// TestTimeSteps lets Redis's clock go wrong, and back, under four hungry quotas.
+func TestTimeSteps(t *testing.T) {
+	t.Parallel()
+	s, p := startServer(t), newPartner(t, 100, window)
+	steps := []struct {
+		by   int64
+		lose bool // the keys, since they are over by the new clock
+	}{{3600, true}, {0, false}, {-3600, false}, {0, true}, {2, false}, {0, false}, {-2, false}, {0, false}, {6, false}, {0, false}}
+	if !*long {
+		steps = steps[:2]
+	}
+	by := new(atomic.Int64)
+	j := job{Partner: p.URL, Name: "test", Requests: 100, Window: window, Hungry: 20, For: time.Duration(len(steps)+1) * 4 * time.Second}
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			client := s.client()
+			defer client.Close()
+			j.run(&Quota{Client: stepped{client, by}, Name: j.Name, Requests: j.Requests, Window: j.Window})
+		})
+	}
+	client := s.client()
+	defer client.Close()
+	for _, step := range steps {
+		pass(4 * time.Second)
+		by.Store(step.by)
+		if step.lose {
+			client.FlushAll(context.Background())
+		}
+	}
+	all.Wait()
+	c := p.result(0, j.For)
+	t.Log(c)
+	c.check(t, most, 2*window+time.Second, 0)
+}
+
+// TestKilledProcess ends one of four with permits and a ticket.
+func TestKilledProcess(t *testing.T) {
+	t.Parallel()
+	s, p := startServer(t), newPartner(t, 100, window)
+	c, _, _ := hungry(t, s, p, 4, job{For: 4 * window}, func(f fleet) {
+		until(t, window, "half a burst", func() bool { return p.total() > 50 })
+		f[0].kill()
+		f[0].out.Reset(strings.NewReader("{}\n"))
+		f[0] = &worker{t: t, out: f[0].out}
+	})
+	if c.refused > 0 || c.fullest > 100 || c.used < 0.95 {
+		t.Errorf("got %v, want 0 refused and 95 %% used", c)
+	}
+}
+
+func TestSentinel(t *testing.T) {
+	t.Parallel()
+	if len(programs()) == 0 {
+		t.Skip("no redis-server here")
+	}
+	master, replica := startServer(t), startServer(t)
+	r := replica.client()
+	defer r.Close()
+	ctx := context.Background()
+	r.ReplicaOf(ctx, "127.0.0.1", fmt.Sprint(master.port))
+	until(t, 10*time.Second, "the replica is in step", func() bool {
+		return strings.Contains(r.Info(ctx, "replication").Val(), "master_link_status:up")
+	})
+	sentinel := &server{t: t, program: master.program, dir: t.TempDir(), port: freePort(t)}
+	config := filepath.Join(sentinel.dir, "sentinel.conf")
+	text := fmt.Sprintf("port %d\nbind 127.0.0.1\ndir %s\nsentinel monitor partner 127.0.0.1 %d 1\nsentinel down-after-milliseconds partner 1000\nsentinel failover-timeout partner 3000\n",
+		sentinel.port, sentinel.dir, master.port)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sentinel.startSentinel(config)
+	t.Cleanup(sentinel.kill)
+	c := sentinel.client()
+	defer c.Close()
+	until(t, 15*time.Second, "the sentinel knows the replica", func() bool {
+		return strings.Contains(c.Info(ctx, "sentinel").Val(), "slaves=1")
+	})
+	p := newPartner(t, 100, window)
+	got, _, _ := hungry(t, master, p, 4, job{Redis: []string{sentinel.addr()}, Master: "partner", For: 5 * window}, func(fleet) {
+		pass(window)
+		master.kill()
+	})
+	got.check(t, most, 3*window+time.Second, 0.4)
+}
+
+// startCluster starts three nodes of a Redis Cluster.
+func startCluster(t *testing.T) (addrs []string) {
+	var nodes []*server
+	ctx := context.Background()
+	for range 3 {
+		nodes = append(nodes, startServer(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"))
+	}
+	for i, node := range nodes {
+		addrs = append(addrs, node.addr())
+		c := node.client()
+		defer c.Close()
+		if err := c.ClusterAddSlotsRange(ctx, i*16384/3, (i+1)*16384/3-1).Err(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.ClusterMeet(ctx, "127.0.0.1", fmt.Sprint(nodes[0].port)).Err(); err != nil {
+			t.Fatal(err)
+		}
+		until(t, 20*time.Second, "the cluster is up", func() bool {
+			return i < 2 || strings.Contains(c.ClusterInfo(ctx).Val(), "cluster_state:ok")
+		})
+	}
+	return addrs
+}
+
+func TestCluster(t *testing.T) {
+	t.Parallel()
+	addrs := startCluster(t)
+	p := newPartner(t, 100, window)
+	got, _, _ := hungry(t, nil, p, 4, job{Redis: addrs, For: 2 * window}, func(fleet) {})
+	got.check(t, 100, window+500*time.Millisecond, 0.95)
+
+	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs})
+	defer client.Close()
+	testStore(t, client)
+}
+
+func (s *server) startSentinel(config string) {
+	s.t.Helper()
+	s.startArgs(config, "--sentinel")
+}
+
+// TestACL has a user who may do what doc.go says and no more.
+func TestACL(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startServer(t)
+	admin := s.client()
+	defer admin.Close()
+	ctx := context.Background()
+	users := 0
+	for line := range strings.Lines(string(doc)) {
+		if words := strings.Fields(line); len(words) > 3 && words[1] == "user" {
+			users++
+			args := []any{"acl", "setuser"}
+			for _, word := range words[2:] {
+				args = append(args, strings.Replace(word, ">…", ">secret", 1))
+			}
+			args = append(args, "+hello", "+ping", "+client")
+			if err := admin.Do(ctx, args...).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if users != 2 {
+		t.Fatalf("got %d users in doc.go, want 2", users)
+	}
+	client := redis.NewClient(&redis.Options{Addr: s.addr(), Username: "quota", Password: "secret"})
+	defer client.Close()
+	q := &Quota{Client: client, Name: "nowpost", Window: time.Second, Requests: 2}
+	for range 4 {
+		p, err := q.Permit(ctx, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Settle(429, time.Millisecond)
+	}
+	p, err := q.Permit(ctx, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Return()
+	if err := grant(ctx, q); err != nil {
+		t.Fatal(err)
+	}
+	client2 := redis.NewClient(&redis.Options{Addr: s.addr(), Username: "token", Password: "secret"})
+	defer client2.Close()
+	testStore(t, client2)
+}

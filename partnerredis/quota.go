@@ -1,0 +1,301 @@
+package partnerredis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/partnerauth/partnerauth"
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	defaultRequests = 100
+	defaultWindow   = time.Minute
+
+	maxRequests = 1_000_000
+	minWindow   = time.Millisecond
+	maxWindow   = 24 * time.Hour
+
+	// maxGuard is added to the window, as in partnerauth.Quota. A request that
+	// was given up may still be on its way for as long.
+	maxGuard = time.Second
+
+	maxPatience = 1000 * maxWindow
+	mostAtOnce  = 50 // permits of one call
+
+	callTime   = time.Second            // that Redis has for an answer
+	clientTime = 3 * time.Second        // that the client has for its retries
+	retryEvery = 500 * time.Millisecond // while it is away
+	rejoinTime = callTime + retryEvery  // until all have found it again
+	sayBefore  = 50 * time.Millisecond  // the deadline, so that the caller hears why
+)
+
+// A Quota is a [partnerauth.Quota] that all processes with its Name on one Redis
+// or Valkey share: together they send no more than Requests in any Window, in
+// the order in which they asked, and none while one of them has been told to
+// pause. Give it to a Transport as its Limiter.
+//
+// Client and Name are required; a mistake in the fields is an error at first use.
+// Each process goes by its own fields: let them be the same everywhere. It is
+// safe for concurrent use and must not be copied or changed after first use.
+// There is nothing to close.
+type Quota struct {
+	Client   redis.Scripter // *redis.Client, *redis.ClusterClient, … ; required
+	Name     string         // of the quota, such as "nowpost"; part of its keys; required
+	Requests int            // in any Window, at most a million; 0: 100
+	Window   time.Duration  // 1 ms to 24 h; 0: a minute
+	Burst    int            // most requests sent at once after a quiet time; 0: Requests
+	Replicas int            // what to do while Redis is away: 0 sends nothing, n goes on with Requests/n in each process
+
+	once    sync.Once
+	err     error
+	set     settings
+	head    chan struct{} // held by the caller that Redis is asked for
+	callers atomic.Int64
+
+	mu sync.Mutex
+	books
+}
+
+// settings are the fields with their defaults, and what follows from them.
+type settings struct {
+	keys            []string
+	requests, burst int
+	window          time.Duration
+	guard           time.Duration // after an answer
+	lag             time.Duration // between a grant and an answer that is nothing special
+}
+
+var _ partnerauth.PermitLimiter = (*Quota)(nil)
+
+func (q *Quota) init() error {
+	q.once.Do(func() {
+		s := settings{requests: q.Requests, window: q.Window, burst: q.Burst}
+		if s.requests == 0 {
+			s.requests = defaultRequests
+		}
+		if s.window == 0 {
+			s.window = defaultWindow
+		}
+		if s.burst == 0 {
+			s.burst = s.requests
+		}
+		switch {
+		case q.Client == nil:
+			q.err = errors.New("partnerredis: Quota.Client is nil")
+		case q.Name == "" || strings.ContainsAny(q.Name, "{}"):
+			q.err = fmt.Errorf("partnerredis: Quota.Name is %q, want a name without braces", q.Name)
+		case s.requests < 1 || s.requests > maxRequests:
+			q.err = fmt.Errorf("partnerredis: Quota.Requests is %d, want 1 to %d", s.requests, maxRequests)
+		case s.window < minWindow || s.window > maxWindow:
+			q.err = fmt.Errorf("partnerredis: Quota.Window is %v, want %v to %v", s.window, minWindow, maxWindow)
+		case s.burst < 1 || s.burst > s.requests:
+			q.err = fmt.Errorf("partnerredis: Quota.Burst is %d, want 1 to Requests, %d", s.burst, s.requests)
+		case q.Replicas < 0:
+			q.err = fmt.Errorf("partnerredis: Quota.Replicas is %d, want 0 or more", q.Replicas)
+		}
+		s.guard = min(maxGuard, s.window/20)
+		s.lag = s.guard / 2
+		prefix := "partnerauth:{" + q.Name + "}:" // one slot of a cluster
+		s.keys = []string{prefix + "state", prefix + "places", prefix + "queue"}
+		q.set = s
+		q.head = make(chan struct{}, 1)
+		q.prefix = newID()
+	})
+	return q.err
+}
+
+// Wait waits for leave to send one request that no Transport sends. The request
+// should reach the server within a second after Wait returns, and counts as
+// answered then. Errors are those of Permit.
+func (q *Quota) Wait(ctx context.Context) error {
+	p, err := q.Permit(ctx, 1)
+	if err == nil {
+		p.Settle(0, 0)
+	}
+	return err
+}
+
+// Permit waits for leave to send one request. Calls are served in order.
+//
+// Its error is [partnerauth.ErrRateLimited], at once, if the turn would come
+// after ctx's deadline, or if Redis has been away for a Window; it tells
+// RetryAfter and unwraps to what went wrong with Redis. Else it is that of ctx,
+// or tells which field of q is wrong.
+func (q *Quota) Permit(ctx context.Context, waiting int) (partnerauth.Permit, error) {
+	if err := q.init(); err != nil {
+		return nil, err
+	}
+	defer q.callers.Add(-1)
+	if ahead := int(q.callers.Add(1)); ahead > 1 { // they came by hand
+		if wait := q.Estimate(ahead); wait > left(ctx) {
+			return nil, &refusal{wait: wait, left: left(ctx)}
+		}
+	}
+	select {
+	case q.head <- struct{}{}:
+		defer func() { <-q.head }()
+	case <-ctx.Done():
+		return nil, q.ended(ctx)
+	}
+	c := caller{ctx: ctx, waiting: max(waiting, int(q.callers.Load()))}
+	for {
+		p, next, err := q.step(&c)
+		switch {
+		case err != nil:
+			return nil, err
+		case p != nil:
+			return p, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, q.ended(ctx)
+		case <-next.call: // nil: there is none
+		case <-time.After(next.wait):
+		}
+	}
+}
+
+// A caller is whoever is at the head of this process's queue.
+type caller struct {
+	ctx     context.Context
+	waiting int
+	asked   *call // by this caller
+}
+
+// next is what to wait for, whichever comes first.
+type next struct {
+	call chan struct{}
+	wait time.Duration
+}
+
+// step is what a caller can have now, or what it waits for.
+func (q *Quota) step(c *caller) (p *permit, n next, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now, left := time.Now(), left(c.ctx)
+	if c.ctx.Err() != nil {
+		return nil, n, q.endedLocked(c.ctx)
+	}
+	if p := q.take(now); p != nil {
+		return p, n, nil
+	}
+	if q.away != nil {
+		n, err = q.without(now, c)
+		return nil, n, err
+	}
+	switch turn := max(q.turn.Sub(now), q.pause.Sub(now)); {
+	case q.asking != nil:
+		return nil, next{q.asking.done, math.MaxInt64}, nil
+	case c.asked != nil && c.asked.tooLate > 0:
+		return nil, n, &refusal{wait: c.asked.tooLate, left: left}
+	case q.ticket != "" && turn > left:
+		return nil, n, &refusal{wait: turn, left: left}
+	case q.ticket != "" && q.turn.After(now):
+		return nil, next{nil, q.turn.Sub(now)}, nil
+	}
+	if wait := q.estimate(now, 1); q.ticket == "" && wait > left {
+		return nil, n, &refusal{wait: wait, left: left}
+	}
+	return nil, next{q.ask(now, c), math.MaxInt64}, nil
+}
+
+// without is how it goes on while Redis is away.
+func (q *Quota) without(now time.Time, c *caller) (next, error) {
+	if q.asking == nil && !now.Before(q.retry) {
+		q.ask(now, c)
+	}
+	wait, left := retryEvery, left(c.ctx)-sayBefore
+	if q.asking == nil {
+		wait = q.retry.Sub(now)
+	}
+	if q.Replicas > 0 {
+		wait = min(wait, q.ownTurn(now))
+	} else if patience := q.since.Add(q.set.window).Sub(now); q.asking == nil || q.asking != c.asked {
+		left = min(left, patience)
+	}
+	if left <= 0 {
+		return next{}, &refusal{wait: max(0, q.retry.Sub(now)), left: left, away: q.away}
+	}
+	n := next{wait: min(wait, left)}
+	if q.asking != nil {
+		n.call = q.asking.done
+	}
+	return n, nil
+}
+
+// Estimate tells how long the n-th request from now has to wait at least, by what
+// Redis last said; it asks nobody.
+func (q *Quota) Estimate(n int) time.Duration {
+	if q.init() != nil {
+		return 0
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.estimate(time.Now(), n)
+}
+
+// Period is the Window.
+func (q *Quota) Period() time.Duration {
+	q.init()
+	return q.set.window
+}
+
+func (q *Quota) ended(ctx context.Context) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.endedLocked(ctx)
+}
+
+// endedLocked tells why ctx is over. A deadline that passed in the queue was not
+// known to be too short.
+func (q *Quota) endedLocked(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return &refusal{wait: max(0, time.Until(q.turn)), away: q.away}
+	case errors.Is(cause, err):
+		return cause
+	}
+	return fmt.Errorf("%w: %w", err, cause)
+}
+
+// left is how long ctx has.
+func left(ctx context.Context) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok {
+		return time.Until(deadline)
+	}
+	return math.MaxInt64
+}
+
+// A refusal is the error of a caller whose turn would come too late.
+type refusal struct {
+	wait time.Duration // as far as it can be told
+	left time.Duration // until the deadline
+	away error         // what is wrong with Redis
+}
+
+func (e *refusal) Error() string {
+	switch {
+	case e.away != nil:
+		return fmt.Sprintf("partnerredis: %v: Redis is away: %v", partnerauth.ErrRateLimited, e.away)
+	case e.left <= 0:
+		return fmt.Sprintf("partnerredis: %v: the deadline passed while waiting", partnerauth.ErrRateLimited)
+	}
+	return fmt.Sprintf("partnerredis: %v: the wait would be %v, the deadline is in %v",
+		partnerauth.ErrRateLimited, e.wait.Round(time.Millisecond), e.left.Round(time.Millisecond))
+}
+
+func (e *refusal) Is(target error) bool {
+	return target == partnerauth.ErrRateLimited || target == context.DeadlineExceeded
+}
+
+func (e *refusal) Unwrap() error             { return e.away }
+func (e *refusal) Timeout() bool             { return true }
+func (e *refusal) RetryAfter() time.Duration { return e.wait }

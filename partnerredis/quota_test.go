@@ -1,0 +1,270 @@
+package partnerredis
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/partnerauth/partnerauth"
+	"github.com/redis/go-redis/v9"
+)
+
+func newQuota(t *testing.T, s *server) *Quota {
+	t.Helper()
+	client := s.client()
+	t.Cleanup(func() { client.Close() })
+	return &Quota{Client: client, Name: "test", Window: window}
+}
+
+func TestFields(t *testing.T) {
+	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
+	defer client.Close()
+	tests := []struct {
+		q    *Quota
+		want string
+	}{
+		{&Quota{Name: "a"}, "Quota.Client is nil"},
+		{&Quota{Client: client}, `Quota.Name is ""`},
+		{&Quota{Client: client, Name: "a}b"}, `Quota.Name is "a}b"`},
+		{&Quota{Client: client, Name: "a", Requests: -1}, "Quota.Requests is -1, want 1 to 1000000"},
+		{&Quota{Client: client, Name: "a", Window: time.Microsecond}, "Quota.Window is 1µs, want 1ms to 24h0m0s"},
+		{&Quota{Client: client, Name: "a", Burst: 101}, "Quota.Burst is 101, want 1 to Requests, 100"},
+		{&Quota{Client: client, Name: "a", Replicas: -1}, "Quota.Replicas is -1, want 0 or more"},
+	}
+	for _, test := range tests {
+		for range 2 {
+			_, err := test.q.Permit(context.Background(), 1)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %s", err, test.want)
+			}
+		}
+	}
+	if got := (&Quota{Client: client, Name: "a"}).Period(); got != time.Minute {
+		t.Errorf("got a period of %v, want a minute", got)
+	}
+}
+
+// TestScripts counts what grants cost, and what idleness does.
+func TestScripts(t *testing.T) {
+	s := startServer(t)
+	q := newQuota(t, s)
+	ctx := context.Background()
+	if err := grant(ctx, q); err != nil { // loads the script
+		t.Fatal(err)
+	}
+
+	before := s.scripts()
+	for range 10 {
+		if err := grant(ctx, q); err != nil {
+			t.Fatal(err)
+		}
+		pass(50 * time.Millisecond)
+	}
+	pass(window) // a timer would have told late answers
+	if got := s.scripts() - before; got > 10 {
+		t.Errorf("alone: got %d scripts for 10 grants", got)
+	}
+
+	before = s.scripts()
+	goroutines := runtime.NumGoroutine()
+	pass(window)
+	if got := s.scripts() - before; got > 0 {
+		t.Errorf("idle: got %d scripts", got)
+	}
+	until(t, 2*time.Second, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= goroutines })
+
+	before = s.scripts()
+	l := newLine(q)
+	var all sync.WaitGroup
+	for range 80 {
+		all.Go(func() {
+			p, err := l.permit(ctx)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			p.Settle(200, 0)
+		})
+	}
+	all.Wait()
+	got := float64(s.scripts()-before) / 80
+	t.Logf("burst: %.2f scripts a grant", got)
+	if got > 0.75 {
+		t.Errorf("burst: got %.2f scripts a grant, want about a half", got)
+	}
+}
+
+// TestRefusal asks for more than there is, with a deadline.
+func TestRefusal(t *testing.T) {
+	s := startServer(t)
+	q := newQuota(t, s)
+	q.Requests = 5
+	ctx := context.Background()
+	for range 5 {
+		if wait := q.Estimate(1); wait != 0 {
+			t.Errorf("got an estimate of %v, want none", wait)
+		}
+		if err := grant(ctx, q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := q.Estimate(1); got < window-time.Second/2 || got > window+guardOf(window)*2 {
+		t.Errorf("got an estimate of %v for the first, want about %v", got, window)
+	}
+	if got := q.Estimate(6); got < 2*window-time.Second/2 || got > 2*window+time.Second {
+		t.Errorf("got an estimate of %v for the sixth, want about %v", got, 2*window)
+	}
+
+	short, cancel := context.WithTimeout(ctx, window/2)
+	defer cancel()
+	for range 3 {
+		start := time.Now()
+		err := q.Wait(short)
+		if took := time.Since(start); took > 200*time.Millisecond || !isRefusal(err) {
+			t.Errorf("got %v after %v, want a refusal at once", err, took)
+		}
+		var r interface{ RetryAfter() time.Duration }
+		if errors.As(err, &r) && (r.RetryAfter() < window/2 || r.RetryAfter() > window+time.Second) {
+			t.Errorf("got %v to wait, want about %v", r.RetryAfter(), window)
+		}
+	}
+	cancelled, because := context.WithCancelCause(ctx)
+	why := errors.New("changed my mind")
+	time.AfterFunc(50*time.Millisecond, func() { because(why) })
+	if _, err := q.Permit(cancelled, 1); !errors.Is(err, context.Canceled) || !errors.Is(err, why) || errors.Is(err, partnerauth.ErrRateLimited) {
+		t.Errorf("got %v, want that it was cancelled, and why", err)
+	}
+	enough, cancel2 := context.WithTimeout(ctx, 2*window)
+	defer cancel2()
+	if err := q.Wait(enough); err != nil {
+		t.Errorf("got %v, want a permit", err)
+	}
+}
+
+func guardOf(w time.Duration) time.Duration { return min(maxGuard, w/20) }
+
+// TestReturn gives back what was not sent.
+func TestReturn(t *testing.T) {
+	q := newQuota(t, startServer(t))
+	q.Requests = 3
+	for range 20 {
+		ctx, cancel := context.WithTimeout(context.Background(), window/2)
+		p, err := q.Permit(ctx, 1)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Return()
+	}
+}
+
+// TestWait has no queue in front.
+func TestWait(t *testing.T) {
+	q := newQuota(t, startServer(t))
+	q.Requests = 20
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	refused := 0
+	ctx, cancel := context.WithTimeout(context.Background(), window/2)
+	defer cancel()
+	start := time.Now()
+	for range 50 {
+		all.Go(func() {
+			if err := q.Wait(ctx); err != nil {
+				if !isRefusal(err) {
+					t.Error(err)
+				}
+				mu.Lock()
+				refused++
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	if refused != 30 || time.Since(start) > window/4 {
+		t.Errorf("got %d of 50 refused after %v, want 30 at once", refused, time.Since(start))
+	}
+}
+
+// TestOrder has callers served as they came.
+func TestOrder(t *testing.T) {
+	q := newQuota(t, startServer(t))
+	q.Requests, q.Window = 10, 200*time.Millisecond
+	var mu sync.Mutex
+	var order []int
+	var all sync.WaitGroup
+	for i := range 40 {
+		all.Go(func() {
+			if err := grant(context.Background(), q); err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			order = append(order, i)
+			mu.Unlock()
+		})
+		until(t, time.Second, "it waits", func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return int(q.callers.Load())+len(order) > i
+		})
+	}
+	all.Wait()
+	for i, a := range order {
+		for _, b := range order[i:] {
+			if a >= b+q.Requests { // those of one window are let go together, and noted as they happen to run
+				t.Fatalf("got %v", order)
+			}
+		}
+	}
+}
+
+// TestPause is a 429 that one of four processes sees.
+func TestPause(t *testing.T) {
+	t.Parallel()
+	s, p := startServer(t), newPartner(t, 100, window)
+	p.stop = func(n int) time.Duration {
+		if n == 150 { // in the second burst
+			return window
+		}
+		return 0
+	}
+	c, r, _ := hungry(t, s, p, 4, job{For: 4 * window}, nil)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	under := 0
+	for _, at := range p.paused {
+		if at.Sub(p.pause.Add(-window)) < 100*time.Millisecond {
+			under++ // way when the first answer came
+		}
+	}
+	t.Logf("%d requests were under way", under)
+	if got := len(p.paused) - under; got > 0 || r.Refused429 != 1 || c.refused != 0 {
+		t.Errorf("got %d requests in a pause, %d answers of 429, %d beside it; want 0, 1, 0", got, r.Refused429, c.refused)
+	}
+}
+
+// TestLesson has a partner that minds the pace, with bursts of 20. The first
+// burst teaches the fleet.
+func TestLesson(t *testing.T) {
+	t.Parallel()
+	s, p := startServer(t), newPartner(t, 100, window)
+	p.leaky = 20
+	start := time.Now()
+	c, r, _ := hungry(t, s, p, 4, job{For: 4 * window}, nil)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	after := 0
+	for _, at := range p.log {
+		if at.After(p.last.Add(time.Second)) {
+			after++
+		}
+	}
+	t.Logf("last refusal after %v; then %d requests", p.last.Sub(start), after)
+	if p.last.Sub(start) > window || c.refused > 90 || r.Refused429 != c.refused || c.used < 0.8 {
+		t.Errorf("got %v, the last refusal after %v; want them all in the first burst", c, p.last.Sub(start))
+	}
+}

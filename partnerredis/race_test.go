@@ -1,0 +1,5 @@
+//go:build race
+
+package partnerredis
+
+const raceEnabled = true
