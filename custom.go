@@ -22,7 +22,7 @@ type tokenCache interface {
 	ask(ctx context.Context, via *sender) (*lease, error)
 	// reject forgets a token that was answered 401, and reports whether it is
 	// worth asking for another.
-	reject(l *lease) bool
+	reject(ctx context.Context, l *lease) bool
 }
 
 // A customSource is a TokenSource of the user's own in a Transport.
@@ -31,8 +31,9 @@ type customSource struct {
 	last   atomic.Pointer[lease] // of the last token, for its header
 
 	mu         sync.Mutex
-	rejected   string // the last access token that was
-	rejections int    // how many there were
+	rejected   string        // the last access token that was
+	rejections int           // how many there were
+	told       chan struct{} // closed when the source has been told of the last
 	relogins   *rate.Limiter
 }
 
@@ -105,7 +106,7 @@ func (c *customSource) lease(token *oauth2.Token, rejections int) *lease {
 
 // reject tells the source, unless it has been told and has the token still. Many
 // are rejected for the same token, and only the first of them tells.
-func (c *customSource) reject(l *lease) bool {
+func (c *customSource) reject(ctx context.Context, l *lease) bool {
 	s, ok := c.source.(interface{ Invalidate(*oauth2.Token) })
 	if !ok || l.insisted {
 		return false
@@ -117,12 +118,22 @@ func (c *customSource) reject(l *lease) bool {
 			c.mu.Unlock()
 			return false
 		}
-		c.rejected = l.token.AccessToken
+		c.rejected, c.told = l.token.AccessToken, make(chan struct{})
 		c.rejections++
 	}
+	told := c.told
 	c.mu.Unlock()
 	if first {
+		defer close(told)
 		s.Invalidate(l.token) // without the lock, since it is the user's code
+		return true
+	}
+	// Before that, the source would return the token once more. It may take long,
+	// or wait for this very call.
+	select {
+	case <-told:
+	case <-time.After(drainTime):
+	case <-ctx.Done():
 	}
 	return true
 }

@@ -62,9 +62,18 @@ func backoff(n int, first, most time.Duration) time.Duration {
 	return d + rand.N(d/2)
 }
 
+// key is the way that failures are met on: all ways are one where token requests
+// have a Base of their own.
+func (s *Source) key(via *sender) *sender {
+	if s.provider.base != nil {
+		return s.own
+	}
+	return s.way(via)
+}
+
 // forbidding are the failures for which no fetch may start yet. s.mu is held.
 func (s *Source) forbidding(now time.Time, via *sender) *failures {
-	for _, way := range [...]*sender{nil, s.way(via)} {
+	for _, way := range [...]*sender{s.key(via), nil} {
 		if b := s.failures[way]; b != nil && now.Before(b.until) {
 			return b
 		}

@@ -32,7 +32,9 @@ func queueOf(l Limiter) (*queue, error) {
 	q := &queue{window: defaultWindow}
 	permits, ok := l.(PermitLimiter)
 	if ok {
-		q.window = permits.Period()
+		if period := permits.Period(); period > 0 {
+			q.window = period
+		}
 	}
 	q.pacer = &limiterPacer{limiter: l, queue: q, permits: permits}
 	return q, nil
@@ -68,6 +70,7 @@ func (l *limiterPacer) ask(w *waiter, ctx context.Context, waiting int) {
 		if recover() != nil {
 			err = errors.New("Wait panicked")
 		}
+		limited := errors.Is(err, ErrRateLimited) // not under the lock, since it is the user's
 		q := l.queue
 		q.mu.Lock()
 		defer q.unlock()
@@ -79,7 +82,7 @@ func (l *limiterPacer) ask(w *waiter, ctx context.Context, waiting int) {
 			l.idle()
 		}
 		if err != nil && w.in {
-			w.refused = l.explain(now, w, err)
+			w.refused = l.explain(now, w, err, limited)
 			w.nudge()
 		}
 		q.wakeFirst()
@@ -93,8 +96,8 @@ func (l *limiterPacer) ask(w *waiter, ctx context.Context, waiting int) {
 
 // explain makes ErrRateLimited of a refusal by *rate.Limiter, which has no type
 // of its own for it.
-func (l *limiterPacer) explain(now time.Time, w *waiter, err error) error {
-	if errors.Is(err, ErrRateLimited) {
+func (l *limiterPacer) explain(now time.Time, w *waiter, err error, limited bool) error {
+	if limited {
 		return err
 	}
 	if d := l.estimate(now, 0, 1, false); !w.deadline.IsZero() && now.Add(d).After(w.deadline) {

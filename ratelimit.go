@@ -185,7 +185,7 @@ func (s *slidingWindow) estimate(now time.Time, pause time.Duration, k int, low 
 	if i >= 0 {
 		wait = max(wait, s.place(since, i))
 	}
-	wait = max(wait+time.Duration(rounds)*(s.window+s.guard), s.tempo.until(now, pause, k))
+	wait = max(wait+time.Duration(min(float64(rounds)*float64(s.window+s.guard), float64(never/4))), s.tempo.until(now, pause, k))
 	if rounds == 0 && s.tempo.limiter != nil { // it goes after those ahead, who wait for places themselves
 		perSecond, burst := s.tempo.at(now.Add(wait + s.window))
 		for j := max(0, i-blockSize); j < i; j++ {

@@ -19,7 +19,7 @@ func (c *call) again(resp *http.Response) bool {
 	c.body = nil
 	now := time.Now()
 	switch {
-	case resp.StatusCode == http.StatusUnauthorized && !c.unauthorized && !outOfScope(resp) && c.waiter.tokens.reject(c.lease):
+	case resp.StatusCode == http.StatusUnauthorized && !c.unauthorized && !outOfScope(resp) && c.waiter.tokens.reject(c.ctx, c.lease):
 		c.reason = unauthorized
 	case resp.StatusCode == http.StatusTooManyRequests && !c.limited && c.worthWaiting(now):
 		c.reason, c.until = rateLimited, now.Add(2*c.queue.window+1)
@@ -30,9 +30,9 @@ func (c *call) again(resp *http.Response) bool {
 	if !ok {
 		return false
 	}
-	c.body, c.kept = body, nil
-	if keep(resp) {
-		c.kept = resp
+	c.body, c.kept = body, resp
+	if keep(resp); c.reason == unauthorized && !c.custom { // a new token is sure to be another
+		c.release()
 	}
 	c.unauthorized = c.unauthorized || c.reason == unauthorized
 	c.limited = c.limited || c.reason == rateLimited
@@ -43,7 +43,7 @@ func (c *call) again(resp *http.Response) bool {
 // (RFC 6750): no login helps.
 func outOfScope(resp *http.Response) bool {
 	for _, v := range resp.Header["Www-Authenticate"] {
-		if len(v) <= maxField && strings.Contains(strings.ToLower(v), `error="insufficient_scope"`) {
+		if len(v) <= maxField && strings.Contains(strings.ToLower(strings.ReplaceAll(v, `"`, "")), "error=insufficient_scope") {
 			return true
 		}
 	}
@@ -66,7 +66,16 @@ func (c *call) giveUp(err error) (*http.Response, error) {
 	if improved && c.kept != nil && c.ctx.Err() == nil {
 		return c.kept, nil
 	}
+	c.release()
 	return nil, err
+}
+
+// release lets go of an answer that nobody will see.
+func (c *call) release() {
+	if c.kept != nil {
+		c.kept.Body.Close()
+		c.kept = nil
+	}
 }
 
 // rewind returns the body of req for another attempt, if it can be had.
@@ -78,7 +87,7 @@ func rewind(req *http.Request) (io.ReadCloser, bool) {
 		return nil, false
 	}
 	body, err := req.GetBody()
-	return body, err == nil
+	return body, err == nil && body != nil
 }
 
 // maxDrain and drainTime bound what is read of an answer that is to be followed
@@ -88,13 +97,20 @@ const (
 	drainTime = time.Second
 )
 
-// keep reads the body of an answer, to be returned after all if there comes no
-// other. It closes what it cannot keep, and reports false.
-func keep(resp *http.Response) bool {
-	late := time.AfterFunc(drainTime, func() { resp.Body.Close() })
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxDrain+1))
+// keep reads the beginning of an answer's body, which mostly is all of it, so that
+// the answer can be returned after all if there comes no other.
+func keep(resp *http.Response) {
+	open := resp.Body
+	late := time.AfterFunc(drainTime, func() { open.Close() })
+	begins, err := io.ReadAll(io.LimitReader(open, maxDrain))
 	late.Stop()
-	resp.Body.Close()
-	resp.Body = io.NopCloser(bytes.NewReader(body))
-	return err == nil && len(body) <= maxDrain
+	if err == nil && len(begins) < maxDrain {
+		open.Close()
+		resp.Body = io.NopCloser(bytes.NewReader(begins))
+		return
+	}
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(begins), open), open}
 }

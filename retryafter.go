@@ -37,7 +37,7 @@ func pauseOf(status int, h http.Header, now time.Time) (time.Duration, bool) {
 		return wait, true
 	}
 	for _, prefix := range []string{"Ratelimit-", "X-Ratelimit-"} {
-		if left := h[prefix+"Remaining"]; len(left) == 0 && limited || len(left) > 0 && strings.Trim(left[0], "0") == "" {
+		if left := h[prefix+"Remaining"]; len(left) == 0 && limited || len(left) > 0 && left[0] != "" && strings.Trim(left[0], "0") == "" {
 			if wait, ok := waitOf(h[prefix+"Reset"], h, now); ok {
 				return wait, true
 			}

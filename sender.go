@@ -45,7 +45,7 @@ type attempt struct {
 // admit waits until w has its permit, and tells telemetry what it waited for and
 // for how long.
 func (s *sender) admit(ctx context.Context, w *waiter, c class, ready bool) (p permit, waited time.Duration, err error) {
-	p, granted := s.queue.enter(time.Now(), w, c, ready)
+	p, granted := s.queue.enter(time.Now(), w, c, ready && ctx.Err() == nil)
 	if granted {
 		s.recordWait(ctx, time.Time{}, 0, nil, priorityOf(c)...)
 		s.recordPace(ctx, p.pace)

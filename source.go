@@ -114,7 +114,13 @@ func (s *Source) wait(ctx context.Context, via *sender) (*lease, error) {
 	if w.joined.fetch != nil && !w.joined.leads {
 		s.way(via).recordShared(ctx, w.joined)
 	}
-	return w.lease, err
+	switch {
+	case err == nil || isAuth(err):
+		return w.lease, err
+	case w.lease.good(time.Now()): // it came at the very end
+		return w.lease, nil
+	}
+	return nil, s.gaveUp(ended(ctx))
 }
 
 // fresh is the current token if it need not be renewed, else nil.
@@ -206,6 +212,9 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 	defer s.mu.Unlock()
 	f.cancel()
 	if s.fetch != f {
+		if l != nil {
+			s.last401 = l.token.AccessToken // a Store may have it
+		}
 		return
 	}
 	s.fetch = nil
@@ -223,8 +232,8 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 	if f.idle = err == f.refused.err || err.Op == "config"; f.idle {
 		return // the partner was not asked
 	}
-	way := f.via
-	if err.refused() || s.provider.base != nil {
+	way := s.key(f.via)
+	if err.refused() {
 		way = nil
 	}
 	s.failuresOn(way).add(time.Now(), err)
@@ -248,7 +257,7 @@ func (s *Source) Invalidate(token *oauth2.Token) {
 // reject is Invalidate for the token of l, which a partner answered with 401.
 // It reports whether another token can be had: it is somebody else's new one,
 // or a login that the limit for fruitless logins allows.
-func (s *Source) reject(l *lease) bool {
+func (s *Source) reject(_ context.Context, l *lease) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if now := s.current.Load(); now == nil || now.token != l.token {
@@ -279,6 +288,13 @@ func (s *Source) rejected(token string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.last401 == token
+}
+
+// spoil makes a token one that was rejected.
+func (s *Source) spoil(token string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last401 = token
 }
 
 // gaveUp is the error of a caller whose context ended before there was a token.

@@ -48,7 +48,7 @@ func hashOf(secret string, salt []byte) []byte {
 // for it there. A Store that fails is passed over.
 func (f *fetch) shared() fetched {
 	p := f.source.provider
-	for {
+	for began := time.Now(); ; {
 		got, ok := f.stored()
 		if ok {
 			return got
@@ -58,7 +58,7 @@ func (f *fetch) shared() fetched {
 			lock, err = p.store.TryLock(ctx, p.key)
 			return err
 		})
-		if err != nil {
+		if err != nil || lock == nil && time.Since(began) > wireLimit { // whoever has it is stuck
 			return f.get()
 		}
 		if lock != nil {
@@ -67,7 +67,12 @@ func (f *fetch) shared() fetched {
 				return got
 			}
 			got := f.get()
-			f.save(lock, got)
+			if f.ctx.Err() == nil {
+				f.save(lock, got)
+			}
+			if f.ctx.Err() != nil && got.lease != nil { // a rejection has overtaken it
+				f.source.spoil(got.lease.token.AccessToken)
+			}
 			return got
 		}
 		select {
@@ -100,6 +105,9 @@ func (f *fetch) stored() (fetched, bool) {
 	var r record
 	if err != nil || left <= 0 || json.Unmarshal(sealed, &r) != nil {
 		return fetched{}, false
+	}
+	if r.Status != 0 && f.op == refresh {
+		return fetched{}, false // the session may go on all the same
 	}
 	if r.Status != 0 {
 		return f.refusedElsewhere(r, left)

@@ -1,6 +1,7 @@
 package partnerauth
 
 import (
+	"math"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -102,8 +103,8 @@ func (t *tempo) giveBack(now time.Time) {
 // pause is how long to wait after a refusal where the window had room: one
 // interval, doubling while that repeats, up to a window.
 func (t *tempo) pause() time.Duration {
-	interval := t.window / time.Duration(t.requests)
-	return min(t.window, interval<<min(t.again, 20))
+	interval := float64(t.window) / float64(t.requests)
+	return time.Duration(min(float64(t.window), interval*math.Exp2(float64(t.again))))
 }
 
 // learn draws the lesson from what became of a request sent then. Those sent

@@ -16,6 +16,7 @@ type waiter struct {
 	ctx      context.Context
 	deadline time.Time     // of ctx; zero: none
 	gaveUp   error         // why ctx has ended; nil: it has not
+	late     bool          // that was at its deadline
 	foretold time.Duration // by a PermitLimiter: the wait
 	ticket   uint64        // 0 until its arrival
 
@@ -61,15 +62,9 @@ func (w *waiter) wait() (permit, error) {
 		if w.ctx.Err() != nil {
 			w.gaveUp = ended(w.ctx)
 		}
-		q := w.queue
-		w.foretold = q.foretell(w)
-		q.mu.Lock()
-		p, sleep, err := w.look(time.Now())
-		if q.changed == nil {
-			q.changed = make(chan struct{})
-		}
-		changed := q.changed
-		q.unlock()
+		w.late = w.ctx.Err() == context.DeadlineExceeded
+		w.foretold = w.queue.foretell(w)
+		p, sleep, changed, err := w.lookOnce()
 		if err != nil || sleep == 0 {
 			if timer != nil {
 				timer.Stop()
@@ -78,6 +73,18 @@ func (w *waiter) wait() (permit, error) {
 		}
 		w.sleep(&timer, sleep, changed)
 	}
+}
+
+// lookOnce looks under the queue's lock.
+func (w *waiter) lookOnce() (p permit, sleep time.Duration, changed <-chan struct{}, err error) {
+	q := w.queue
+	q.mu.Lock()
+	defer q.unlock()
+	p, sleep, err = w.look(time.Now())
+	if q.changed == nil {
+		q.changed = make(chan struct{})
+	}
+	return p, sleep, q.changed, err
 }
 
 // nudge makes w look again.
@@ -202,7 +209,7 @@ func (w *waiter) outlook(now time.Time) (time.Duration, error) {
 		return 0, err
 	case w.refused != nil && w.gaveUp == nil:
 		return 0, w.refused
-	case w.gaveUp != nil && !errors.Is(w.gaveUp, context.DeadlineExceeded):
+	case w.gaveUp != nil && !w.late:
 		return 0, fmt.Errorf("partnerauth: waiting for the rate limit: %w", w.gaveUp)
 	case w.deadline.IsZero():
 		return never, nil
