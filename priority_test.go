@@ -2,6 +2,8 @@ package partnerauth_test
 
 import (
 	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -37,12 +39,13 @@ func TestLowPriorityGoesLast(t *testing.T) {
 				synctest.Wait()
 			}
 			wg.Wait()
-			var order string
+			var order []string
 			for _, a := range p.seen()[l.burst:] {
-				order += a.path + " "
+				order = append(order, a.path)
 			}
-			// what a Limiter was asked for by then is for whoever is first
-			errorIf(t, order != "/3 /5 /6 /low/1 /low/2 /low/4 ", "got %s", order)
+			slices.Sort(order[:3]) // which a Quota lets go in the same instant
+			got := strings.Join(order, " ")
+			errorIf(t, got != "/3 /5 /6 /low/1 /low/2 /low/4", "got %s", got)
 		})
 	}
 }

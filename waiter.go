@@ -63,7 +63,9 @@ func (w *waiter) wait() (permit, error) {
 			w.gaveUp = ended(w.ctx)
 		}
 		w.late = w.ctx.Err() == context.DeadlineExceeded
-		w.foretold = w.queue.foretell(w)
+		if !w.deadline.IsZero() {
+			w.foretold = w.queue.foretell(w)
+		}
 		p, sleep, changed, err := w.lookOnce()
 		if err != nil || sleep == 0 {
 			if timer != nil {
