@@ -18,11 +18,11 @@ type tokenCache interface {
 	// and whether this call has started it. It does not wait and runs no code of
 	// the user's; errNoToken means that the caller has to ask.
 	seek(ctx context.Context, via *sender, l *lease, start bool) (*lease, *fetch, bool, error)
-	// ask gets a token, or nil where it has to be sought.
-	ask(ctx context.Context, via *sender) (*lease, error)
+	// ask gets a token, perhaps after a 401, or nil where it has to be sought.
+	ask(ctx context.Context, via *sender, rejected bool) (*lease, error)
 	// reject forgets a token that was answered 401, and reports whether it is
 	// worth asking for another.
-	reject(ctx context.Context, l *lease) bool
+	reject(l *lease) bool
 }
 
 // A customSource is a TokenSource of the user's own in a Transport.
@@ -55,10 +55,11 @@ func (c *customSource) seek(_ context.Context, _ *sender, l *lease, start bool) 
 	return nil, nil, false, errNoToken
 }
 
-func (c *customSource) ask(ctx context.Context, via *sender) (*lease, error) {
+func (c *customSource) ask(ctx context.Context, via *sender, rejected bool) (*lease, error) {
 	c.mu.Lock()
-	rejections := c.rejections
+	rejections, told := c.rejections, c.told
 	c.mu.Unlock()
+	telling := isOpen(told)
 	token, err := c.token(ctx, via)
 	var auth *AuthError
 	switch {
@@ -70,7 +71,27 @@ func (c *customSource) ask(ctx context.Context, via *sender) (*lease, error) {
 	if err != nil {
 		return nil, &AuthError{Op: "token", Err: err}
 	}
-	return c.lease(token, rejections), nil
+	l := c.lease(token, rejections)
+	if l.insisted && rejected && telling {
+		// The source was still being told. That may take long, or wait for this
+		// very call.
+		select {
+		case <-told:
+			return c.ask(ctx, via, true)
+		case <-time.After(drainTime):
+		case <-ctx.Done():
+		}
+	}
+	return l, nil
+}
+
+func isOpen(told <-chan struct{}) bool {
+	select {
+	case <-told:
+		return false
+	default:
+		return told != nil
+	}
 }
 
 func (c *customSource) token(ctx context.Context, via *sender) (*oauth2.Token, error) {
@@ -106,7 +127,7 @@ func (c *customSource) lease(token *oauth2.Token, rejections int) *lease {
 
 // reject tells the source, unless it has been told and has the token still. Many
 // are rejected for the same token, and only the first of them tells.
-func (c *customSource) reject(ctx context.Context, l *lease) bool {
+func (c *customSource) reject(l *lease) bool {
 	s, ok := c.source.(interface{ Invalidate(*oauth2.Token) })
 	if !ok || l.insisted {
 		return false
@@ -126,14 +147,6 @@ func (c *customSource) reject(ctx context.Context, l *lease) bool {
 	if first {
 		defer close(told)
 		s.Invalidate(l.token) // without the lock, since it is the user's code
-		return true
-	}
-	// Before that, the source would return the token once more. It may take long,
-	// or wait for this very call.
-	select {
-	case <-told:
-	case <-time.After(drainTime):
-	case <-ctx.Done():
 	}
 	return true
 }

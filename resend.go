@@ -19,7 +19,7 @@ func (c *call) again(resp *http.Response) bool {
 	c.body = nil
 	now := time.Now()
 	switch {
-	case resp.StatusCode == http.StatusUnauthorized && !c.unauthorized && !outOfScope(resp) && c.waiter.tokens.reject(c.ctx, c.lease):
+	case resp.StatusCode == http.StatusUnauthorized && !c.unauthorized && !outOfScope(resp) && c.waiter.tokens.reject(c.lease):
 		c.reason = unauthorized
 	case resp.StatusCode == http.StatusTooManyRequests && !c.limited && c.worthWaiting(now):
 		c.reason, c.until = rateLimited, now.Add(2*c.queue.window+1)

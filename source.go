@@ -131,7 +131,7 @@ func (s *Source) fresh() *lease {
 	return nil
 }
 
-func (s *Source) ask(context.Context, *sender) (*lease, error) { return s.fresh(), nil }
+func (s *Source) ask(context.Context, *sender, bool) (*lease, error) { return s.fresh(), nil }
 
 // seek returns the token to send, starting its renewal if that is due, or else
 // the fetch to wait for and whether this call has started it, or the error of a
@@ -257,7 +257,7 @@ func (s *Source) Invalidate(token *oauth2.Token) {
 // reject is Invalidate for the token of l, which a partner answered with 401.
 // It reports whether another token can be had: it is somebody else's new one,
 // or a login that the limit for fruitless logins allows.
-func (s *Source) reject(_ context.Context, l *lease) bool {
+func (s *Source) reject(l *lease) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if now := s.current.Load(); now == nil || now.token != l.token {

@@ -122,7 +122,7 @@ func (t *Transport) SignIn(ctx context.Context) error {
 	if t.err != nil {
 		return t.err
 	}
-	l, err := t.account.tokens.ask(ctx, &t.account.sender)
+	l, err := t.account.tokens.ask(ctx, &t.account.sender, false)
 	if l == nil && err == nil {
 		_, err = t.Source.(*Source).wait(ctx, &t.account.sender)
 	}
@@ -257,7 +257,7 @@ func (c *call) admit() (err error) {
 	if c.custom { // which may take its time
 		c.queue.enter(time.Now(), &c.waiter, classOf(ctx), false)
 	}
-	if c.lease, err = c.waiter.tokens.ask(c.ctx, c.via); err != nil {
+	if c.lease, err = c.waiter.tokens.ask(c.ctx, c.via, c.reason == unauthorized); err != nil {
 		return err
 	}
 	if c.reason == unauthorized && c.lease != nil && c.lease.insisted {
