@@ -264,7 +264,8 @@ func (s *slidingWindow) take(now time.Time, ticket uint64) permit {
 func (s *slidingWindow) settle(now time.Time, p permit, o outcome) (pace float64, pause time.Duration) {
 	if o == throttled {
 		s.expire(now)
-		if pause = s.window; s.out.size+s.free.size < s.size { // the server minds something else
+		counted := s.out.size + s.free.size - s.free.rank(now.Sub(s.start)+s.guard) // in the window, without the guard
+		if pause = s.window; counted < s.size {                                     // the server minds something else
 			pause = s.tempo.pause()
 		}
 	}

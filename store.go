@@ -45,35 +45,18 @@ func hashOf(secret string, salt []byte) []byte {
 }
 
 // shared gets a token from the Store, or else by get while other processes wait
-// for it there. A Store that fails is passed over.
+// for it there. A Store that fails, or whose lock is stuck, is passed over.
 func (f *fetch) shared() fetched {
-	p := f.source.provider
 	for began := time.Now(); ; {
-		got, ok := f.stored()
-		if ok {
+		if got, ok := f.stored(); ok {
 			return got
 		}
-		var lock Lock
-		err := f.within3s(f.ctx, func(ctx context.Context) (err error) {
-			lock, err = p.store.TryLock(ctx, p.key)
-			return err
-		})
-		if err != nil || lock == nil && time.Since(began) > wireLimit { // whoever has it is stuck
+		lock, err := f.lock()
+		switch {
+		case lock != nil:
+			return f.locked(lock)
+		case err != nil || time.Since(began) > wireLimit:
 			return f.get()
-		}
-		if lock != nil {
-			defer f.within3s(context.WithoutCancel(f.ctx), lock.Unlock)
-			if got, ok := f.stored(); ok { // since then
-				return got
-			}
-			got := f.get()
-			if f.ctx.Err() == nil {
-				f.save(lock, got)
-			}
-			if f.ctx.Err() != nil && got.lease != nil { // a rejection has overtaken it
-				f.source.spoil(got.lease.token.AccessToken)
-			}
-			return got
 		}
 		select {
 		case <-time.After(20*time.Millisecond + mathrand.N(180*time.Millisecond)):
@@ -81,6 +64,34 @@ func (f *fetch) shared() fetched {
 			return f.failed(0, f.ctx.Err())
 		}
 	}
+}
+
+// lock takes the Store's lock, nil if somebody else has it.
+func (f *fetch) lock() (Lock, error) {
+	var lock Lock
+	if err := f.within3s(f.ctx, func(ctx context.Context) (err error) {
+		lock, err = f.source.provider.store.TryLock(ctx, f.source.provider.key)
+		return err
+	}); err != nil {
+		return nil, err // lock may be set later
+	}
+	return lock, nil
+}
+
+// locked gets a token under the lock, and saves it.
+func (f *fetch) locked(lock Lock) fetched {
+	defer f.within3s(context.WithoutCancel(f.ctx), lock.Unlock)
+	if got, ok := f.stored(); ok { // since then
+		return got
+	}
+	got := f.get()
+	if f.ctx.Err() == nil {
+		f.save(lock, got)
+	}
+	if f.ctx.Err() != nil && got.lease != nil { // a rejection has overtaken it
+		f.source.spoil(got.lease.token.AccessToken)
+	}
+	return got
 }
 
 // within3s gives the Store its time, and makes its failure an event of the fetch.
