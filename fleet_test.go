@@ -107,6 +107,7 @@ func TestStoreSharesOneToken(t *testing.T) {
 		calls := func(want string) {
 			t.Helper()
 			atOnce(5*len(all), func(i int) { get(t, all[i%len(all)], "/") }).Wait()
+			synctest.Wait() // for a renewal, which nobody waits for
 			errorIf(t, p.ops() != want, "got %q, want %q", p.ops(), want)
 		}
 		calls("login")
