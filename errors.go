@@ -50,7 +50,7 @@ type AuthError struct {
 	StatusCode int    // of the partner's answer; 0 if there was none
 
 	// RetryAfter is how long after the failure the Source asks the partner again.
-	// Until then callers get this same error.
+	// Until then callers get this same error, unless a Func returns another secret.
 	RetryAfter time.Duration
 
 	// Err unwraps to an *oauth2.RetrieveError, or is the network error, the

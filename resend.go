@@ -32,7 +32,7 @@ func (c *call) again(resp *http.Response) bool {
 	}
 	c.body, c.kept = body, resp
 	if keep(resp); c.reason == unauthorized && !c.custom { // a new token is sure to be another
-		c.release()
+		c.discard()
 	}
 	c.unauthorized = c.unauthorized || c.reason == unauthorized
 	c.limited = c.limited || c.reason == rateLimited
@@ -66,12 +66,12 @@ func (c *call) giveUp(err error) (*http.Response, error) {
 	if improved && c.kept != nil && c.ctx.Err() == nil {
 		return c.kept, nil
 	}
-	c.release()
+	c.discard()
 	return nil, err
 }
 
-// release lets go of an answer that nobody will see.
-func (c *call) release() {
+// discard lets go of an answer that nobody will see.
+func (c *call) discard() {
 	if c.kept != nil {
 		c.kept.Body.Close()
 		c.kept = nil

@@ -228,7 +228,7 @@ func (c *call) roundTrip() (*http.Response, error) {
 			return c.giveUp(err)
 		}
 		if c.reason != "" {
-			c.release()
+			c.discard()
 			c.addResend(c.ctx, c.reason)
 		}
 		a := &attempt{
