@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"slices"
@@ -82,6 +83,7 @@ type asked struct {
 	at     time.Duration // since the first request
 	method string
 	url    string
+	to     *url.URL // which url need not parse to
 	path   string
 	header http.Header
 	token  string // that it carried, if any
@@ -164,7 +166,7 @@ func (p *partner) enter(req *http.Request, body string) asked {
 	}
 	a := asked{
 		n: len(p.log), nth: 1, op: "call", at: time.Since(p.began),
-		method: req.Method, url: req.URL.String(), path: req.URL.Path, header: req.Header.Clone(), body: body,
+		method: req.Method, url: req.URL.String(), to: req.URL, path: req.URL.Path, header: req.Header.Clone(), body: body,
 	}
 	switch {
 	case strings.HasSuffix(a.path, loginPath), strings.HasSuffix(a.path, authPath):

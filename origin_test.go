@@ -181,8 +181,7 @@ func checkPinning(t *testing.T, base, target string) {
 	rt := &partnerauth.Transport{
 		Source: partnerauth.NowPost{Email: "e", Password: "Planted-Secret", BaseURL: base}.TokenSource(),
 		Base: &partner{script: func(a asked) reply {
-			u, _ := url.Parse(a.url)
-			to := dialedURL(u)
+			to := dialedURL(a.to)
 			login := strings.Contains(a.body, "Planted-Secret")
 			errorIf(t, login && a.op != "login", "the password was sent to %s", a.url)
 			if login || strings.Contains(fmt.Sprint(a.header, a.url), "Planted-Token") {
