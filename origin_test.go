@@ -229,6 +229,7 @@ func FuzzURLs(f *testing.F) {
 	f.Add("https://api.example", "https://api.example:443?q#f")
 	f.Add("https://api.example", "HTTPS://API.EXAMPLE:0443")
 	f.Add("https://[fe80::1%25eth0]", "https://[fe80::1%25eth1]")
+	f.Add("http://[::%25\x8e]", "http://[::%25\x8e]") // cannot be parsed from what it prints as
 	f.Fuzz(func(t *testing.T, base, target string) {
 		checkPinning(t, base, target)
 	})
