@@ -1,6 +1,7 @@
 package partnerauth
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -99,16 +100,8 @@ func (q *Quota) line() (*queue, error) {
 }
 
 func (q *Quota) init() {
-	requests, window, burst := q.Requests, q.Window, q.Burst
-	if requests == 0 {
-		requests = defaultRequests
-	}
-	if window == 0 {
-		window = defaultWindow
-	}
-	if burst == 0 {
-		burst = requests
-	}
+	requests, window := cmp.Or(q.Requests, defaultRequests), cmp.Or(q.Window, defaultWindow)
+	burst := cmp.Or(q.Burst, requests)
 	switch {
 	case requests < 1 || requests > maxRequests:
 		q.err = fmt.Errorf("partnerauth: Quota.Requests is %d, want 1 to %d", requests, maxRequests)

@@ -3,6 +3,7 @@ package partnerauth
 import (
 	"math"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -146,15 +147,6 @@ func joined(fields []string) string {
 }
 
 // withoutQuoted cuts what stands between quotes.
-func withoutQuoted(v string) string {
-	var b strings.Builder
-	v = strings.NewReplacer(`\\`, "", `\"`, "").Replace(v)
-	for i, part := range strings.Split(v, `"`) {
-		if i%2 == 0 {
-			b.WriteString(part)
-		} else {
-			b.WriteString(`""`)
-		}
-	}
-	return b.String()
-}
+func withoutQuoted(v string) string { return quoted.ReplaceAllString(v, `""`) }
+
+var quoted = regexp.MustCompile(`"(\\.|[^"\\])*("|\\?$)`)

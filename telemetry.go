@@ -456,18 +456,10 @@ func methodAttribute(m int) attribute.KeyValue {
 
 // protocolOf is the network.protocol.version of an answer, "" if unknown.
 func protocolOf(resp *http.Response) string {
-	switch 10*resp.ProtoMajor + resp.ProtoMinor {
-	case 10:
-		return "1.0"
-	case 11:
-		return "1.1"
-	case 20:
-		return "2"
-	case 30:
-		return "3"
-	}
-	return ""
+	return protocols[[2]int{resp.ProtoMajor, resp.ProtoMinor}]
 }
+
+var protocols = map[[2]int]string{{1, 0}: "1.0", {1, 1}: "1.1", {2, 0}: "2", {3, 0}: "3"}
 
 // A carrier is the header of an attempt for propagators to write to. They name
 // their fields in lower case; the usual one need not be turned into canonical
