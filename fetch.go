@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,38 +39,24 @@ type fetch struct {
 	pending atomic.Bool // has not got the permit that it needs next
 
 	sender *sender         // route, with the Base of token requests
-	ctx    context.Context // ends with the fetch
-	cancel context.CancelFunc
-	used   time.Duration // on the wire
+	ctx    context.Context // with the fetch's span; ends with done
+	used   time.Duration   // on the wire
 	span   atomic.Pointer[trace.SpanContext]
 
-	once    sync.Once
-	done    chan struct{}
+	done    context.Context // ends with the fetch; nothing below changes after that
+	end     context.CancelFunc
 	lease   *lease
 	brought string // the op that brought the lease
-	idle    bool   // failed without asking the partner
 	err     error
 }
 
 // over reports whether f is done; nobody waits for a nil f.
-func (f *fetch) over() bool {
-	if f == nil {
-		return true
-	}
-	select {
-	case <-f.done:
-		return true
-	default:
-		return false
-	}
-}
+func (f *fetch) over() bool { return f == nil || f.done.Err() != nil }
 
 // asks reports whether f is going to ask q for a permit.
 func (f *fetch) asks(q *queue) bool {
 	return f != nil && f.pending.Load() && f.via.queue == q
 }
-
-func (f *fetch) release() { f.once.Do(func() { close(f.done) }) }
 
 // run fetches, in a goroutine of its own. Whatever code of the user's does in
 // it, those who wait get an answer and the next fetch works.
@@ -79,22 +64,23 @@ func (f *fetch) run(parent context.Context) {
 	start := time.Now()
 	var span trace.Span
 	got := f.failed(0, errors.New("code of Base, Limiter or telemetry ended the goroutine"))
-	defer f.release()
+	defer func() { f.source.finish(f, got.lease, got.err) }()
 	defer func() { recover() }() // of the span's end
 	defer func() {
 		if recover() != nil {
 			got = f.failed(0, errors.New("code of Base, Limiter or telemetry panicked"))
 		}
-		f.source.finish(f, got.lease, got.err)
 		if span != nil {
-			// finish has ended ctx, which must not look like a caller's cancellation
-			f.sender.endFetch(context.WithoutCancel(f.ctx), span, start, f, f.err)
+			f.sender.endFetch(f.ctx, span, start, f, got.err)
 		}
 	}()
 	if base := f.source.provider.base; base != nil {
 		f.sender = &sender{base: base, queue: f.via.queue, telemetry: f.via.telemetry}
 	}
-	f.ctx, span = f.sender.startFetch(f.within(parent), f)
+	// Of the caller's context the place in its trace, and nothing that somebody
+	// outside could make the partner refuse: others wait for this request as well.
+	place := trace.SpanContextFromContext(parent).WithTraceState(trace.TraceState{})
+	f.ctx, span = f.sender.startFetch(trace.ContextWithSpanContext(f.done, place), f)
 	link := span.SpanContext()
 	f.span.Store(&link)
 	if f.source.provider.store != nil {
@@ -104,12 +90,9 @@ func (f *fetch) run(parent context.Context) {
 	}
 }
 
-// within is f's context at its place in the trace of its caller: trace id, span
-// id and flags. Nothing else of the caller's is for a request that others wait
-// for as well, and that somebody outside could make the partner refuse.
-func (f *fetch) within(parent context.Context) context.Context {
-	place := trace.SpanContextFromContext(parent).WithTraceState(trace.TraceState{})
-	return trace.ContextWithSpanContext(f.ctx, place)
+// idle reports whether err came without the partner's being asked.
+func (f *fetch) idle(err *AuthError) bool {
+	return err != nil && (err == f.refused.err || err.Op == "config")
 }
 
 // fetched is what an exchange brought: a lease, or why there is none.

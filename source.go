@@ -178,7 +178,6 @@ func (s *Source) start(ctx context.Context, via *sender, l *lease, refused *fail
 	via = s.way(via)
 	f := &fetch{
 		source: s, via: via, sender: via, op: login, trigger: s.trigger, renews: l,
-		done: make(chan struct{}),
 	}
 	if l != nil && !l.over && s.provider.refreshes {
 		f.op = refresh
@@ -188,7 +187,8 @@ func (s *Source) start(ctx context.Context, via *sender, l *lease, refused *fail
 	}
 	f.pending.Store(true)
 	f.awaited.Store(l == nil)
-	f.ctx, f.cancel = context.WithCancel(context.Background())
+	f.done, f.end = context.WithCancel(context.Background())
+	f.ctx = f.done
 	s.fetch = f
 	go f.run(ctx)
 	return f
@@ -210,7 +210,7 @@ func (s *Source) way(via *sender) *sender {
 func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f.cancel()
+	defer f.end()
 	if s.fetch != f {
 		if l != nil {
 			s.last401 = l.token.AccessToken // a Store may have it
@@ -229,8 +229,8 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 		return
 	}
 	f.err = err
-	if f.idle = err == f.refused.err || err.Op == "config"; f.idle {
-		return // the partner was not asked
+	if f.idle(err) {
+		return
 	}
 	way := s.key(f.via)
 	if err.refused() {
@@ -278,8 +278,7 @@ func (s *Source) forget() {
 	s.trigger = unauthorized
 	if f := s.fetch; f != nil {
 		s.fetch = nil
-		f.cancel()
-		f.release()
+		f.end()
 	}
 }
 

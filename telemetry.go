@@ -283,14 +283,17 @@ func (t *telemetry) startFetch(ctx context.Context, f *fetch) (context.Context, 
 	return t.tracer.Start(ctx, "partnerauth.token.fetch", opts...)
 }
 
-func (t *telemetry) endFetch(ctx context.Context, span trace.Span, start time.Time, f *fetch, err error) {
+func (t *telemetry) endFetch(ctx context.Context, span trace.Span, start time.Time, f *fetch, err *AuthError) {
 	kv := []attribute.KeyValue{keyOperation.String(f.op), keyTrigger.String(f.trigger)}
-	failure := errorType(ctx, nil, err)
+	failure := ""
+	if err != nil {
+		failure = errorType(ctx, nil, err)
+	}
 	endSpan(span, failure, kv...)
 	if failure != "" {
 		kv = append(kv, semconv.ErrorTypeKey.String(failure))
 	}
-	if f.idle {
+	if f.idle(err) {
 		return
 	}
 	t.fetches.Record(ctx, time.Since(start).Seconds(), metric.WithAttributeSet(t.set(kv...)))

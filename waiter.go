@@ -57,7 +57,6 @@ func (w *waiter) wait() (permit, error) {
 	defer w.abandon()
 	w.since, w.wake, w.refused, w.joined = time.Now(), make(chan struct{}, 1), nil, tokenWait{}
 	w.deadline, _ = w.ctx.Deadline()
-	var timer *time.Timer
 	for {
 		if w.ctx.Err() != nil {
 			w.gaveUp = ended(w.ctx)
@@ -68,12 +67,9 @@ func (w *waiter) wait() (permit, error) {
 		}
 		p, sleep, changed, err := w.lookOnce()
 		if err != nil || sleep == 0 {
-			if timer != nil {
-				timer.Stop()
-			}
 			return p, err
 		}
-		w.sleep(&timer, sleep, changed)
+		w.sleep(sleep, changed)
 	}
 }
 
@@ -107,20 +103,14 @@ func (w *waiter) abandon() {
 }
 
 // sleep waits for what may have changed something for w.
-func (w *waiter) sleep(timer **time.Timer, d time.Duration, changed <-chan struct{}) {
+func (w *waiter) sleep(d time.Duration, changed <-chan struct{}) {
 	var due <-chan time.Time
-	switch {
-	case d == never:
-	case *timer == nil:
-		*timer = time.NewTimer(d)
-		due = (*timer).C
-	default:
-		(*timer).Reset(d)
-		due = (*timer).C
+	if d != never {
+		due = time.After(d)
 	}
 	var fetched <-chan struct{}
 	if w.fetch != nil {
-		fetched = w.fetch.done
+		fetched = w.fetch.done.Done()
 	}
 	select {
 	case <-w.wake:
