@@ -92,7 +92,7 @@ func (e *AuthError) Is(target error) bool {
 // refused reports whether the partner said that the credentials are wrong.
 func (e *AuthError) refused() bool {
 	var answer *answerError
-	return e.StatusCode == http.StatusUnauthorized || errors.As(e.Err, &answer) && answer.refused
+	return e != nil && (e.StatusCode == http.StatusUnauthorized || errors.As(e.Err, &answer) && answer.refused)
 }
 
 // refusal reports whether an answer is a partner's to wrong credentials. Proxies

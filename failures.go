@@ -20,36 +20,25 @@ var refusals = [...]time.Duration{
 	time.Second, 5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 15 * time.Minute,
 }
 
-// add makes callers wait longer after each failure.
-func (b *failures) add(now time.Time, err *AuthError) {
-	err.RetryAfter = max(err.RetryAfter, b.next(err))
-	b.count++
-	b.err, b.until = err, now.Add(err.RetryAfter)
+// holds reports whether a secret is one that was refused and must not be tried
+// again yet.
+func (b failures) holds(secret string) bool {
+	return b.err.refused() && secret == b.secret && time.Now().Before(b.until)
 }
 
-// next is how long no fetch starts after one more failure.
-func (b *failures) next(err *AuthError) time.Duration {
+// with is b and one more.
+func (b failures) with(err *AuthError, secret string) failures {
+	err.RetryAfter = b.next(err)
+	return failures{err, b.count + 1, time.Now().Add(err.RetryAfter), secret}
+}
+
+// next is how long no fetch starts after one more failure, longer after each.
+func (b failures) next(err *AuthError) time.Duration {
 	if !err.refused() {
-		return backoff(b.count, 500*time.Millisecond, 30*time.Second)
+		return max(err.RetryAfter, backoff(b.count, 500*time.Millisecond, 30*time.Second))
 	}
 	wait := refusals[min(b.count, len(refusals)-1)]
-	return wait + rand.N(wait/2)
-}
-
-// holds is how long err, a refusal, is going to be remembered.
-func (s *Source) holds(err *AuthError) time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	err.RetryAfter = max(err.RetryAfter, s.failuresOn(nil).next(err))
-	return err.RetryAfter
-}
-
-// failuresOn are those met on one way, nil being any. s.mu is held.
-func (s *Source) failuresOn(way *sender) *failures {
-	if s.failures[way] == nil {
-		s.failures[way] = new(failures)
-	}
-	return s.failures[way]
+	return max(err.RetryAfter, wait+rand.N(wait/2))
 }
 
 // backoff is the wait after n failures: at least first, doubling, at most most,
@@ -72,11 +61,11 @@ func (s *Source) key(via *sender) *sender {
 }
 
 // forbidding are the failures for which no fetch may start yet. s.mu is held.
-func (s *Source) forbidding(now time.Time, via *sender) *failures {
+func (s *Source) forbidding(now time.Time, via *sender) failures {
 	for _, way := range [...]*sender{s.key(via), nil} {
-		if b := s.failures[way]; b != nil && now.Before(b.until) {
+		if b := s.failures[way]; now.Before(b.until) {
 			return b
 		}
 	}
-	return nil
+	return failures{}
 }

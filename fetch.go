@@ -28,15 +28,15 @@ const (
 // its own goroutine changes it. It is done with a lease or an error, or with
 // neither if a rejection has overtaken it.
 type fetch struct {
-	source  *Source
-	via     *sender
-	op      string
-	trigger string
-	renews  *lease      // nil: there is no token, and callers wait
-	refused failures    // of the last login, if only another secret may be tried
-	secret  string      // of the last login
-	awaited atomic.Bool // by a caller
-	pending atomic.Bool // has not got the permit that it needs next
+	source   *Source
+	via      *sender
+	op       string
+	trigger  string
+	renews   *lease      // nil: there is no token, and callers wait
+	refusals failures    // of credentials, so far
+	secret   string      // of the last login
+	awaited  atomic.Bool // by a caller
+	pending  atomic.Bool // has not got the permit that it needs next
 
 	sender *sender         // route, with the Base of token requests
 	ctx    context.Context // with the fetch's span; ends with done
@@ -92,7 +92,7 @@ func (f *fetch) run(parent context.Context) {
 
 // idle reports whether err came without the partner's being asked.
 func (f *fetch) idle(err *AuthError) bool {
-	return err != nil && (err == f.refused.err || err.Op == "config")
+	return err != nil && (err == f.refusals.err || err.Op == "config")
 }
 
 // fetched is what an exchange brought: a lease, or why there is none.
@@ -169,8 +169,8 @@ func (f *fetch) credential() (string, *AuthError) {
 	switch {
 	case err != nil:
 		return "", configError(f.source.provider.name, "%w", err)
-	case f.refused.err != nil && secret == f.refused.secret:
-		return "", f.refused.err
+	case f.refusals.holds(secret):
+		return "", f.refusals.err
 	}
 	f.secret = secret
 	return secret, nil

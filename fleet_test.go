@@ -181,6 +181,21 @@ func TestStoreKeepsTheSchedule(t *testing.T) {
 		}
 		errorIf(t, p.count("login") > 7, "%d logins of 3 processes in 10 minutes, want 7 at most", p.count("login"))
 	})
+
+	// nor does a job that a new process does every minute begin anew each time
+	synctest.Test(t, func(t *testing.T) {
+		p, store := new(partner).on("login", reply{status: 401}), new(memory)
+		for i := range 120 {
+			err := p.fleet(1, store, samePassword)[0].SignIn(t.Context())
+			errorIf(t, !errors.Is(err, partnerauth.ErrCredentials), "got %v, want ErrCredentials", err)
+			errorIf(t, i == 59 && p.count("login") > 10, "%d logins in an hour, want 10 at most", p.count("login"))
+			time.Sleep(time.Minute)
+		}
+		errorIf(t, p.count("login") > 15, "%d logins in two hours, want 15 at most", p.count("login"))
+		synctest.Wait()
+		p.on("login", reply{})
+		errorIf(t, get(t, p.fleet(1, store, func(int) string { return "a new secret" })[0], "/") != 200, "a new password was not tried")
+	})
 }
 
 // A Store that fails or hangs costs time and nothing else.

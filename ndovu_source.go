@@ -94,18 +94,11 @@ func (c Ndovu) provider() *provider {
 		request: c.request,
 		read:    c.read,
 	}
-	if p.err = checkBasic("ClientID", c.ClientID); p.err == nil && strings.Contains(c.ClientID, ":") {
-		p.err = errors.New("the ClientID has a ':' in it, which HTTP Basic cannot carry")
+	id := checkBasic("ClientID", c.ClientID)
+	if strings.Contains(c.ClientID, ":") {
+		id = errors.New("the ClientID has a ':' in it, which HTTP Basic cannot carry")
 	}
-	if p.err == nil {
-		p.err = p.setSecret("ClientSecret", c.ClientSecret, c.ClientSecretFunc, checkBasic)
-	}
-	if p.err == nil && c.BaseURL == "" {
-		p.err = errors.New("BaseURL is empty")
-	}
-	if p.err == nil {
-		p.origin, p.err = parseOrigin("BaseURL", c.BaseURL)
-	}
+	p.check(id, p.setSecret("ClientSecret", c.ClientSecret, c.ClientSecretFunc, checkBasic), c.BaseURL)
 	return p
 }
 

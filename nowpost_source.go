@@ -2,6 +2,7 @@ package partnerauth
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -92,21 +93,11 @@ func (c NowPost) provider() *provider {
 		request: c.request,
 		read:    c.read,
 	}
-	if p.err = checkText("Email", c.Email); p.err == nil {
-		p.err = p.setSecret("Password", c.Password, c.PasswordFunc, checkText)
-	}
-	if p.err == nil {
-		p.origin, p.err = parseOrigin("BaseURL", c.baseURL())
-	}
+	p.check(checkText("Email", c.Email), p.setSecret("Password", c.Password, c.PasswordFunc, checkText), c.baseURL())
 	return p
 }
 
-func (c NowPost) baseURL() string {
-	if c.BaseURL == "" {
-		return NowPostBaseURL
-	}
-	return c.BaseURL
-}
+func (c NowPost) baseURL() string { return cmp.Or(c.BaseURL, NowPostBaseURL) }
 
 // checkText checks a field that has to stand in JSON.
 func checkText(field, value string) error {

@@ -22,6 +22,8 @@ type origin struct {
 func parseOrigin(field, rawURL string) (*origin, error) {
 	u, err := url.Parse(rawURL)
 	switch {
+	case rawURL == "":
+		return nil, fmt.Errorf("%s is empty", field)
 	case err != nil:
 		return nil, fmt.Errorf("%s cannot be parsed as a URL", field)
 	case u.Opaque != "" || u.Hostname() == "":

@@ -1,6 +1,7 @@
 package partnerauth
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,7 +18,7 @@ import (
 type provider struct {
 	name      string
 	origin    *origin           // where token requests go
-	err       error             // what is wrong with the fields
+	err       error             // *AuthError: what is wrong with the fields
 	base      http.RoundTripper // of token requests; nil: that of the Transport
 	store     Store             // nil: the token stays in this process
 	key       string            // in the store
@@ -53,6 +54,15 @@ func (p *provider) setSecret(field, value string, ask func(context.Context) (str
 		return fmt.Errorf("%s and %sFunc are both set", field, field)
 	}
 	return nil
+}
+
+// check notes the first mistake in the fields.
+func (p *provider) check(user, secret error, baseURL string) {
+	origin, err := parseOrigin("BaseURL", baseURL)
+	p.origin = origin
+	if err = cmp.Or(user, secret, err); err != nil {
+		p.err = &AuthError{Provider: p.name, Op: "config", Err: err}
+	}
 }
 
 func newTokenRequest(ctx context.Context, baseURL, path string, body io.Reader) (*http.Request, error) {

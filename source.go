@@ -54,10 +54,10 @@ type Source struct {
 	relogins *rate.Limiter
 
 	mu       sync.Mutex
-	fetch    *fetch                // the one under way
-	trigger  string                // of a fetch for want of a token
-	last401  string                // the last token that was rejected, which a Store may still have
-	failures map[*sender]*failures // of fetches since the last that did not fail; nil: met on any way
+	fetch    *fetch               // the one under way
+	trigger  string               // of a fetch for want of a token
+	last401  string               // the last token that was rejected, which a Store may still have
+	failures map[*sender]failures // of fetches since the last that did not fail; under nil refused credentials
 }
 
 func newRelogins() *rate.Limiter {
@@ -67,11 +67,8 @@ func newRelogins() *rate.Limiter {
 var errNoProvider = configError("", "the Source was not made by NowPost.TokenSource or Ndovu.TokenSource")
 
 func newSource(p *provider) *Source {
-	if p.err != nil {
-		p.err = &AuthError{Provider: p.name, Op: "config", Err: p.err}
-	}
 	return &Source{
-		provider: p, trigger: missing, relogins: newRelogins(), failures: map[*sender]*failures{},
+		provider: p, trigger: missing, relogins: newRelogins(), failures: map[*sender]failures{},
 		own: &sender{queue: unlimited(), telemetry: newTelemetry(p.name, nil, nil, nil)},
 	}
 }
@@ -152,38 +149,36 @@ func (s *Source) seek(ctx context.Context, via *sender, _ *lease, start bool) (l
 	failed := s.forbidding(now, via)
 	switch {
 	case l.good(now):
-		if s.fetch == nil && failed == nil && !now.Before(l.renew) {
-			s.start(ctx, via, l, nil)
+		if s.fetch == nil && failed.err == nil && !now.Before(l.renew) {
+			s.start(ctx, via, l)
 		}
 		return l, nil, false, nil
 	case s.fetch != nil:
 		s.fetch.awaited.Store(true)
 		return nil, s.fetch, false, nil
-	case failed != nil && !(failed.err.refused() && (s.provider.asks || s.provider.store != nil)):
+	case failed.err != nil && !(failed.err.refused() && (s.provider.asks || s.provider.store != nil)):
 		return nil, nil, false, failed.err
 	case !start:
 		return nil, nil, false, &AuthError{Provider: s.provider.name, Op: login, Err: errOutlived}
 	}
-	return nil, s.start(ctx, via, nil, failed), true, nil
+	return nil, s.start(ctx, via, nil), true, nil
 }
 
 var errOutlived = errors.New("the tokens end before the turn of a request comes")
 
-// start starts the fetch of a new token, in place of l if that is still good, or
-// with another secret than was refused. s.mu is held, and no fetch is under way.
-func (s *Source) start(ctx context.Context, via *sender, l *lease, refused *failures) *fetch {
+// start starts the fetch of a new token, in place of l if that is still good.
+// s.mu is held, and no fetch is under way.
+func (s *Source) start(ctx context.Context, via *sender, l *lease) *fetch {
 	if via != nil {
 		s.last.Store(via)
 	}
 	via = s.way(via)
 	f := &fetch{
 		source: s, via: via, sender: via, op: login, trigger: s.trigger, renews: l,
+		refusals: s.failures[nil],
 	}
 	if l != nil && !l.over && s.provider.refreshes {
 		f.op = refresh
-	}
-	if refused != nil {
-		f.refused = *refused
 	}
 	f.pending.Store(true)
 	f.awaited.Store(l == nil)
@@ -232,12 +227,11 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 	if f.idle(err) {
 		return
 	}
-	way := s.key(f.via)
-	if err.refused() {
-		way = nil
+	if way := s.key(f.via); err.refused() {
+		s.failures[nil] = f.refusals.with(err, f.secret)
+	} else {
+		s.failures[way] = s.failures[way].with(err, "")
 	}
-	s.failuresOn(way).add(time.Now(), err)
-	s.failures[way].secret = f.secret
 }
 
 // Invalidate forgets token if it is still the current one, so that the next

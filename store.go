@@ -21,6 +21,9 @@ const (
 	fromStore = "store" // how a token is fetched that another process has fetched
 	storeTime = 3 * time.Second
 	hashRound = 10_000 // of a refused secret; a Store may be read by others
+	// countTime is how much longer a refusal stays there than it holds, so that
+	// the next one, of a cron job perhaps, is remembered for longer.
+	countTime = time.Hour
 )
 
 // A record is what a Store keeps of an account: a token, or the credentials that
@@ -31,6 +34,7 @@ type record struct {
 	Status   int           `json:"status,omitempty"`   // with which the secret was refused
 	Salt     []byte        `json:"salt,omitempty"`
 	Hash     []byte        `json:"hash,omitempty"`
+	Count    int           `json:"count,omitempty"` // of refusals so far
 }
 
 // storeKey is the key of an account's record. One Store serves all accounts.
@@ -138,14 +142,17 @@ func (f *fetch) refusedElsewhere(r record, left time.Duration) (fetched, bool) {
 	switch {
 	case err != nil:
 		return fetched{}, false
-	case f.refused.err != nil && secret == f.refused.secret: // as this process knows
-		return fetched{err: f.refused.err}, true
+	case f.refusals.holds(secret): // as this process knows
+		return fetched{err: f.refusals.err}, true
 	case subtle.ConstantTimeCompare(hashOf(secret, r.Salt), r.Hash) == 0:
 		return fetched{}, false
 	}
-	f.secret = secret
+	if f.refusals.count = r.Count; left <= countTime {
+		return fetched{}, false // its time is over
+	}
+	f.secret, f.refusals.count = secret, r.Count-1 // for it counts once more in this process
 	got := f.failed(r.Status, f.refusal(&http.Response{StatusCode: r.Status}, true))
-	got.err.RetryAfter = left
+	got.err.RetryAfter = left - countTime
 	return got, true
 }
 
@@ -158,9 +165,10 @@ func (f *fetch) save(lock Lock, got fetched) {
 	case got.lease != nil:
 		good = time.Until(got.lease.ends)
 		r = record{Token: got.lease.token.AccessToken, Lifetime: good}
-	case got.err.refused() && got.err != f.refused.err:
-		good = f.source.holds(got.err)
-		r = record{Status: got.err.StatusCode, Salt: make([]byte, 16)}
+	case got.err.refused() && got.err != f.refusals.err:
+		after := f.refusals.with(got.err, f.secret)
+		good = got.err.RetryAfter + countTime
+		r = record{Status: got.err.StatusCode, Salt: make([]byte, 16), Count: after.count}
 		rand.Read(r.Salt)
 		r.Hash = hashOf(f.secret, r.Salt)
 	default:
