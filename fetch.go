@@ -1,6 +1,7 @@
 package partnerauth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -150,15 +151,6 @@ func (f *fetch) left() time.Duration {
 	return left
 }
 
-// exchange is one try of an operation.
-func (f *fetch) exchange(resend int) fetched {
-	with, err := f.credential()
-	if err != nil {
-		return fetched{err: err}
-	}
-	return f.request(with, resend)
-}
-
 // credential is what the request is made with: the current token, or the secret,
 // unless that is the one that was refused.
 func (f *fetch) credential() (string, *AuthError) {
@@ -178,43 +170,41 @@ func (f *fetch) credential() (string, *AuthError) {
 
 // asked asks for the secret, which may be code of the user's.
 func (f *fetch) asked() (string, error) {
-	if !f.source.provider.asks {
-		return f.source.provider.secret(f.ctx)
-	}
-	var secret string
-	if err := bounded(f.ctx, wireLimit, func(ctx context.Context) (err error) {
-		secret, err = f.source.provider.secret(ctx)
-		return err
-	}); err != nil {
-		return "", err // secret may be set later
-	}
-	return secret, nil
+	return bounded(f.ctx, wireLimit, f.source.provider.secret)
 }
 
-// bounded runs code of the user's for no longer than that, whatever it does. What
-// it sets may be looked at where there is no error.
-func bounded(ctx context.Context, limit time.Duration, do func(context.Context) error) error {
+// bounded runs code of the user's for no longer than that, whatever it does.
+func bounded[T any](ctx context.Context, limit time.Duration, do func(context.Context) (T, error)) (T, error) {
+	type result struct {
+		got T
+		err error
+	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	done := make(chan error, 1)
+	done := make(chan result, 1)
 	go func() {
-		err := errors.New("it panicked or ended its goroutine")
+		r := result{err: errors.New("it panicked or ended its goroutine")}
 		defer func() {
 			recover()
-			done <- err
+			done <- r
 		}()
-		err = do(ctx)
+		r.got, r.err = do(ctx)
 	}()
 	select {
-	case err := <-done:
-		return err
+	case r := <-done:
+		return r.got, r.err
 	case <-ctx.Done():
-		return ctx.Err()
+		var none T
+		return none, ctx.Err()
 	}
 }
 
-// request makes one request with a token or secret, and reads its answer.
-func (f *fetch) request(with string, resend int) fetched {
+// exchange is one try of an operation: a request, and its answer read.
+func (f *fetch) exchange(resend int) fetched {
+	with, refused := f.credential()
+	if refused != nil {
+		return fetched{err: refused}
+	}
 	a := &attempt{origin: f.source.provider.origin, resend: resend}
 	q := f.sender.queue
 	var err error
@@ -223,21 +213,16 @@ func (f *fetch) request(with string, resend int) fetched {
 	if err != nil {
 		return f.failed(0, err)
 	}
-	if err = f.ctx.Err(); f.op == refresh && !f.renews.good(time.Now()) {
-		err = errors.New("the token ended before its turn came")
-	}
-	if err != nil {
-		q.settle(time.Now(), a.permit, unused, 0, 0)
-		return f.failed(0, err)
-	}
 	ctx, cancel := context.WithTimeout(f.ctx, f.left())
 	defer cancel()
 	req, err := f.source.provider.request(ctx, f.op, with)
-	if err != nil {
+	if f.op == refresh && !f.renews.good(time.Now()) {
+		err = errors.New("the token ended before its turn came")
+	}
+	if err = cmp.Or(f.ctx.Err(), err); err != nil {
 		q.settle(time.Now(), a.permit, unused, 0, 0)
 		return f.failed(0, err)
 	}
-
 	a.tokenPath = req.URL.Path
 	sent := time.Now()
 	resp, err := f.sender.send(ctx, req, a)

@@ -72,19 +72,14 @@ func (f *fetch) shared() fetched {
 
 // lock takes the Store's lock, nil if somebody else has it.
 func (f *fetch) lock() (Lock, error) {
-	var lock Lock
-	if err := f.within3s(f.ctx, func(ctx context.Context) (err error) {
-		lock, err = f.source.provider.store.TryLock(ctx, f.source.provider.key)
-		return err
-	}); err != nil {
-		return nil, err // lock may be set later
-	}
-	return lock, nil
+	return within3s(f.ctx, f, func(ctx context.Context) (Lock, error) {
+		return f.source.provider.store.TryLock(ctx, f.source.provider.key)
+	})
 }
 
 // locked gets a token under the lock, and saves it.
 func (f *fetch) locked(lock Lock) fetched {
-	defer f.within3s(context.WithoutCancel(f.ctx), lock.Unlock)
+	defer within3s(context.WithoutCancel(f.ctx), f, func(ctx context.Context) (any, error) { return nil, lock.Unlock(ctx) })
 	if got, ok := f.stored(); ok { // since then
 		return got
 	}
@@ -99,23 +94,22 @@ func (f *fetch) locked(lock Lock) fetched {
 }
 
 // within3s gives the Store its time, and makes its failure an event of the fetch.
-func (f *fetch) within3s(ctx context.Context, ask func(context.Context) error) error {
-	err := bounded(ctx, storeTime, ask)
+func within3s[T any](ctx context.Context, f *fetch, ask func(context.Context) (T, error)) (T, error) {
+	got, err := bounded(ctx, storeTime, ask)
 	if err != nil && f.ctx.Err() == nil {
 		trace.SpanFromContext(f.ctx).AddEvent("partnerauth.store.failed", trace.WithAttributes(semconv.ErrorTypeKey.String(typeOf(err))))
 	}
-	return err
+	return got, err
 }
 
 // stored is what the Store has, if it is of use: a token that is neither the one
 // to be renewed nor the one that was rejected, or a refusal of the same secret.
 func (f *fetch) stored() (fetched, bool) {
 	p := f.source.provider
-	var sealed []byte
 	var left time.Duration
-	err := f.within3s(f.ctx, func(ctx context.Context) (err error) {
+	sealed, err := within3s(f.ctx, f, func(ctx context.Context) (sealed []byte, err error) {
 		sealed, left, err = p.store.Load(ctx, p.key)
-		return err
+		return sealed, err
 	})
 	var r record
 	if err != nil || left <= 0 || json.Unmarshal(sealed, &r) != nil {
@@ -175,5 +169,5 @@ func (f *fetch) save(lock Lock, got fetched) {
 		return
 	}
 	sealed, _ := json.Marshal(r)
-	f.within3s(context.WithoutCancel(f.ctx), func(ctx context.Context) error { return lock.Save(ctx, sealed, good) })
+	within3s(context.WithoutCancel(f.ctx), f, func(ctx context.Context) (any, error) { return nil, lock.Save(ctx, sealed, good) })
 }
