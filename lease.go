@@ -38,6 +38,9 @@ func (l *lease) good(now time.Time) bool {
 	return l != nil && (l.ends.IsZero() || now.Before(l.ends))
 }
 
+// has reports whether l is the lease of that token.
+func (l *lease) has(token string) bool { return l != nil && l.token.AccessToken == token }
+
 // newLease makes a lease that counts from when its request was sent, since the
 // partner began to count no earlier.
 func newLease(token string, lifetime time.Duration, sent, received time.Time) *lease {

@@ -51,12 +51,12 @@ type Source struct {
 	current  atomic.Pointer[lease]  // the one token; nil: none, or it was rejected
 	last     atomic.Pointer[sender] // of the Transport that last fetched
 	own      *sender                // for as long as no Transport has
+	last401  atomic.Pointer[lease]  // the last that was rejected, which a Store may still have
 	relogins *rate.Limiter
 
 	mu       sync.Mutex
 	fetch    *fetch               // the one under way
 	trigger  string               // of a fetch for want of a token
-	last401  string               // the last token that was rejected, which a Store may still have
 	failures map[*sender]failures // of fetches since the last that did not fail; under nil refused credentials
 }
 
@@ -208,7 +208,7 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 	defer f.end()
 	if s.fetch != f {
 		if l != nil {
-			s.last401 = l.token.AccessToken // a Store may have it
+			s.last401.Store(l)
 		}
 		return
 	}
@@ -243,7 +243,7 @@ func (s *Source) Invalidate(token *oauth2.Token) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l := s.current.Load(); l != nil && l.token.AccessToken == token.AccessToken {
+	if s.current.Load().has(token.AccessToken) {
 		s.forget()
 	}
 }
@@ -268,26 +268,12 @@ func (s *Source) reject(l *lease) bool {
 // before whatever made the token invalid, so it is taken off the Source, and who
 // waited for it looks for another. s.mu is held.
 func (s *Source) forget() {
-	s.last401 = s.current.Swap(nil).token.AccessToken
+	s.last401.Store(s.current.Swap(nil))
 	s.trigger = unauthorized
 	if f := s.fetch; f != nil {
 		s.fetch = nil
 		f.end()
 	}
-}
-
-// rejected reports whether that is the token that was rejected last.
-func (s *Source) rejected(token string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.last401 == token
-}
-
-// spoil makes a token one that was rejected.
-func (s *Source) spoil(token string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.last401 = token
 }
 
 // gaveUp is the error of a caller whose context ended before there was a token.

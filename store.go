@@ -88,7 +88,7 @@ func (f *fetch) locked(lock Lock) fetched {
 		f.save(lock, got)
 	}
 	if f.ctx.Err() != nil && got.lease != nil { // a rejection has overtaken it
-		f.source.spoil(got.lease.token.AccessToken)
+		f.source.last401.Store(got.lease)
 	}
 	return got
 }
@@ -121,7 +121,7 @@ func (f *fetch) stored() (fetched, bool) {
 	if r.Status != 0 {
 		return f.refusedElsewhere(r, left)
 	}
-	outdated := f.source.rejected(r.Token) || f.renews != nil && r.Token == f.renews.token.AccessToken
+	outdated := f.source.last401.Load().has(r.Token) || f.renews.has(r.Token)
 	if outdated || !sendable(r.Token) || left < leastLeft {
 		return fetched{}, false
 	}
