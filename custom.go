@@ -61,9 +61,8 @@ func (c *customSource) ask(ctx context.Context, via *sender, rejected bool) (*le
 	c.mu.Unlock()
 	telling := isOpen(told)
 	token, err := c.token(ctx, via)
-	var auth *AuthError
 	switch {
-	case errors.As(err, &auth):
+	case has[*AuthError](err):
 		return nil, err
 	case err == nil && (token == nil || !sendable(token.AccessToken) || !sendable(token.Type())):
 		err = errors.New("the source returned no token that a header can carry")

@@ -70,12 +70,10 @@ func (e *AuthError) Error() string {
 // cause is the text of Err, but never that of an oauth2.RetrieveError, which
 // prints the partner's whole answer.
 func (e *AuthError) cause() string {
-	var safe *answerError
-	var raw *oauth2.RetrieveError
-	switch {
-	case errors.As(e.Err, &safe):
+	if safe, ok := errors.AsType[*answerError](e.Err); ok {
 		return safe.Error()
-	case errors.As(e.Err, &raw), e.Err == nil:
+	}
+	if e.Err == nil || has[*oauth2.RetrieveError](e.Err) {
 		return statusText(e.StatusCode)
 	}
 	return e.Err.Error()
@@ -91,8 +89,11 @@ func (e *AuthError) Is(target error) bool {
 
 // refused reports whether the partner said that the credentials are wrong.
 func (e *AuthError) refused() bool {
-	var answer *answerError
-	return e != nil && (e.StatusCode == http.StatusUnauthorized || errors.As(e.Err, &answer) && answer.refused)
+	if e == nil {
+		return false
+	}
+	answer, ok := errors.AsType[*answerError](e.Err)
+	return e.StatusCode == http.StatusUnauthorized || ok && answer.refused
 }
 
 // refusal reports whether an answer is a partner's to wrong credentials. Proxies
@@ -163,14 +164,18 @@ func (e *rateLimitError) Is(target error) bool {
 func (e *rateLimitError) Timeout() bool             { return true }
 func (e *rateLimitError) RetryAfter() time.Duration { return e.wait }
 
-func isAuth(err error) bool {
-	var auth *AuthError
-	return errors.As(err, &auth)
+// has reports whether an E is in err's tree.
+func has[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
 }
 
 func isTimeout(err error) bool {
-	var t interface{ Timeout() bool }
-	return errors.As(err, &t) && t.Timeout()
+	t, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](err)
+	return ok && t.Timeout()
 }
 
 // ended tells why ctx is over: its error and, where one was given, the cause.
@@ -185,16 +190,13 @@ func ended(ctx context.Context) error {
 // neverLeft reports whether err came before there was a connection to send a
 // request on: of dialing, of a proxy's CONNECT, or of TLS.
 func neverLeft(err error) bool {
-	var op *net.OpError
-	if errors.As(err, &op) {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
 		switch op.Op {
 		case "dial", "proxyconnect", "socks connect", "remote error": // the last is TLS
 			return true
 		}
 	}
-	var cert *tls.CertificateVerificationError
-	var record tls.RecordHeaderError
-	return errors.As(err, &cert) || errors.As(err, &record) || errors.Is(err, errProxy) ||
+	return has[*tls.CertificateVerificationError](err) || has[tls.RecordHeaderError](err) || errors.Is(err, errProxy) ||
 		strings.Contains(err.Error(), "TLS handshake timeout")
 }
 

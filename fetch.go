@@ -82,8 +82,7 @@ func (f *fetch) run(parent context.Context) {
 	// outside could make the partner refuse: others wait for this request as well.
 	place := trace.SpanContextFromContext(parent).WithTraceState(trace.TraceState{})
 	f.ctx, span = f.sender.startFetch(trace.ContextWithSpanContext(f.done, place), f)
-	link := span.SpanContext()
-	f.span.Store(&link)
+	f.span.Store(new(span.SpanContext()))
 	if f.source.provider.store != nil {
 		got = f.shared()
 	} else {

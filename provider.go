@@ -77,8 +77,7 @@ func newTokenRequest(ctx context.Context, baseURL, path string, body io.Reader) 
 // notJSON tells what is wrong with an answer without repeating any of it.
 func notJSON(err error) error {
 	const what = "the answer is not the JSON that was expected"
-	var field *json.UnmarshalTypeError
-	if errors.As(err, &field) && field.Field != "" {
+	if field, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && field.Field != "" {
 		return fmt.Errorf("%s: %s is not a %v", what, field.Field, field.Type)
 	}
 	return errors.New(what)

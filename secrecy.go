@@ -68,8 +68,7 @@ func withoutSecrets(err error, secrets ...string) error {
 // withoutAnswer is err without what net/http quotes of an answer that it cannot
 // parse.
 func withoutAnswer(err error) error {
-	var cert *tls.CertificateVerificationError
-	if errors.As(err, &cert) {
+	if has[*tls.CertificateVerificationError](err) {
 		return err
 	}
 	return reword(err, withoutQuoted(err.Error()))

@@ -59,7 +59,7 @@ func (s *sender) admit(ctx context.Context, w *waiter, c class, ready bool) (p p
 	if w.joined.fetch != nil && !w.joined.leads {
 		s.recordShared(ctx, w.joined)
 	}
-	if isAuth(err) || err == errNoToken {
+	if has[*AuthError](err) || err == errNoToken {
 		return p, 0, err // before it came to waiting for a permit
 	}
 	waited = time.Since(w.since)

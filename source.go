@@ -112,7 +112,7 @@ func (s *Source) wait(ctx context.Context, via *sender) (*lease, error) {
 		s.way(via).recordShared(ctx, w.joined)
 	}
 	switch {
-	case err == nil || isAuth(err):
+	case err == nil || has[*AuthError](err):
 		return w.lease, err
 	case w.lease.good(time.Now()): // it came at the very end
 		return w.lease, nil

@@ -138,24 +138,25 @@ func (t *telemetry) endCall(span trace.Span, c *call, resp *http.Response, err e
 	if resp != nil {
 		list = append(list, semconv.HTTPResponseStatusCode(resp.StatusCode))
 	}
-	if err != nil {
-		list = appendFailure(list, err)
+	if auth, ok := errors.AsType[*AuthError](err); ok && auth.StatusCode > 0 {
+		list = append(list, keyTokenStatus.Int(auth.StatusCode))
+	}
+	if wait := refusedWait(err); wait > 0 {
+		list = append(list, keyRetryAfter.Float64(wait.Seconds()))
 	}
 	endSpan(span, errorType(c.ctx, resp, err), list...)
 }
 
-// appendFailure appends what a failed call tells: the partner's status, or how
-// long the wait would have been.
-func appendFailure(kv []attribute.KeyValue, err error) []attribute.KeyValue {
-	var auth *AuthError
-	var limited interface{ RetryAfter() time.Duration }
-	switch {
-	case errors.As(err, &auth) && auth.StatusCode > 0:
-		kv = append(kv, keyTokenStatus.Int(auth.StatusCode))
-	case errors.Is(err, ErrRateLimited) && errors.As(err, &limited) && limited.RetryAfter() > 0:
-		kv = append(kv, keyRetryAfter.Float64(limited.RetryAfter().Seconds()))
+// refusedWait is how long the wait would have been that err refuses.
+func refusedWait(err error) time.Duration {
+	limited, ok := errors.AsType[interface {
+		error
+		RetryAfter() time.Duration
+	}](err)
+	if !ok || !errors.Is(err, ErrRateLimited) {
+		return 0
 	}
-	return kv
+	return limited.RetryAfter()
 }
 
 // inject writes the place in the trace to a request. A partner is a third party,
@@ -346,7 +347,7 @@ func errorType(ctx context.Context, resp *http.Response, err error) string {
 // typeOf is the error.type of an error: of a failed login the partner's status, or
 // the type of what was wrong with it.
 func typeOf(err error) string {
-	var auth *AuthError
+	auth, ok := errors.AsType[*AuthError](err)
 	switch {
 	case errors.Is(err, ErrCredentials):
 		return "credentials_refused"
@@ -354,7 +355,7 @@ func typeOf(err error) string {
 		return "rate_limited"
 	case errors.Is(err, errProxy):
 		return "proxy_refused"
-	case !errors.As(err, &auth) || auth.Op == "config":
+	case !ok || auth.Op == "config":
 	case auth.StatusCode >= 300:
 		return strconv.Itoa(auth.StatusCode)
 	default:
