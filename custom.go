@@ -14,12 +14,12 @@ import (
 
 // A tokenCache is where a Transport's calls get their tokens.
 type tokenCache interface {
-	// seek returns the token to send, which may be l, or the fetch to wait for
-	// and whether this call has started it. It does not wait and runs no code of
-	// the user's; errNoToken means that the caller has to ask.
-	seek(ctx context.Context, via *sender, l *lease, start bool) (*lease, *fetch, bool, error)
 	// ask gets a token, perhaps after a 401, or nil where it has to be sought.
 	ask(ctx context.Context, via *sender, rejected bool) (*lease, error)
+	// seek gives w the token to send, which may be the one that it has, or the
+	// fetch to wait for. It does not wait and runs no code of the user's;
+	// errNoToken means that w has to ask.
+	seek(w *waiter) error
 	// reject forgets a token that was answered 401, and reports whether it is
 	// worth asking for another.
 	reject(l *lease) bool
@@ -41,18 +41,19 @@ func newCustomSource(s oauth2.TokenSource) *customSource {
 	return &customSource{source: s, relogins: newRelogins()}
 }
 
-// seek returns l as long as it is good and nothing was rejected since it was
-// asked for: it might have been that.
-func (c *customSource) seek(_ context.Context, _ *sender, l *lease, start bool) (*lease, *fetch, bool, error) {
+// seek leaves w the lease that it has as long as that is good and nothing was
+// rejected since it was asked for: it might have been that.
+func (c *customSource) seek(w *waiter) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case l.good(time.Now()) && l.rejections == c.rejections:
-		return l, nil, false, nil
-	case !start:
-		return nil, nil, false, &AuthError{Op: "token", Err: errOutlived}
+	case w.lease.good(time.Now()) && w.lease.rejections == c.rejections:
+		return nil
+	case w.outlived == maxOutlived:
+		return &AuthError{Op: "token", Err: errOutlived}
 	}
-	return nil, nil, false, errNoToken
+	w.lease = nil
+	return errNoToken
 }
 
 func (c *customSource) ask(ctx context.Context, via *sender, rejected bool) (*lease, error) {
@@ -71,7 +72,10 @@ func (c *customSource) ask(ctx context.Context, via *sender, rejected bool) (*le
 		return nil, &AuthError{Op: "token", Err: err}
 	}
 	l := c.lease(token, rejections)
-	if l.insisted && rejected && telling {
+	switch {
+	case l == nil: // there was a rejection meanwhile, and it may have been that
+		return c.ask(ctx, via, rejected)
+	case l.insisted && rejected && telling:
 		// The source was still being told. That may take long, or wait for this
 		// very call.
 		select {
@@ -80,6 +84,9 @@ func (c *customSource) ask(ctx context.Context, via *sender, rejected bool) (*le
 		case <-time.After(drainTime):
 		case <-ctx.Done():
 		}
+	}
+	if l.insisted && rejected {
+		return nil, errInsisted
 	}
 	return l, nil
 }
@@ -103,12 +110,15 @@ func (c *customSource) token(ctx context.Context, via *sender) (*oauth2.Token, e
 }
 
 // lease makes a lease of token, which was asked for after so many rejections, or
-// finds the one that it made of it before.
+// finds the one that it made of it before; nil if there have been more since.
 func (c *customSource) lease(token *oauth2.Token, rejections int) *lease {
 	now := time.Now()
 	c.mu.Lock()
-	insisted := c.rejections > 0 && c.rejections == rejections && c.rejected == token.AccessToken
+	insisted, since := c.rejections > 0 && c.rejected == token.AccessToken, c.rejections > rejections
 	c.mu.Unlock()
+	if since {
+		return nil
+	}
 	if l := c.last.Load(); l != nil && l.token == token && l.good(now) && l.insisted == insisted &&
 		l.rejections == rejections && strings.HasSuffix(l.authorization[0], token.AccessToken) {
 		return l

@@ -30,6 +30,7 @@ const (
 // neither if a rejection has overtaken it.
 type fetch struct {
 	source   *Source
+	leader   *waiter // that started it
 	via      *sender
 	op       string
 	trigger  string

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -58,14 +59,14 @@ const never = time.Duration(math.MaxInt64)
 // a departure, the end of a pause) wakes the head; whoever makes turns come later
 // wakes everybody, and those who cannot wait that long leave.
 type queue struct {
-	window time.Duration // a request is sent again after 429 within two of them
-	round  time.Duration // after which a place serves again at the earliest; 0: it has none
-	pacer  pacer         // set before first use
-	own    line          // of token requests, and of Quota.Wait
+	window  time.Duration // a request is sent again after 429 within two of them
+	round   time.Duration // after which a place serves again at the earliest; 0: it has none
+	pacer   pacer         // set before first use
+	own     line          // of token requests, and of Quota.Wait
+	tickets atomic.Uint64
 
 	mu      sync.Mutex
-	lines   []*line // those that have waiters
-	tickets uint64
+	lines   []*line       // those that have waiters
 	resume  time.Time     // everybody is paused until then
 	changed chan struct{} // closed when turns have come to be later; nil: nobody listens
 	closing chan struct{} // changed, to be closed by unlock
@@ -110,15 +111,18 @@ func classOf(ctx context.Context) class {
 // low reports whether a ticket is one of low priority.
 func low(ticket uint64) bool { return class(ticket) >= lowPriority }
 
-// enter gives w its place in the order of arrival, unless it has one, and its
-// permit if it has its token and need not wait.
+// arrive gives w its place in the order of arrival, unless it has one.
+func (q *queue) arrive(w *waiter, c class) {
+	if w.ticket == 0 {
+		w.ticket = q.tickets.Add(1) + uint64(c)
+	}
+}
+
+// enter gives w its permit if it has its token and need not wait.
 func (q *queue) enter(now time.Time, w *waiter, c class, ready bool) (permit, bool) {
+	q.arrive(w, c)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if w.ticket == 0 {
-		q.tickets++
-		w.ticket = q.tickets + uint64(c)
-	}
 	if !ready || w.line.size > 0 || q.first() != nil || q.delay(now, w.ticket, nil) > 0 {
 		return permit{}, false
 	}

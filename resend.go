@@ -31,9 +31,7 @@ func (c *call) again(resp *http.Response) bool {
 		return false
 	}
 	c.body, c.kept = body, resp
-	if keep(resp); c.reason == unauthorized && !c.custom { // a new token is sure to be another
-		c.discard()
-	}
+	keep(resp)
 	c.unauthorized = c.unauthorized || c.reason == unauthorized
 	c.limited = c.limited || c.reason == rateLimited
 	return true

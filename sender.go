@@ -55,10 +55,10 @@ func (s *sender) admit(ctx context.Context, w *waiter, c class, ready bool) (p p
 	s.addQueued(ctx, 1)
 	p, err = waiting.wait()
 	s.addQueued(ctx, -1)
-	*w = waiting
-	if w.joined.fetch != nil && !w.joined.leads {
-		s.recordShared(ctx, w.joined)
+	if waiting.shares() {
+		s.recordShared(ctx, waiting.joined)
 	}
+	*w = waiting
 	if has[*AuthError](err) || err == errNoToken {
 		return p, 0, err // before it came to waiting for a permit
 	}

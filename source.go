@@ -108,7 +108,7 @@ func (s *Source) wait(ctx context.Context, via *sender) (*lease, error) {
 	q := unlimited()
 	w := &waiter{queue: q, line: &q.own, ctx: ctx, tokens: s, via: via}
 	_, err := w.wait()
-	if w.joined.fetch != nil && !w.joined.leads {
+	if w.shares() {
 		s.way(via).recordShared(ctx, w.joined)
 	}
 	switch {
@@ -130,51 +130,48 @@ func (s *Source) fresh() *lease {
 
 func (s *Source) ask(context.Context, *sender, bool) (*lease, error) { return s.fresh(), nil }
 
-// seek returns the token to send, starting its renewal if that is due, or else
-// the fetch to wait for and whether this call has started it, or the error of a
-// failed one that must not be repeated yet. It does not wait. Token requests go
-// via a Transport's sender; nil is that of the last Transport, or the Source's
-// own. A caller that may not start a fetch gets errOutlived.
-func (s *Source) seek(ctx context.Context, via *sender, _ *lease, start bool) (l *lease, f *fetch, leads bool, err error) {
-	if l = s.fresh(); l != nil {
-		return l, nil, false, nil
-	}
-	if s.provider.err != nil {
-		return nil, nil, false, s.provider.err
+// seek gives w the token to send, starting its renewal if that is due, or else a
+// fetch to wait for. Its error may be that of a failed fetch that must not be
+// repeated yet.
+func (s *Source) seek(w *waiter) error {
+	w.fetch = nil
+	if w.lease = s.fresh(); w.lease != nil || s.provider.err != nil {
+		return s.provider.err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
-	l = s.current.Load()
-	failed := s.forbidding(now, via)
+	now, l := time.Now(), s.current.Load()
+	failed := s.forbidding(now, w.via)
 	switch {
 	case l.good(now):
-		if s.fetch == nil && failed.err == nil && !now.Before(l.renew) {
-			s.start(ctx, via, l)
+		if w.lease = l; s.fetch == nil && failed.err == nil && !now.Before(l.renew) {
+			s.start(w, l)
 		}
-		return l, nil, false, nil
+		return nil
 	case s.fetch != nil:
 		s.fetch.awaited.Store(true)
-		return nil, s.fetch, false, nil
 	case failed.err != nil && !(failed.err.refused() && (s.provider.asks || s.provider.store != nil)):
-		return nil, nil, false, failed.err
-	case !start:
-		return nil, nil, false, &AuthError{Provider: s.provider.name, Op: login, Err: errOutlived}
+		return failed.err
+	case w.outlived == maxOutlived:
+		return &AuthError{Provider: s.provider.name, Op: login, Err: errOutlived}
+	default:
+		s.start(w, nil)
 	}
-	return nil, s.start(ctx, via, nil), true, nil
+	w.fetch = s.fetch
+	return nil
 }
 
 var errOutlived = errors.New("the tokens end before the turn of a request comes")
 
 // start starts the fetch of a new token, in place of l if that is still good.
 // s.mu is held, and no fetch is under way.
-func (s *Source) start(ctx context.Context, via *sender, l *lease) *fetch {
-	if via != nil {
-		s.last.Store(via)
+func (s *Source) start(w *waiter, l *lease) {
+	if w.via != nil {
+		s.last.Store(w.via)
 	}
-	via = s.way(via)
+	via := s.way(w.via)
 	f := &fetch{
-		source: s, via: via, sender: via, op: login, trigger: s.trigger, renews: l,
+		source: s, leader: w, via: via, sender: via, op: login, trigger: s.trigger, renews: l,
 		refusals: s.failures[nil],
 	}
 	if l != nil && !l.over && s.provider.refreshes {
@@ -185,12 +182,11 @@ func (s *Source) start(ctx context.Context, via *sender, l *lease) *fetch {
 	f.done, f.end = context.WithCancel(context.Background())
 	f.ctx = f.done
 	s.fetch = f
-	go f.run(ctx)
-	return f
+	go f.run(w.ctx)
 }
 
-// way is the sender that token requests take, given that of the Transport that
-// needs a token, if there is one.
+// way is the sender that token requests take: of the Transport that needs a token,
+// the last that did, or the Source's own.
 func (s *Source) way(via *sender) *sender {
 	if via == nil {
 		via = s.last.Load()

@@ -129,7 +129,7 @@ func (t *telemetry) startCall(ctx context.Context) (context.Context, trace.Span)
 func (t *telemetry) endCall(span trace.Span, c *call, resp *http.Response, err error) {
 	var kv [6]attribute.KeyValue
 	list := append(kv[:0], keyAttempts.Int(c.attempts), keyWaitTime.Float64(c.waited.Seconds()))
-	if c.from != "" && c.lease != nil {
+	if len(t.provider) > 0 && c.lease != nil {
 		list = append(list, keyTokenSource.String(c.from))
 	}
 	if c.attempts > 0 && c.permit.pace < 1 {

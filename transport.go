@@ -66,7 +66,6 @@ type Transport struct {
 type account struct {
 	sender
 	tokens  tokenCache
-	custom  bool // tokens is a customSource
 	origins []*origin
 }
 
@@ -171,7 +170,7 @@ func (t *Transport) prepare() error {
 	case len(t.Origins) == 0:
 		return configError("", "Transport.Origins is empty, and only a *Source knows its own")
 	default:
-		a.tokens, a.custom = newCustomSource(t.Source), true
+		a.tokens = newCustomSource(t.Source)
 	}
 	if len(t.Origins) > 0 {
 		a.origins = nil
@@ -254,25 +253,13 @@ func (c *call) admit() (err error) {
 		defer cancel()
 		c.ctx = bounded
 	}
-	if c.custom { // which may take its time
-		c.queue.enter(time.Now(), &c.waiter, classOf(ctx), false)
-	}
+	c.queue.arrive(&c.waiter, classOf(ctx))
+	c.from = "cache"
 	if c.lease, err = c.waiter.tokens.ask(c.ctx, c.via, c.reason == unauthorized); err != nil {
 		return err
 	}
-	if c.reason == unauthorized && c.lease != nil && c.lease.insisted {
-		return errInsisted
-	}
-	if !c.custom {
-		c.from = "cache"
-	}
-	ready := c.lease != nil
-	if ready && c.custom { // it may have been rejected since it was asked for
-		l, _, _, _ := c.waiter.tokens.seek(ctx, c.via, c.lease, false)
-		ready = l != nil
-	}
 	var waited time.Duration
-	c.permit, waited, err = c.sender.admit(ctx, &c.waiter, classOf(ctx), ready)
+	c.permit, waited, err = c.sender.admit(ctx, &c.waiter, classOf(ctx), c.lease != nil)
 	c.waited += waited
 	return err
 }

@@ -43,7 +43,6 @@ const maxOutlived = 2
 // A tokenWait is a wait for a fetch, or for several where rejections overtook it.
 type tokenWait struct {
 	fetch      *fetch
-	leads      bool // the waiter had started it
 	start, end time.Time
 	err        error
 }
@@ -163,29 +162,30 @@ func (w *waiter) obtain(now time.Time) error {
 			return nil
 		}
 		w.served(now, f.err)
-		w.lease = f.lease
-		if f.err != nil {
+		if w.lease = f.lease; f.err != nil {
 			return f.err
 		}
 	}
 	if w.lease != nil && !w.lease.good(now) {
 		w.outlived++
 	}
-	l, f, leads, err := w.tokens.seek(w.ctx, w.via, w.lease, w.outlived < maxOutlived)
-	w.lease, w.fetch = l, f
-	if f != nil {
+	err := w.tokens.seek(w)
+	if w.fetch != nil {
 		if w.joined.fetch == nil {
 			w.joined.start = now
 		}
-		w.joined.fetch, w.joined.leads = f, leads
+		w.joined.fetch = w.fetch
 	}
 	return err
 }
 
+// shares reports whether w has waited for somebody else's fetch.
+func (w *waiter) shares() bool { return w.joined.fetch != nil && w.joined.fetch.leader != w }
+
 // served notes the end of w's wait for a fetch.
 func (w *waiter) served(now time.Time, err error) {
 	w.joined.end, w.joined.err = now, err
-	if w.from = "shared"; w.joined.leads && w.fetch.over() {
+	if w.from = "shared"; w.fetch.leader == w && w.fetch.over() {
 		w.from = w.fetch.brought
 	}
 	w.fetch, w.since = nil, now
