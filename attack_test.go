@@ -501,6 +501,7 @@ func forms(secret string) map[string]string {
 		"path": url.PathEscape(secret), "path, lower case": lower(url.PathEscape(secret)),
 		"query": url.QueryEscape(secret), "query, lower case": lower(url.QueryEscape(secret)),
 		"Go": fmt.Sprintf("%q", secret), "HTML": html.EscapeString(secret), "entities": entities,
+		"raw and entities": secret + " " + entities, "Go in JSON": jsonOf(fmt.Sprintf("%q", secret)),
 	}
 }
 
@@ -517,7 +518,7 @@ func (e flawed) Temporary() bool { return true }
 func TestEchoedSecrets(t *testing.T) { synctest.Test(t, testEchoedSecrets) }
 
 func testEchoedSecrets(t *testing.T) {
-	for name, secret := range map[string]string{"password": `hunter2/ä"ö<&> 1`, "a password with an emoji": "hunter2 \U0001F600", "token": `hunter2/"<&>+=~`} {
+	for name, secret := range map[string]string{"password": `hunter2/ä"ö<&> 1`, "a password with an emoji": "hunter2 \U0001F600", "token": `hunter2/"<&>+=~`, "a password with escapes": `hunter2\n%41\\+\`} {
 		for form, echo := range forms(secret) {
 			certificate := x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{echo}}, Host: "api.example"}
 			for place, r := range map[string]reply{

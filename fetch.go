@@ -85,7 +85,7 @@ func (f *fetch) run(parent context.Context) {
 	f.ctx, span = f.sender.startFetch(trace.ContextWithSpanContext(f.done, place), f)
 	f.span.Store(new(span.SpanContext()))
 	if f.source.provider.store != nil {
-		got = f.shared()
+		got = f.throughStore()
 	} else {
 		got = f.get()
 	}

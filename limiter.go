@@ -24,10 +24,10 @@ type limiterPacer struct {
 // queueOf is the queue in front of l, which for a Quota all Transports share.
 func queueOf(l Limiter) (*queue, error) {
 	if q, ok := l.(*Quota); ok && q != nil {
-		return q.line()
+		return q.made()
 	}
 	if l == nil {
-		return new(Quota).line()
+		return new(Quota).made()
 	}
 	q := &queue{window: defaultWindow}
 	permits, ok := l.(PermitLimiter)

@@ -74,27 +74,27 @@ type Quota struct {
 // Its error is [ErrRateLimited], at once, if the turn would come after ctx's
 // deadline, else that of ctx, or tells which field of q is out of range.
 func (q *Quota) Wait(ctx context.Context) error {
-	line, err := q.line()
+	queue, err := q.made()
 	switch {
 	case err != nil:
 		return err
 	case ctx.Err() != nil:
 		return ended(ctx)
 	}
-	w := waiter{queue: line, line: &line.own, ctx: ctx}
-	p, granted := line.enter(time.Now(), &w, classOf(ctx), true)
+	w := waiter{queue: queue, line: &queue.own, ctx: ctx}
+	p, granted := queue.enter(time.Now(), &w, classOf(ctx), true)
 	if !granted {
 		waiting := w
 		if p, err = waiting.wait(); err != nil {
 			return err
 		}
 	}
-	line.settle(time.Now(), p, byHand, 0, 0)
+	queue.settle(time.Now(), p, byHand, 0, 0)
 	return nil
 }
 
-// line is the queue of q, made at first use.
-func (q *Quota) line() (*queue, error) {
+// made is the queue of q, made at first use.
+func (q *Quota) made() (*queue, error) {
 	q.once.Do(q.init)
 	return &q.queue, q.err
 }

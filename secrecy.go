@@ -2,7 +2,6 @@ package partnerauth
 
 import (
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"html"
 	"net/url"
@@ -74,42 +73,47 @@ func withoutAnswer(err error) error {
 	return reword(err, withoutQuoted(err.Error()))
 }
 
-// scrub cuts secrets out of foreign text, as they are and as Go, JSON and URLs
-// write them. Text that has them in yet another form is cut as a whole.
+// scrub cuts secrets out of foreign text. Text that has one in another form, as
+// Go, JSON, HTML or URLs write it, is cut as a whole.
 func scrub(text string, secrets ...string) string {
 	if len(text) > maxText {
 		return redacted // searching it would take long, and nobody reads it
 	}
-	plain := text
-	for range maxEscapes {
-		plain = escapes.ReplaceAllStringFunc(html.UnescapeString(plain), unescape)
-	}
-	spaced := strings.ReplaceAll(plain, "+", " ")
 	for _, secret := range secrets {
-		if len(secret) < 4 {
-			continue // it would be found in every other word
+		if len(secret) >= leastSecret {
+			text = strings.ReplaceAll(text, secret, redacted)
 		}
-		before := text
-		inGo := strconv.Quote(secret)
-		inJSON, _ := json.Marshal(secret)
-		for _, form := range []string{secret, inGo[1 : len(inGo)-1], string(inJSON[1 : len(inJSON)-1]), url.QueryEscape(secret), url.PathEscape(secret)} {
-			text = strings.ReplaceAll(text, form, redacted)
-		}
-		if text == before && (strings.Contains(plain, secret) || strings.Contains(spaced, secret)) {
+	}
+	plain := unescaped(text)
+	for _, secret := range secrets {
+		if s := unescaped(secret); len(s) >= leastSecret && strings.Contains(plain, s) {
 			return redacted
 		}
 	}
 	return text
 }
 
+// leastSecret is how long a secret is that is looked for: shorter ones are in
+// every other word.
+const leastSecret = 4
+
 // maxText is how long a foreign text is kept.
 const maxText = 16 << 10
 
-// escapes are the ways to write bytes or characters that unescape undoes, as
-// often as maxEscapes one in the other.
+// escapes are the ways to write bytes or characters that unescape undoes.
 var escapes = regexp.MustCompile(`%[0-9a-fA-F]{2}|(\\u[0-9a-fA-F]{4})+|\\x[0-9a-fA-F]{2}|\\.`)
 
+// maxEscapes is how many of them may be one in the other.
 const maxEscapes = 3
+
+// unescaped is text without escapes. It does the same to those that text is meant
+// to have, so that only texts that both have been through can be compared.
+func unescaped(text string) string {
+	for range maxEscapes {
+		text = escapes.ReplaceAllStringFunc(html.UnescapeString(text), unescape)
+	}
+	return strings.NewReplacer("+", " ", `\`, "").Replace(text)
+}
 
 func unescape(s string) string {
 	if strings.HasPrefix(s, `\u`) && len(s) > 2 {

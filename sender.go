@@ -80,7 +80,8 @@ func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp 
 		s.settle(ctx, now, a, resp, err)
 		s.endAttempt(ctx, span, now.Sub(a.permit.at), req, a, resp, err)
 		if err != nil {
-			err = withoutSecrets(err, secretsOf(a.copy.Header.Get("Authorization"))...)
+			_, secret, _ := strings.Cut(a.copy.Header.Get("Authorization"), " ")
+			err = withoutSecrets(err, secret)
 		}
 	}()
 	inVain := func() bool { return false }
@@ -126,12 +127,6 @@ func watched(ctx context.Context) (_ context.Context, inVain func() bool) {
 }
 
 var errAborted = errors.New("partnerauth: Base has panicked or ended the goroutine")
-
-// secretsOf are what must not be repeated of the value of an Authorization.
-func secretsOf(authorization string) []string {
-	_, token, _ := strings.Cut(authorization, " ")
-	return []string{token}
-}
 
 // roundTripper is the Base, asked for at each request as net/http does.
 func (s *sender) roundTripper() http.RoundTripper {

@@ -48,9 +48,9 @@ func hashOf(secret string, salt []byte) []byte {
 	return hash
 }
 
-// shared gets a token from the Store, or else by get while other processes wait
+// throughStore gets a token from the Store, or else by get while other processes wait
 // for it there. A Store that fails, or whose lock is stuck, is passed over.
-func (f *fetch) shared() fetched {
+func (f *fetch) throughStore() fetched {
 	for began := time.Now(); ; {
 		if got, ok := f.stored(); ok {
 			return got
