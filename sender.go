@@ -73,8 +73,7 @@ func (s *sender) admit(ctx context.Context, w *waiter, c class, ready bool) (p p
 // send sends a copy of req under a's permit and settles the permit when the
 // headers are in. The answer's body is the caller's; that of req the Base's.
 func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp *http.Response, err error) {
-	ctx, span := s.startAttempt(ctx, req, a)
-	err, a.left = errAborted, true
+	span, err := noSpan, errAborted
 	defer func() {
 		now := time.Now()
 		s.settle(ctx, now, a, resp, err)
@@ -84,12 +83,14 @@ func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp 
 			err = withoutSecrets(err, secret)
 		}
 	}()
+	ctx, span = s.startAttempt(ctx, req, a)
 	inVain := func() bool { return false }
 	if s.trouble.Load() {
 		ctx, inVain = watched(ctx)
 	}
 	a.prepare(ctx, req)
 	s.inject(ctx, &a.carrier)
+	a.left = true
 	resp, err = s.roundTripper().RoundTrip(&a.copy)
 	if (err != nil) != s.trouble.Load() {
 		s.trouble.Store(err != nil)
