@@ -91,18 +91,16 @@ const (
 	lowPriority class = 2 << 62 // those under WithLowPriority
 )
 
-type classKey struct{}
-
 // WithLowPriority returns a context whose calls go only when nobody else waits,
 // as of a nightly batch beside interactive calls on one client. With a [Quota]
 // they go one by one and leave a tenth of it, and what the calls of others seem
 // to need, to those.
 func WithLowPriority(ctx context.Context) context.Context {
-	return context.WithValue(ctx, classKey{}, lowPriority)
+	return context.WithValue(ctx, classKey, lowPriority)
 }
 
 func classOf(ctx context.Context) class {
-	if c, ok := ctx.Value(classKey{}).(class); ok {
+	if c, ok := ctx.Value(classKey).(class); ok {
 		return c
 	}
 	return normal

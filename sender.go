@@ -56,7 +56,7 @@ func (s *sender) admit(ctx context.Context, w *waiter, c class, ready bool) (p p
 	p, err = waiting.wait()
 	s.addQueued(ctx, -1)
 	if waiting.shares() {
-		s.recordShared(ctx, waiting.joined)
+		s.recordShared(ctx, &waiting)
 	}
 	*w = waiting
 	if has[*AuthError](err) || err == errNoToken {
@@ -190,15 +190,13 @@ func (s *sender) settle(ctx context.Context, now time.Time, a *attempt, resp *ht
 	s.recordPace(ctx, pace)
 }
 
-type senderKey struct{}
-
 // withSender lets a source of the user's own that wraps a Source send its token
 // requests like those of a Source.
 func withSender(ctx context.Context, s *sender) context.Context {
-	return context.WithValue(ctx, senderKey{}, s)
+	return context.WithValue(ctx, senderKey, s)
 }
 
 func senderFrom(ctx context.Context) *sender {
-	s, _ := ctx.Value(senderKey{}).(*sender)
+	s, _ := ctx.Value(senderKey).(*sender)
 	return s
 }

@@ -109,7 +109,7 @@ func (s *Source) wait(ctx context.Context, via *sender) (*lease, error) {
 	w := &waiter{queue: q, line: &q.own, ctx: ctx, tokens: s, via: via}
 	_, err := w.wait()
 	if w.shares() {
-		s.way(via).recordShared(ctx, w.joined)
+		s.way(via).recordShared(ctx, w)
 	}
 	switch {
 	case err == nil || has[*AuthError](err):

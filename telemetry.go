@@ -301,17 +301,17 @@ func (t *telemetry) endFetch(ctx context.Context, span trace.Span, start time.Ti
 }
 
 // recordShared notes a wait for somebody else's fetch.
-func (t *telemetry) recordShared(ctx context.Context, w tokenWait) {
-	opts := []trace.SpanStartOption{trace.WithTimestamp(w.start)}
-	if link := w.fetch.span.Load(); link != nil {
+func (t *telemetry) recordShared(ctx context.Context, w *waiter) {
+	opts := []trace.SpanStartOption{trace.WithTimestamp(w.joinedAt)}
+	if link := w.joined.span.Load(); link != nil {
 		opts = append(opts, trace.WithLinks(trace.Link{SpanContext: *link}))
 	}
 	_, span := t.tracer.Start(ctx, "partnerauth.token.wait", opts...)
-	if failure := errorType(ctx, nil, w.err); failure != "" {
+	if failure := errorType(ctx, nil, w.fetchErr); failure != "" {
 		span.SetAttributes(semconv.ErrorTypeKey.String(failure))
 		span.SetStatus(codes.Error, "")
 	}
-	span.End(trace.WithTimestamp(w.end))
+	span.End(trace.WithTimestamp(w.servedAt))
 }
 
 // endSpan ends span with kv, as an Error if there is a failure. Its copy of kv
@@ -484,17 +484,15 @@ func (c *carrier) Set(key, value string) {
 
 func (c *carrier) Keys() []string { return slices.Collect(maps.Keys(c.Header)) }
 
-type templateKey struct{}
-
 // WithURLTemplate returns a context whose calls are named after template, such
 // as /api/v1/orders/{id}, in spans: "GET /api/v1/orders/{id}" instead of "GET".
 // It must be one of few, not a path with values in it. The name goes to
 // the attribute url.template too, and to no metric.
 func WithURLTemplate(ctx context.Context, template string) context.Context {
-	return context.WithValue(ctx, templateKey{}, template)
+	return context.WithValue(ctx, templateKey, template)
 }
 
 func templateOf(ctx context.Context) string {
-	template, _ := ctx.Value(templateKey{}).(string)
+	template, _ := ctx.Value(templateKey).(string)
 	return template
 }

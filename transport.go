@@ -264,6 +264,15 @@ func (c *call) admit() (err error) {
 	return err
 }
 
+// A contextKey is the key of something that a context carries for this package.
+type contextKey int
+
+const (
+	classKey    contextKey = iota // of WithLowPriority
+	templateKey                   // of WithURLTemplate
+	senderKey                     // of withSender
+)
+
 func closeBody(body io.Closer) {
 	if body != nil {
 		body.Close()

@@ -20,12 +20,14 @@ type waiter struct {
 	foretold time.Duration // by a PermitLimiter: the wait
 	ticket   uint64        // 0 until its arrival
 
-	tokens tokenCache // nil: it needs no token
-	via    *sender    // of token requests
-	lease  *lease     // the token that it goes with; nil: it has none
-	fetch  *fetch     // that it waits for; nil: none
-	joined tokenWait  // the last wait for a fetch
-	from   string     // where the token came from
+	tokens             tokenCache // nil: it needs no token
+	via                *sender    // of token requests
+	lease              *lease     // the token that it goes with; nil: it has none
+	fetch              *fetch     // that it waits for; nil: none
+	joined             *fetch     // that it waited for last
+	joinedAt, servedAt time.Time  // when that wait began and ended
+	fetchErr           error      // with what
+	from               string     // where the token came from
 	// outlived counts the tokens that ended before w's turn came. After
 	// maxOutlived no other is fetched for it, or there would be one login after
 	// the other for ever.
@@ -40,13 +42,6 @@ type waiter struct {
 // maxOutlived is how many tokens may end before the turn of one request comes.
 const maxOutlived = 2
 
-// A tokenWait is a wait for a fetch, or for several where rejections overtook it.
-type tokenWait struct {
-	fetch      *fetch
-	start, end time.Time
-	err        error
-}
-
 // errNoToken tells a waiter to get its token by itself.
 var errNoToken = errors.New("no token")
 
@@ -54,7 +49,7 @@ var errNoToken = errors.New("no token")
 // queue in either case.
 func (w *waiter) wait() (permit, error) {
 	defer w.abandon()
-	w.since, w.wake, w.refused, w.joined = time.Now(), make(chan struct{}, 1), nil, tokenWait{}
+	w.since, w.wake, w.refused, w.joined = time.Now(), make(chan struct{}, 1), nil, nil
 	w.deadline, _ = w.ctx.Deadline()
 	for {
 		if w.ctx.Err() != nil {
@@ -171,20 +166,20 @@ func (w *waiter) obtain(now time.Time) error {
 	}
 	err := w.tokens.seek(w)
 	if w.fetch != nil {
-		if w.joined.fetch == nil {
-			w.joined.start = now
+		if w.joined == nil {
+			w.joinedAt = now
 		}
-		w.joined.fetch = w.fetch
+		w.joined = w.fetch
 	}
 	return err
 }
 
 // shares reports whether w has waited for somebody else's fetch.
-func (w *waiter) shares() bool { return w.joined.fetch != nil && w.joined.fetch.leader != w }
+func (w *waiter) shares() bool { return w.joined != nil && w.joined.leader != w }
 
 // served notes the end of w's wait for a fetch.
 func (w *waiter) served(now time.Time, err error) {
-	w.joined.end, w.joined.err = now, err
+	w.servedAt, w.fetchErr = now, err
 	if w.from = "shared"; w.fetch.leader == w && w.fetch.over() {
 		w.from = w.fetch.brought
 	}
