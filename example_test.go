@@ -3,6 +3,7 @@ package partnerauth_test
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -20,48 +21,61 @@ import (
 	"golang.org/x/oauth2"
 
 	"github.com/partnerauth/partnerauth"
-	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
 
 // One http.Client for the whole program: signed in, inside the quota, traced.
 // A token that is revoked between two calls is nothing to the caller.
 func Example() {
-	partner := partnertest.StartNowPost(partnertest.Options{}) // stands in for NowPost
-	defer partner.Close()
+	logins := 0
+	api := http.NewServeMux() // stands in for NowPost, which revokes each token after one call
+	api.HandleFunc("POST /api/v1/auth/login", func(w http.ResponseWriter, r *http.Request) {
+		logins++
+		fmt.Fprintf(w, `{"token":"token-%d"}`, logins)
+	})
+	used := ""
+	api.HandleFunc("POST /api/v1/orders", func(w http.ResponseWriter, r *http.Request) {
+		if token := r.Header.Get("Authorization"); token != used {
+			used = token
+			w.WriteHeader(http.StatusCreated)
+			return
+		}
+		w.WriteHeader(http.StatusUnauthorized)
+	})
+	server := httptest.NewServer(api)
+	defer server.Close()
 
-	account := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: partner.URL}
+	account := partnerauth.NowPost{Email: "shop@example.com", Password: "correct horse", BaseURL: server.URL}
 	client := &http.Client{
 		Transport: &partnerauth.Transport{Source: account.TokenSource()},
 		Timeout:   2 * time.Minute, // waiting for the quota counts
 	}
 
 	for _, id := range []string{"SHOP-1", "SHOP-2"} {
-		order := fmt.Sprintf(`{"partner_order_id":%q,"pudo_point_id":"pudo_12345",`+
-			`"customer":{"name":"Jane Doe"},"items":[{"name":"Kettle","qty":1,"price":8200,"weight_kg":1.4}]}`, id)
-		resp, err := client.Post(partner.URL+"/api/v1/orders", "application/json", strings.NewReader(order))
+		order := fmt.Sprintf(`{"partner_order_id":%q,"pudo_point_id":"pudo_12345"}`, id)
+		resp, err := client.Post(server.URL+"/api/v1/orders", "application/json", strings.NewReader(order))
 		if err != nil {
 			log.Fatal(err)
 		}
 		resp.Body.Close()
 		fmt.Println(id, resp.Status)
-
-		partner.RevokeAll()
 	}
-	fmt.Println("created:", partner.Created("SHOP-1"), partner.Created("SHOP-2"))
+	fmt.Println("logins:", logins)
 	// Output:
 	// SHOP-1 201 Created
 	// SHOP-2 201 Created
-	// created: 1 1
+	// logins: 2
 }
 
 func ExampleNowPost() {
-	partner := partnertest.StartNowPost(partnertest.Options{})
-	defer partner.Close()
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, `{"token":"a-token"}`) // stands in for NowPost
+	}))
+	defer api.Close()
 
 	shop := partnerauth.NowPost{
 		Email:    "shop@example.com",
 		Password: "correct horse battery staple",
-		BaseURL:  partner.URL, // leave it out for NowPost itself
+		BaseURL:  api.URL, // leave it out for NowPost itself
 	}
 	resp, err := shop.Client().Get(shop.BaseURL + "/api/v1/orders")
 	if err != nil {
@@ -73,13 +87,15 @@ func ExampleNowPost() {
 }
 
 func ExampleNdovu() {
-	partner := partnertest.StartNdovu(partnertest.Options{})
-	defer partner.Close()
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, `{"access_token":"a-token","expires_in":3600}`) // stands in for Ndovu
+	}))
+	defer api.Close()
 
 	plans := partnerauth.Ndovu{
 		ClientID:     "acme",
 		ClientSecret: "s3cr3t:+/%& ü", // as the onboarding e-mail has it, escaped in no way
-		BaseURL:      partner.URL,
+		BaseURL:      api.URL,
 	}
 	resp, err := plans.Client().Get(plans.BaseURL + "/api/v3/partners/acme/plans?currency=KES")
 	if err != nil {
@@ -91,11 +107,13 @@ func ExampleNdovu() {
 }
 
 func ExampleNowPostFromEnv() {
-	partner := partnertest.StartNowPost(partnertest.Options{})
-	defer partner.Close()
-	os.Setenv("NOWPOST_EMAIL", partnertest.Email)
-	os.Setenv("NOWPOST_PASSWORD", partnertest.Password)
-	os.Setenv("NOWPOST_BASE_URL", partner.URL) // only for another host than NowPost's
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, `{"token":"a-token"}`) // stands in for NowPost
+	}))
+	defer api.Close()
+	os.Setenv("NOWPOST_EMAIL", "shop@example.com")
+	os.Setenv("NOWPOST_PASSWORD", "correct horse")
+	os.Setenv("NOWPOST_BASE_URL", api.URL) // only for another host than NowPost's
 
 	shop, err := partnerauth.NowPostFromEnv()
 	if err != nil {
@@ -148,65 +166,45 @@ func ExampleTransport() {
 
 // A custom CA and a proxy belong in Base. They serve the login as well.
 func ExampleTransport_proxyAndCA() {
-	partner := partnertest.StartNowPost(partnertest.Options{TLS: true})
-	defer partner.Close()
-	proxy := partnertest.StartProxy()
-	defer proxy.Close()
-	proxyURL, err := url.Parse(proxy.URL)
-	if err != nil {
-		log.Fatal(err)
+	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, `{"token":"a-token"}`) // stands in for NowPost
+	}))
+	defer api.Close()
+
+	ca := x509.NewCertPool() // yours has what AppendCertsFromPEM reads from a file
+	ca.AddCert(api.Certificate())
+	base := http.DefaultTransport.(*http.Transport).Clone()
+	base.TLSClientConfig = &tls.Config{RootCAs: ca}
+	base.Proxy = func(req *http.Request) (*url.URL, error) { // or http.ProxyURL(…); the default is http.ProxyFromEnvironment
+		fmt.Println("a proxy for", req.URL.Path)
+		return nil, nil // none
 	}
 
-	base := http.DefaultTransport.(*http.Transport).Clone()
-	base.Proxy = http.ProxyURL(proxyURL)                            // the default is http.ProxyFromEnvironment
-	base.TLSClientConfig = &tls.Config{RootCAs: partner.CertPool()} // an x509.CertPool with your CA
-
-	shop := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: partner.URL}
+	shop := partnerauth.NowPost{Email: "shop@example.com", Password: "correct horse", BaseURL: api.URL}
 	client := &http.Client{Transport: &partnerauth.Transport{Source: shop.TokenSource(), Base: base}}
 	defer client.CloseIdleConnections()
-	resp, err := client.Get(partner.URL + "/api/v1/orders")
+	resp, err := client.Get(api.URL + "/api/v1/orders")
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer resp.Body.Close()
-	fmt.Println(resp.Status, resp.Proto)
-	fmt.Println("through the proxy to", strings.TrimPrefix(partner.URL, "https://") == <-proxy.Asked)
+	fmt.Println(resp.Status)
 	// Output:
-	// 200 OK HTTP/2.0
-	// through the proxy to true
-}
-
-// A fake Base tests a program of your own without a server. roundTripFunc is a
-// func(*http.Request) (*http.Response, error) whose method RoundTrip calls it.
-func ExampleTransport_fakeBase() {
-	partner := http.NewServeMux()
-	partner.HandleFunc("POST /api/v1/auth/login", func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, `{"token":"fake"}`)
-	})
-	partner.HandleFunc("GET /api/v1/orders/{id}", func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, "%s, asked for with %s", r.PathValue("id"), r.Header.Get("Authorization"))
-	})
-	fake := roundTripFunc(func(req *http.Request) (*http.Response, error) {
-		w := httptest.NewRecorder()
-		partner.ServeHTTP(w, req)
-		return w.Result(), nil
-	})
-
-	client := partnerauth.NowPost{Email: "test@example.com", Password: "test", Base: fake}.Client()
-	resp, err := client.Get(partnerauth.NowPostBaseURL + "/api/v1/orders/17")
-	if err != nil {
-		log.Fatal(err)
-	}
-	io.Copy(os.Stdout, resp.Body)
-	// Output: 17, asked for with Bearer fake
+	// a proxy for /api/v1/auth/login
+	// a proxy for /api/v1/orders
+	// 200 OK
 }
 
 // Two clients of one account share its Source, and with it the token, and its
 // Quota. A caller whose turn would come too late is told so at once.
 func ExampleQuota() {
-	partner := partnertest.StartNowPost(partnertest.Options{})
-	defer partner.Close()
-	account := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: partner.URL}
+	counted := 0
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		counted++
+		io.WriteString(w, `{"token":"a-token"}`) // stands in for NowPost
+	}))
+	defer api.Close()
+	account := partnerauth.NowPost{Email: "shop@example.com", Password: "correct horse", BaseURL: api.URL}
 
 	source := account.TokenSource()
 	quota := &partnerauth.Quota{Requests: 3} // in any minute, the login included
@@ -219,7 +217,7 @@ func ExampleQuota() {
 	for _, client := range []*http.Client{shop, export, shop} {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		req, err := http.NewRequestWithContext(ctx, "GET", partner.URL+"/api/v1/orders", nil)
+		req, err := http.NewRequestWithContext(ctx, "GET", api.URL+"/api/v1/orders", nil)
 		if err != nil {
 			log.Fatal(err)
 		}
@@ -234,7 +232,7 @@ func ExampleQuota() {
 			fmt.Println(resp.Status)
 		}
 	}
-	fmt.Println("the partner counted", partner.Count("", ""), "requests")
+	fmt.Println("the partner counted", counted, "requests")
 	// Output:
 	// 200 OK
 	// 200 OK
@@ -244,11 +242,13 @@ func ExampleQuota() {
 
 // What went wrong, and what to do about it.
 func ExampleAuthError() {
-	partner := partnertest.StartNowPost(partnertest.Options{})
-	defer partner.Close()
-	account := partnerauth.NowPost{Email: partnertest.Email, Password: "wrong", BaseURL: partner.URL}
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusUnauthorized) // stands in for NowPost
+	}))
+	defer api.Close()
+	account := partnerauth.NowPost{Email: "shop@example.com", Password: "wrong", BaseURL: api.URL}
 
-	_, err := account.Client().Get(partner.URL + "/api/v1/orders")
+	_, err := account.Client().Get(api.URL + "/api/v1/orders")
 
 	var auth *partnerauth.AuthError
 	switch {
@@ -274,9 +274,11 @@ func ExampleAuthError() {
 
 // Spans are named after the template and not after the order.
 func ExampleWithURLTemplate() {
-	partner := partnertest.StartNowPost(partnertest.Options{})
-	defer partner.Close()
-	account := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: partner.URL}
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, `{"token":"a-token"}`) // stands in for NowPost
+	}))
+	defer api.Close()
+	account := partnerauth.NowPost{Email: "shop@example.com", Password: "correct horse", BaseURL: api.URL}
 	spans := tracetest.NewInMemoryExporter()
 	client := &http.Client{Transport: &partnerauth.Transport{
 		Source:         account.TokenSource(),
@@ -284,7 +286,7 @@ func ExampleWithURLTemplate() {
 	}}
 
 	ctx := partnerauth.WithURLTemplate(context.Background(), "/api/v1/orders/{id}")
-	req, err := http.NewRequestWithContext(ctx, "GET", partner.URL+"/api/v1/orders/17", nil)
+	req, err := http.NewRequestWithContext(ctx, "GET", api.URL+"/api/v1/orders/17", nil)
 	if err != nil {
 		log.Fatal(err)
 	}

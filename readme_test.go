@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"go/ast"
+	"go/doc"
 	"go/importer"
 	"go/parser"
 	"go/token"
@@ -234,6 +235,22 @@ func TestDocumentLinks(t *testing.T) {
 			}
 			_, err := os.Stat(m[1])
 			errorIf(t, err != nil, "%s: %v", name, err)
+		}
+	}
+}
+
+// What pkg.go.dev shows of the examples are whole programs that can be copied.
+func TestExamplesCanBeCopied(t *testing.T) {
+	names, err := filepath.Glob("example*_test.go")
+	errorIf(t, err != nil || len(names) == 0, "no examples: %v", err)
+	for _, name := range names {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
+		errorIf(t, err != nil, "%v", err)
+		for _, example := range doc.Examples(file) {
+			errorIf(t, example.Play == nil, "Example%s needs something that is not shown", example.Name)
+			for _, i := range file.Imports {
+				errorIf(t, strings.Contains(i.Path.Value, "/internal/"), "%s imports %s", name, i.Path.Value)
+			}
 		}
 	}
 }
