@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -143,6 +144,23 @@ func TestWaitersAreWoken(t *testing.T) {
 		wg.Wait()
 		took := time.Since(began)
 		errorIf(t, p.seen()[2].op != "login" || took != 2*(window+guard), "got %v in %v, want the login first and the last waiter a window after it", p.seen(), took)
+	})
+}
+
+// A request that comes back goes ahead of those that came later, who are told.
+func TestWaitersAreToldOfARetry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := readerFunc(func([]byte) (int, error) { time.Sleep(500 * time.Millisecond); return 0, io.EOF })
+		p := (&partner{open: true}).on("/back", reply{status: 429, header: headers("Retry-After: 1"), stream: io.NopCloser(slow)}, reply{})
+		rt := p.custom(static("t"), &partnerauth.Quota{Requests: 2, Window: 10 * time.Second})
+		began := time.Now()
+		get(t, rt, "/")
+		wg := atOnce(1, func(int) { get(t, rt, "/back") })
+		synctest.Wait()
+		_, err := try(deadline(t, 12*time.Second), rt, "/waiter")
+		took := time.Since(began)
+		errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited) || took != 500*time.Millisecond, "got %v after %v, want ErrRateLimited after 500ms", err, took)
+		wg.Wait()
 	})
 }
 

@@ -235,6 +235,7 @@ func (c *call) roundTrip() (*http.Response, error) {
 			body: c.body, template: templateOf(c.ctx), resend: c.attempts,
 		}
 		c.attempts++
+		c.resent = true
 		resp, err := c.send(c.ctx, c.req, a)
 		if err != nil || !c.again(resp) {
 			return resp, err

@@ -19,6 +19,7 @@ type waiter struct {
 	late     bool          // that was at its deadline
 	foretold time.Duration // by a PermitLimiter: the wait
 	ticket   uint64        // 0 until its arrival
+	resent   bool          // has been sent before
 
 	tokens             tokenCache // nil: it needs no token
 	via                *sender    // of token requests
@@ -217,7 +218,8 @@ func (w *waiter) outlook(now time.Time) (time.Duration, error) {
 	return never, nil
 }
 
-// join puts w into its queue. A token request goes before all others.
+// join puts w into its queue. Turns come later for those that it goes ahead of: a
+// token request for all, a request that comes back for those that came later.
 func (w *waiter) join() {
 	if w.in {
 		return
@@ -227,7 +229,7 @@ func (w *waiter) join() {
 		w.queue.lines = append(w.queue.lines, w.line)
 	}
 	w.line.insert(w.ticket, w)
-	if class(w.ticket) < normal {
+	if class(w.ticket) < normal || w.resent {
 		w.queue.worsen()
 	}
 }
