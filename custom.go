@@ -49,7 +49,7 @@ func (c *customSource) seek(w *waiter) error {
 	switch {
 	case w.lease.good(time.Now()) && w.lease.rejections == c.rejections:
 		return nil
-	case w.outlived == maxOutlived:
+	case w.outlived >= maxOutlived:
 		return &AuthError{Op: "token", Err: errOutlived}
 	}
 	w.lease = nil
@@ -71,9 +71,9 @@ func (c *customSource) ask(ctx context.Context, via *sender, rejected bool) (*le
 	if err != nil {
 		return nil, &AuthError{Op: "token", Err: err}
 	}
-	l := c.lease(token, rejections)
+	l, outdated := c.lease(token, rejections)
 	switch {
-	case l == nil: // there was a rejection meanwhile, and it may have been that
+	case outdated && ctx.Err() == nil: // there was a rejection meanwhile, and it may have been that
 		return c.ask(ctx, via, rejected)
 	case l.insisted && rejected && telling:
 		// The source was still being told. That may take long, or wait for this
@@ -110,18 +110,17 @@ func (c *customSource) token(ctx context.Context, via *sender) (*oauth2.Token, e
 }
 
 // lease makes a lease of token, which was asked for after so many rejections, or
-// finds the one that it made of it before; nil if there have been more since.
-func (c *customSource) lease(token *oauth2.Token, rejections int) *lease {
+// finds the one that it made of it before, and reports whether there were more
+// since.
+func (c *customSource) lease(token *oauth2.Token, rejections int) (_ *lease, outdated bool) {
 	now := time.Now()
 	c.mu.Lock()
-	insisted, since := c.rejections > 0 && c.rejected == token.AccessToken, c.rejections > rejections
+	outdated = c.rejections > rejections
+	insisted := !outdated && c.rejections > 0 && c.rejected == token.AccessToken
 	c.mu.Unlock()
-	if since {
-		return nil
-	}
 	if l := c.last.Load(); l != nil && l.token == token && l.good(now) && l.insisted == insisted &&
 		l.rejections == rejections && strings.HasSuffix(l.authorization[0], token.AccessToken) {
-		return l
+		return l, outdated
 	}
 	l := &lease{
 		token: token, authorization: []string{token.Type() + " " + token.AccessToken}, ends: token.Expiry,
@@ -131,7 +130,7 @@ func (c *customSource) lease(token *oauth2.Token, rejections int) *lease {
 		l.ends = time.Time{} // over: the server decides
 	}
 	c.last.Store(l)
-	return l
+	return l, outdated
 }
 
 // reject tells the source, unless it has been told and has the token still. Many

@@ -26,19 +26,16 @@ func (b failures) holds(secret string) bool {
 	return b.err.refused() && secret == b.secret && time.Now().Before(b.until)
 }
 
-// with is b and one more.
+// with is b and err, after which no fetch starts for longer than before. It puts
+// that into err.
 func (b failures) with(err *AuthError, secret string) failures {
-	err.RetryAfter = b.next(err)
-	return failures{err, b.count + 1, time.Now().Add(err.RetryAfter), secret}
-}
-
-// next is how long no fetch starts after one more failure, longer after each.
-func (b failures) next(err *AuthError) time.Duration {
-	if !err.refused() {
-		return max(err.RetryAfter, backoff(b.count, 500*time.Millisecond, 30*time.Second))
+	wait := backoff(b.count, 500*time.Millisecond, 30*time.Second)
+	if err.refused() {
+		wait = refusals[min(b.count, len(refusals)-1)]
+		wait += rand.N(wait / 2)
 	}
-	wait := refusals[min(b.count, len(refusals)-1)]
-	return max(err.RetryAfter, wait+rand.N(wait/2))
+	err.RetryAfter = max(err.RetryAfter, wait)
+	return failures{err, b.count + 1, time.Now().Add(err.RetryAfter), secret}
 }
 
 // backoff is the wait after n failures: at least first, doubling, at most most,
@@ -63,8 +60,8 @@ func (s *Source) key(via *sender) *sender {
 // forbidding are the failures for which no fetch may start yet. s.mu is held.
 func (s *Source) forbidding(now time.Time, via *sender) failures {
 	for _, way := range [...]*sender{s.key(via), nil} {
-		if b := s.failures[way]; now.Before(b.until) {
-			return b
+		if b := s.failures[way]; b != nil && now.Before(b.until) {
+			return *b
 		}
 	}
 	return failures{}

@@ -30,7 +30,7 @@ const (
 // neither if a rejection has overtaken it.
 type fetch struct {
 	source   *Source
-	leader   *waiter // that started it
+	leader   *waiter // that started it for itself
 	via      *sender
 	op       string
 	trigger  string
@@ -45,11 +45,11 @@ type fetch struct {
 	used   time.Duration   // on the wire
 	span   atomic.Pointer[trace.SpanContext]
 
-	done    context.Context // ends with the fetch; nothing below changes after that
-	end     context.CancelFunc
-	lease   *lease
-	brought string // the op that brought the lease
-	err     error
+	done  context.Context // ends with the fetch; nothing below changes after that
+	end   context.CancelFunc
+	lease *lease
+	err   error
+	idle  bool // err came without the partner's being asked
 }
 
 // over reports whether f is done; nobody waits for a nil f.
@@ -66,12 +66,13 @@ func (f *fetch) run(parent context.Context) {
 	start := time.Now()
 	var span trace.Span
 	got := f.failed(0, errors.New("code of Base, Limiter or telemetry ended the goroutine"))
-	defer func() { f.source.finish(f, got.lease, got.err) }()
+	defer f.end()
 	defer func() { recover() }() // of the span's end
 	defer func() {
 		if recover() != nil {
 			got = f.failed(0, errors.New("code of Base, Limiter or telemetry panicked"))
 		}
+		f.source.finish(f, got.lease, got.err)
 		if span != nil {
 			f.sender.endFetch(f.ctx, span, start, f, got.err)
 		}
@@ -91,11 +92,6 @@ func (f *fetch) run(parent context.Context) {
 	}
 }
 
-// idle reports whether err came without the partner's being asked.
-func (f *fetch) idle(err *AuthError) bool {
-	return err != nil && (err == f.refusals.err || err.Op == "config")
-}
-
 // fetched is what an exchange brought: a lease, or why there is none.
 type fetched struct {
 	lease *lease
@@ -110,6 +106,9 @@ func (f *fetch) get() fetched {
 			return got
 		}
 		f.op = login
+		if got, ok := f.stored(); ok { // what was no use for a refresh
+			return got
+		}
 	}
 	return f.try()
 }
@@ -158,13 +157,14 @@ func (f *fetch) credential() (string, *AuthError) {
 		return f.renews.token.AccessToken, nil
 	}
 	secret, err := f.asked()
+	f.idle = true
 	switch {
 	case err != nil:
 		return "", configError(f.source.provider.name, "%w", err)
 	case f.refusals.holds(secret):
 		return "", f.refusals.err
 	}
-	f.secret = secret
+	f.secret, f.idle = secret, false
 	return secret, nil
 }
 
@@ -208,7 +208,9 @@ func (f *fetch) exchange(resend int) fetched {
 	a := &attempt{origin: f.source.provider.origin, resend: resend}
 	q := f.sender.queue
 	var err error
-	a.permit, _, err = f.sender.admit(f.ctx, &waiter{queue: q, line: &q.own, ctx: f.ctx}, urgent, true)
+	w := &waiter{queue: q, line: &q.own, ctx: f.ctx}
+	q.arrive(w, urgent)
+	a.permit, _, err = f.sender.admit(f.ctx, w, true)
 	f.pending.Store(false)
 	if err != nil {
 		return f.failed(0, err)

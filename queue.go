@@ -117,8 +117,7 @@ func (q *queue) arrive(w *waiter, c class) {
 }
 
 // enter gives w its permit if it has its token and need not wait.
-func (q *queue) enter(now time.Time, w *waiter, c class, ready bool) (permit, bool) {
-	q.arrive(w, c)
+func (q *queue) enter(now time.Time, w *waiter, ready bool) (permit, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if !ready || w.line.size > 0 || q.first() != nil || q.delay(now, w.ticket, nil) > 0 {

@@ -82,7 +82,8 @@ func (q *Quota) Wait(ctx context.Context) error {
 		return ended(ctx)
 	}
 	w := waiter{queue: queue, line: &queue.own, ctx: ctx}
-	p, granted := queue.enter(time.Now(), &w, classOf(ctx), true)
+	queue.arrive(&w, classOf(ctx))
+	p, granted := queue.enter(time.Now(), &w, true)
 	if !granted {
 		waiting := w
 		if p, err = waiting.wait(); err != nil {

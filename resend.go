@@ -32,6 +32,9 @@ func (c *call) again(resp *http.Response) bool {
 	}
 	c.body, c.kept = body, resp
 	keep(resp)
+	if _, ours := c.waiter.tokens.(*Source); ours && c.reason == unauthorized { // a new token is sure to be another
+		c.discard()
+	}
 	c.unauthorized = c.unauthorized || c.reason == unauthorized
 	c.limited = c.limited || c.reason == rateLimited
 	return true

@@ -149,4 +149,4 @@ func joined(fields []string) string {
 // withoutQuoted cuts what stands between quotes.
 func withoutQuoted(v string) string { return quoted.ReplaceAllString(v, `""`) }
 
-var quoted = regexp.MustCompile(`"(\\.|[^"\\])*("|\\?$)`)
+var quoted = regexp.MustCompile(`(?s)"(\\.|[^"\\])*("|\\?$)`)

@@ -86,7 +86,7 @@ func scrub(text string, secrets ...string) string {
 	}
 	plain := unescaped(text)
 	for _, secret := range secrets {
-		if s := unescaped(secret); len(s) >= leastSecret && strings.Contains(plain, s) {
+		if s := unescaped(secret); len(secret) >= leastSecret && s != "" && strings.Contains(plain, s) {
 			return redacted
 		}
 	}
@@ -123,6 +123,9 @@ func unescape(s string) string {
 			units = append(units, uint16(n))
 		}
 		return string(utf16.Decode(units)) // which may be halves of one character
+	}
+	if r, _, _, err := strconv.UnquoteChar(s, '"'); err == nil && len(s) == 2 {
+		return string(r)
 	}
 	n, err := strconv.ParseUint(strings.TrimLeft(s, `%\x`), 16, 8)
 	if len(s) == 2 || err != nil {

@@ -42,13 +42,20 @@ type attempt struct {
 	carrier carrier
 }
 
-// admit waits until w has its permit, and tells telemetry what it waited for and
-// for how long.
-func (s *sender) admit(ctx context.Context, w *waiter, c class, ready bool) (p permit, waited time.Duration, err error) {
-	p, granted := s.queue.enter(time.Now(), w, c, ready && ctx.Err() == nil)
+// admit waits until w, which has arrived, has its permit, and tells telemetry what
+// it waited for and for how long.
+func (s *sender) admit(ctx context.Context, w *waiter, ready bool) (p permit, waited time.Duration, err error) {
+	told := false
+	defer func() {
+		if !told && !p.at.IsZero() { // telemetry has panicked
+			s.queue.settle(time.Now(), p, unused, 0, 0)
+		}
+	}()
+	p, granted := s.queue.enter(time.Now(), w, ready && ctx.Err() == nil)
 	if granted {
-		s.recordWait(ctx, time.Time{}, 0, nil, priorityOf(c)...)
+		s.recordWait(ctx, w, 0, nil)
 		s.recordPace(ctx, p.pace)
+		told = true
 		return p, 0, nil
 	}
 	waiting := *w // which is on the heap
@@ -63,10 +70,11 @@ func (s *sender) admit(ctx context.Context, w *waiter, c class, ready bool) (p p
 		return p, 0, err // before it came to waiting for a permit
 	}
 	waited = time.Since(w.since)
-	s.recordWait(ctx, w.since, waited, err, priorityOf(c)...)
+	s.recordWait(ctx, w, waited, err)
 	if err == nil {
 		s.recordPace(ctx, p.pace)
 	}
+	told = true
 	return p, waited, err
 }
 

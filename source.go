@@ -1,6 +1,7 @@
 package partnerauth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,13 +52,16 @@ type Source struct {
 	current  atomic.Pointer[lease]  // the one token; nil: none, or it was rejected
 	last     atomic.Pointer[sender] // of the Transport that last fetched
 	own      *sender                // for as long as no Transport has
-	last401  atomic.Pointer[lease]  // the last that was rejected, which a Store may still have
 	relogins *rate.Limiter
 
+	// The last lease that was rejected, and the last that such a rejection has
+	// overtaken: a Store may still have them.
+	last401, overtaken atomic.Pointer[lease]
+
 	mu       sync.Mutex
-	fetch    *fetch               // the one under way
-	trigger  string               // of a fetch for want of a token
-	failures map[*sender]failures // of fetches since the last that did not fail; under nil refused credentials
+	fetch    *fetch                // the one under way
+	trigger  string                // of a fetch for want of a token
+	failures map[*sender]*failures // of fetches since the last that did not fail; under nil refused credentials
 }
 
 func newRelogins() *rate.Limiter {
@@ -68,7 +72,7 @@ var errNoProvider = configError("", "the Source was not made by NowPost.TokenSou
 
 func newSource(p *provider) *Source {
 	return &Source{
-		provider: p, trigger: missing, relogins: newRelogins(), failures: map[*sender]failures{},
+		provider: p, trigger: missing, relogins: newRelogins(), failures: map[*sender]*failures{},
 		own: &sender{queue: unlimited(), telemetry: newTelemetry(p.name, nil, nil, nil)},
 	}
 }
@@ -152,7 +156,7 @@ func (s *Source) seek(w *waiter) error {
 		s.fetch.awaited.Store(true)
 	case failed.err != nil && !(failed.err.refused() && (s.provider.asks || s.provider.store != nil)):
 		return failed.err
-	case w.outlived == maxOutlived:
+	case w.outlived >= maxOutlived:
 		return &AuthError{Provider: s.provider.name, Op: login, Err: errOutlived}
 	default:
 		s.start(w, nil)
@@ -171,10 +175,13 @@ func (s *Source) start(w *waiter, l *lease) {
 	}
 	via := s.way(w.via)
 	f := &fetch{
-		source: s, leader: w, via: via, sender: via, op: login, trigger: s.trigger, renews: l,
-		refusals: s.failures[nil],
+		source: s, via: via, sender: via, op: login, trigger: s.trigger, renews: l,
+		refusals: *cmp.Or(s.failures[nil], new(failures)),
 	}
-	if l != nil && !l.over && s.provider.refreshes {
+	switch {
+	case l == nil:
+		f.leader = w
+	case !l.over && s.provider.refreshes:
 		f.op = refresh
 	}
 	f.pending.Store(true)
@@ -201,10 +208,9 @@ func (s *Source) way(via *sender) *sender {
 func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	defer f.end()
 	if s.fetch != f {
 		if l != nil {
-			s.last401.Store(l)
+			s.overtaken.Store(l)
 		}
 		return
 	}
@@ -213,20 +219,22 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 		clear(s.failures)
 		s.trigger = expiring
 		s.current.Store(l)
-		f.lease, f.brought = l, f.op
+		f.lease = l
 		if f.op == fromStore && f.trigger == unauthorized {
 			s.relogins.ReserveN(time.Now(), -1) // it was no login
 		}
 		return
 	}
 	f.err = err
-	if f.idle(err) {
-		return
-	}
-	if way := s.key(f.via); err.refused() {
-		s.failures[nil] = f.refusals.with(err, f.secret)
-	} else {
-		s.failures[way] = s.failures[way].with(err, "")
+	way := s.key(f.via)
+	switch {
+	case err.refused():
+		if err != f.refusals.err {
+			f.refusals = f.refusals.with(err, f.secret)
+		}
+		s.failures[nil] = new(f.refusals)
+	case !f.idle:
+		s.failures[way] = new(cmp.Or(s.failures[way], new(failures)).with(err, ""))
 	}
 }
 

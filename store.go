@@ -11,6 +11,7 @@ import (
 	mathrand "math/rand/v2"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
@@ -70,16 +71,33 @@ func (f *fetch) throughStore() fetched {
 	}
 }
 
-// lock takes the Store's lock, nil if somebody else has it.
-func (f *fetch) lock() (Lock, error) {
-	return within3s(f.ctx, f, func(ctx context.Context) (Lock, error) {
-		return f.source.provider.store.TryLock(ctx, f.source.provider.key)
+// lock takes the Store's lock, nil if somebody else has it. One that comes when
+// f has stopped waiting is given back, or nobody could sign in any more.
+func (f *fetch) lock() (lock Lock, err error) {
+	var decided atomic.Bool // whether it came in time
+	_, err = within3s(f.ctx, f, func(ctx context.Context) (any, error) {
+		got, err := f.source.provider.store.TryLock(ctx, f.source.provider.key)
+		if err != nil || got == nil {
+			return nil, err
+		}
+		if lock = got; decided.Swap(true) {
+			f.unlock(got)
+		}
+		return nil, nil
 	})
+	if err != nil && !decided.Swap(true) {
+		return nil, err
+	}
+	return lock, nil
+}
+
+func (f *fetch) unlock(lock Lock) {
+	within3s(context.WithoutCancel(f.ctx), f, func(ctx context.Context) (any, error) { return nil, lock.Unlock(ctx) })
 }
 
 // locked gets a token under the lock, and saves it.
 func (f *fetch) locked(lock Lock) fetched {
-	defer within3s(context.WithoutCancel(f.ctx), f, func(ctx context.Context) (any, error) { return nil, lock.Unlock(ctx) })
+	defer f.unlock(lock)
 	if got, ok := f.stored(); ok { // since then
 		return got
 	}
@@ -88,7 +106,7 @@ func (f *fetch) locked(lock Lock) fetched {
 		f.save(lock, got)
 	}
 	if f.ctx.Err() != nil && got.lease != nil { // a rejection has overtaken it
-		f.source.last401.Store(got.lease)
+		f.source.overtaken.Store(got.lease)
 	}
 	return got
 }
@@ -105,7 +123,10 @@ func within3s[T any](ctx context.Context, f *fetch, ask func(context.Context) (T
 // stored is what the Store has, if it is of use: a token that is neither the one
 // to be renewed nor the one that was rejected, or a refusal of the same secret.
 func (f *fetch) stored() (fetched, bool) {
-	p := f.source.provider
+	p, source := f.source.provider, f.source
+	if p.store == nil {
+		return fetched{}, false
+	}
 	var left time.Duration
 	sealed, err := within3s(f.ctx, f, func(ctx context.Context) (sealed []byte, err error) {
 		sealed, left, err = p.store.Load(ctx, p.key)
@@ -121,7 +142,7 @@ func (f *fetch) stored() (fetched, bool) {
 	if r.Status != 0 {
 		return f.refusedElsewhere(r, left)
 	}
-	outdated := f.source.last401.Load().has(r.Token) || f.renews.has(r.Token)
+	outdated := source.last401.Load().has(r.Token) || source.overtaken.Load().has(r.Token) || f.renews.has(r.Token)
 	if outdated || !sendable(r.Token) || left < leastLeft {
 		return fetched{}, false
 	}
@@ -137,16 +158,22 @@ func (f *fetch) refusedElsewhere(r record, left time.Duration) (fetched, bool) {
 	case err != nil:
 		return fetched{}, false
 	case f.refusals.holds(secret): // as this process knows
+		f.idle = true
 		return fetched{err: f.refusals.err}, true
 	case subtle.ConstantTimeCompare(hashOf(secret, r.Salt), r.Hash) == 0:
 		return fetched{}, false
 	}
-	if f.refusals.count = r.Count; left <= countTime {
-		return fetched{}, false // its time is over
+	f.refusals.count = max(f.refusals.count, min(max(r.Count, 1), len(refusals)))
+	if r.Count > 0 {
+		left -= countTime // in which it is only counted
 	}
-	f.secret, f.refusals.count = secret, r.Count-1 // for it counts once more in this process
+	if left <= 0 {
+		return fetched{}, false
+	}
 	got := f.failed(r.Status, f.refusal(&http.Response{StatusCode: r.Status}, true))
-	got.err.RetryAfter = left - countTime
+	got.err.RetryAfter = left
+	f.refusals = failures{got.err, f.refusals.count, time.Now().Add(left), secret}
+	f.idle = true
 	return got, true
 }
 
@@ -160,9 +187,9 @@ func (f *fetch) save(lock Lock, got fetched) {
 		good = time.Until(got.lease.ends)
 		r = record{Token: got.lease.token.AccessToken, Lifetime: good}
 	case got.err.refused() && got.err != f.refusals.err:
-		after := f.refusals.with(got.err, f.secret)
+		f.refusals = f.refusals.with(got.err, f.secret)
 		good = got.err.RetryAfter + countTime
-		r = record{Status: got.err.StatusCode, Salt: make([]byte, 16), Count: after.count}
+		r = record{Status: got.err.StatusCode, Salt: make([]byte, 16), Count: f.refusals.count}
 		rand.Read(r.Salt)
 		r.Hash = hashOf(f.secret, r.Salt)
 	default:

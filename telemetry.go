@@ -221,7 +221,11 @@ func appendAnswer(kv []attribute.KeyValue, resp *http.Response) []attribute.KeyV
 
 // recordWait records how long a permit was waited for. A wait that nobody would
 // notice has no span.
-func (t *telemetry) recordWait(ctx context.Context, start time.Time, waited time.Duration, err error, kv ...attribute.KeyValue) {
+func (t *telemetry) recordWait(ctx context.Context, w *waiter, waited time.Duration, err error) {
+	var kv []attribute.KeyValue
+	if low(w.ticket) {
+		kv = append(kv, keyPriority.String("low"))
+	}
 	result := acquired
 	switch {
 	case errors.Is(err, ErrRateLimited):
@@ -241,17 +245,9 @@ func (t *telemetry) recordWait(ctx context.Context, start time.Time, waited time
 		t.waits.Record(ctx, waited.Seconds(), opts...)
 	}
 	if waited >= time.Millisecond {
-		_, span := t.tracer.Start(ctx, "partnerauth.rate_limit.wait", trace.WithTimestamp(start))
+		_, span := t.tracer.Start(ctx, "partnerauth.rate_limit.wait", trace.WithTimestamp(w.since))
 		endSpan(span, errorType(ctx, nil, err), append(kv, keyWaitResult.String(result))...)
 	}
-}
-
-// priorityOf are the attributes of a wait of that class.
-func priorityOf(c class) []attribute.KeyValue {
-	if c == lowPriority {
-		return []attribute.KeyValue{keyPriority.String("low")}
-	}
-	return nil
 }
 
 // recordPace records the share of the full pace when it has changed.
@@ -294,7 +290,7 @@ func (t *telemetry) endFetch(ctx context.Context, span trace.Span, start time.Ti
 	if failure != "" {
 		kv = append(kv, semconv.ErrorTypeKey.String(failure))
 	}
-	if f.idle(err) {
+	if f.idle {
 		return
 	}
 	t.fetches.Record(ctx, time.Since(start).Seconds(), metric.WithAttributeSet(t.set(kv...)))

@@ -226,10 +226,7 @@ func (c *call) roundTrip() (*http.Response, error) {
 		if err != nil {
 			return c.giveUp(err)
 		}
-		if c.reason != "" {
-			c.discard()
-			c.addResend(c.ctx, c.reason)
-		}
+		c.discard()
 		a := &attempt{
 			permit: c.permit, origin: c.origin, authorization: c.lease.authorization,
 			body: c.body, template: templateOf(c.ctx), resend: c.attempts,
@@ -237,6 +234,9 @@ func (c *call) roundTrip() (*http.Response, error) {
 		c.attempts++
 		c.resent = true
 		resp, err := c.send(c.ctx, c.req, a)
+		if c.reason != "" {
+			c.addResend(c.ctx, c.reason)
+		}
 		if err != nil || !c.again(resp) {
 			return resp, err
 		}
@@ -260,7 +260,7 @@ func (c *call) admit() (err error) {
 		return err
 	}
 	var waited time.Duration
-	c.permit, waited, err = c.sender.admit(ctx, &c.waiter, classOf(ctx), c.lease != nil)
+	c.permit, waited, err = c.sender.admit(ctx, &c.waiter, c.lease != nil)
 	c.waited += waited
 	return err
 }

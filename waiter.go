@@ -181,8 +181,8 @@ func (w *waiter) shares() bool { return w.joined != nil && w.joined.leader != w 
 // served notes the end of w's wait for a fetch.
 func (w *waiter) served(now time.Time, err error) {
 	w.servedAt, w.fetchErr = now, err
-	if w.from = "shared"; w.fetch.leader == w && w.fetch.over() {
-		w.from = w.fetch.brought
+	if w.from = "shared"; w.fetch.leader == w && w.fetch.over() && w.fetch.lease != nil {
+		w.from = w.fetch.op
 	}
 	w.fetch, w.since = nil, now
 }
