@@ -26,6 +26,8 @@ import (
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/baggage"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/oauth2"
@@ -518,7 +520,7 @@ func (e flawed) Temporary() bool { return true }
 func TestEchoedSecrets(t *testing.T) { synctest.Test(t, testEchoedSecrets) }
 
 func testEchoedSecrets(t *testing.T) {
-	for name, secret := range map[string]string{"password": `hunter2/ä"ö<&> 1`, "a password with an emoji": "hunter2 \U0001F600", "token": `hunter2/"<&>+=~`, "a password with escapes": `hunter2\n%41\\+\`} {
+	for name, secret := range map[string]string{"password": `hunter2/ä"ö<&> 1`, "a password with an emoji": "hunter2 \U0001F600", "token": `hunter2/"<&>+=~`, "a password with escapes": `hunter2\n%41\\+\`, "a password with a newline": "hunter2\n"} {
 		for form, echo := range forms(secret) {
 			certificate := x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{echo}}, Host: "api.example"}
 			for place, r := range map[string]reply{
@@ -705,4 +707,76 @@ func TestLengthWithoutABody(t *testing.T) {
 	req.ContentLength = 5
 	_, err := rt.RoundTrip(req)
 	errorIf(t, err == nil || !strings.Contains(err.Error(), "nil Body"), "got %v", err)
+}
+
+// A place is given back where telemetry panics before anything is sent.
+func TestTelemetryThatPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, quota := &partner{open: true}, &partnerauth.Quota{Requests: 1, Window: time.Hour}
+		bad := p.custom(static("t"), quota)
+		bad.MeterProvider = trappedMeters{}
+		how := ending(func() error { _, err := try(t.Context(), bad, "/"); return err })
+		began := time.Now()
+		get(t, p.custom(static("t"), quota), "/")
+		errorIf(t, how != "panicked" || time.Since(began) > 0, "%s, and waited %v for a place that nothing was sent with", how, time.Since(began))
+	})
+}
+
+type trappedMeters struct{ noop.MeterProvider }
+type trappedMeter struct{ noop.Meter }
+type trappedHistogram struct{ noop.Float64Histogram }
+
+func (trappedMeters) Meter(string, ...metric.MeterOption) metric.Meter { return trappedMeter{} }
+
+func (trappedMeter) Float64Histogram(string, ...metric.Float64HistogramOption) (metric.Float64Histogram, error) {
+	return trappedHistogram{}, nil
+}
+
+func (trappedHistogram) Enabled(context.Context) bool { return true }
+
+func (trappedHistogram) Record(context.Context, float64, ...metric.RecordOption) {
+	panic("by the test")
+}
+
+// The connection of a 401 is free for the login, where there is one only.
+func TestLoginOnTheOnlyConnection(t *testing.T) {
+	logins := 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == loginPath:
+			logins++
+			io.WriteString(w, granted(fmt.Sprint("token-", logins), time.Hour))
+		case logins == 1:
+			w.WriteHeader(http.StatusUnauthorized)
+			io.WriteString(w, strings.Repeat("more than is read of it", 100_000))
+		}
+	}))
+	defer server.Close()
+	base := &http.Transport{MaxConnsPerHost: 1}
+	defer base.CloseIdleConnections()
+	rt := &partnerauth.Transport{Source: partnerauth.NowPost{Email: "e", Password: "p", BaseURL: server.URL}.TokenSource(), Base: base}
+	got := status(t, rt, newRequest(t, "GET", server.URL, "").WithContext(deadline(t, 10*time.Second)))
+	errorIf(t, got != 200, "got %d, want 200", got)
+}
+
+// A source that is asked once more because of a rejection is asked for as long as
+// its caller waits.
+func TestSourceIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &partner{script: always(reply{status: 401})}
+		n := new(atomic.Int64)
+		rt := p.custom(renewable{func() (*oauth2.Token, error) {
+			time.Sleep(10 * time.Second)
+			return &oauth2.Token{AccessToken: fmt.Sprint("token-", n.Add(1))}, nil
+		}, func(*oauth2.Token) {}}, &partnerauth.Quota{Requests: 10_000})
+		wg := atOnce(50, func(i int) {
+			time.Sleep(time.Duration(i) * 700 * time.Millisecond)
+			get(t, rt, "/")
+		})
+		time.Sleep(12 * time.Second)
+		began := time.Now()
+		_, err := try(deadline(t, 15*time.Second), rt, "/")
+		errorIf(t, time.Since(began) > 20*time.Second, "held for %v, with a deadline of 15 s and a source that takes 10: %v", time.Since(began), err)
+		wg.Wait()
+	})
 }

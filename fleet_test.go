@@ -413,3 +413,39 @@ type panickingPermit struct{}
 
 func (panickingPermit) Settle(int, time.Duration) {}
 func (panickingPermit) Return()                   { panic("by the test") }
+
+// A refusal that is read from a Store holds for as long as it says there, and
+// counts for what it says, if that makes sense.
+func TestRefusalReadFromStore(t *testing.T) {
+	for name, change := range map[string]func(record string) (string, time.Duration){
+		"at its end": func(record string) (string, time.Duration) { return record, time.Hour + 2*time.Second },
+		"without a count": func(record string) (string, time.Duration) {
+			return strings.Replace(record, `"count":6`, `"count":0`, 1), 2 * time.Second
+		},
+		"counted down": func(record string) (string, time.Duration) {
+			return strings.Replace(record, `"count":6`, `"count":-6`, 1), 2 * time.Second
+		},
+		"counted up": func(record string) (string, time.Duration) {
+			return strings.Replace(record, `"count":6`, `"count":9223372036854775807`, 1), time.Hour + 2*time.Second
+		},
+	} {
+		bubble(t, name, func(t *testing.T) {
+			p, store := new(partner).on("login", reply{status: 401}), new(memory)
+			first := p.fleet(1, store, samePassword)[0]
+			for p.count("login") < 6 {
+				first.SignIn(t.Context())
+				time.Sleep(time.Second)
+			}
+			for key, k := range store.records {
+				record, left := change(string(k.record))
+				store.records[key] = kept{[]byte(record), time.Now().Add(left)}
+			}
+			second := p.fleet(1, store, samePassword)[0]
+			auth, _ := errors.AsType[*partnerauth.AuthError](second.SignIn(t.Context()))
+			errorIf(t, auth == nil || auth.RetryAfter != 2*time.Second || p.count("login") != 6, "got %#v after %d logins, want what is stored, for 2 s", auth, p.count("login"))
+			time.Sleep(2 * time.Second)
+			p.on("login", reply{})
+			must(t, second.SignIn(t.Context()))
+		})
+	}
+}

@@ -349,3 +349,23 @@ func TestQueueRaces(t *testing.T) {
 		errorIf(t, n < 100 || n > p.count("call 200"), "%T: %d served, %d answered, want 100 served at least", l, n, p.count("call 200"))
 	}
 }
+
+// Tokens that end before a request's turn comes are fetched twice for it and no
+// more, also where it has joined the fetch of somebody else.
+func TestNoLoginForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := (&partner{lifetime: 10 * time.Second}).on("login", reply{after: 2 * time.Second})
+		slow := p.transport(limiterFunc(func(ctx context.Context) error { return sleep(ctx, 20*time.Second) }))
+		fast := p.transport(nil)
+		fast.Source = slow.Source
+		wg := atOnce(1, func(int) {
+			_, err := try(t.Context(), slow, "/")
+			errorIf(t, err == nil, "no error")
+		})
+		time.Sleep(83 * time.Second) // its second login is over
+		get(t, fast, "/")
+		wg.Wait()
+		errorIf(t, p.count("login") > 4, "%d logins, want 4 at most", p.count("login"))
+		time.Sleep(time.Minute)
+	})
+}
