@@ -359,7 +359,7 @@ func TestNoLoginForEver(t *testing.T) {
 		fast := p.transport(nil)
 		fast.Source = slow.Source
 		wg := atOnce(1, func(int) {
-			_, err := try(t.Context(), slow, "/")
+			_, err := try(deadline(t, time.Hour), slow, "/")
 			errorIf(t, err == nil, "no error")
 		})
 		time.Sleep(83 * time.Second) // its second login is over
