@@ -1,6 +1,7 @@
 package partnerauth_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -42,6 +43,7 @@ func TestConfigMistakes(t *testing.T) {
 		check(t, &partnerauth.Transport{Source: source}, provider, field, insecure, true)
 	}
 
+	unsendable := func(context.Context) (string, error) { return "hunter2\x00", nil }
 	for name, c := range map[string]struct {
 		config   interface{ TokenSource() *partnerauth.Source }
 		provider string
@@ -57,6 +59,9 @@ func TestConfigMistakes(t *testing.T) {
 		"Ndovu without secret":           {partnerauth.Ndovu{ClientID: "i", BaseURL: apiURL}, "ndovu", "ClientSecret"},
 		"Ndovu without BaseURL":          {partnerauth.Ndovu{ClientID: "i", ClientSecret: "hunter2"}, "ndovu", "BaseURL"},
 		"a client id with a colon in it": {partnerauth.Ndovu{ClientID: "i:hunter2", ClientSecret: "s", BaseURL: apiURL}, "ndovu", "ClientID"},
+		"a client id with a tab":         {partnerauth.Ndovu{ClientID: "i\thunter2", ClientSecret: "s", BaseURL: apiURL}, "ndovu", "ClientID has a control character"},
+		"a secret with a newline":        {partnerauth.Ndovu{ClientID: "i", ClientSecret: "hunter2\n", BaseURL: apiURL}, "ndovu", "ClientSecret has a control character"},
+		"a secret of a Func with a nul":  {partnerauth.Ndovu{ClientID: "i", ClientSecretFunc: unsendable, BaseURL: apiURL}, "ndovu", "returned has a control character"},
 	} {
 		t.Run(name, func(t *testing.T) { checkSource(t, c.config.TokenSource(), c.provider, c.field, false) })
 	}

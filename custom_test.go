@@ -41,7 +41,6 @@ func TestCustomSourceFails(t *testing.T) {
 		"error": func() (*oauth2.Token, error) { return nil, errTest },
 		"nil":   func() (*oauth2.Token, error) { return nil, nil },
 		"empty": func() (*oauth2.Token, error) { return new(oauth2.Token), nil },
-		"bytes": func() (*oauth2.Token, error) { return &oauth2.Token{AccessToken: "a\r\nb"}, nil },
 	} {
 		p, body := new(partner), watched("x")
 		_, err := p.custom(source, nil).RoundTrip(posting(t, body))

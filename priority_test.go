@@ -52,6 +52,7 @@ func TestLowPriorityGoesLast(t *testing.T) {
 
 // A batch of a thousand and one interactive call a second on one client.
 func TestBatchBesideInteractiveCalls(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		rec, p := newRecording(), &partner{open: true, script: func(asked) reply { return reply{status: 200, after: 200 * time.Millisecond} }}
 		rt := rec.plain(p)

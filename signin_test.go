@@ -100,6 +100,7 @@ func TestSignInByItsOwnWay(t *testing.T) {
 // Rotation of the password under load: nobody fails for longer than it takes the
 // Func to return the new one, which is tried at once.
 func TestPasswordRotation(t *testing.T) {
+	t.Parallel()
 	for late, logins := range map[time.Duration]int{500 * time.Millisecond: 3, 2 * time.Minute: 6} {
 		bubble(t, late.String(), func(t *testing.T) {
 			var known, good atomic.Value

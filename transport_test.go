@@ -31,6 +31,7 @@ func orderBody(id string) string {
 
 // All tokens are revoked under 200 goroutines that create orders.
 func TestRevokedUnderLoad(t *testing.T) {
+	t.Parallel()
 	for _, useTLS := range []bool{false, true} {
 		t.Run(fmt.Sprintf("tls=%v", useTLS), func(t *testing.T) {
 			server, rt := onSockets(t, partnertest.Options{TLS: useTLS, Limit: -1})
@@ -65,6 +66,7 @@ func TestRevokedUnderLoad(t *testing.T) {
 
 // Ten thousand requests that all get 401 for the same token cost one login.
 func TestManyRejectionsOneLogin(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var arrived sync.WaitGroup
 		arrived.Add(10_000)
