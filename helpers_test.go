@@ -3,14 +3,13 @@ package partnerauth_test
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -440,6 +439,41 @@ func atOnce(n int, f func(i int)) *sync.WaitGroup {
 	return &wg
 }
 
+// elapsed is how long f takes.
+func elapsed(f func()) time.Duration {
+	began := time.Now()
+	f()
+	return time.Since(began)
+}
+
+// refused makes a call under ctx, which has to be refused after exactly that long
+// because its turn would come too late.
+func refused(t testing.TB, ctx context.Context, rt http.RoundTripper, after time.Duration) {
+	t.Helper()
+	var err error
+	took := elapsed(func() { _, err = try(ctx, rt, "/") })
+	errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited) || took != after, "got %v after %v, want ErrRateLimited after %v", err, took, after)
+}
+
+// sentNothing makes a POST under ctx of which nothing may be sent to p, and whose
+// body must be closed once. It returns the error.
+func (p *partner) sentNothing(t testing.TB, ctx context.Context, rt http.RoundTripper) error {
+	t.Helper()
+	before, body := len(p.seen()), watched("x")
+	_, err := rt.RoundTrip(posting(t, body).WithContext(ctx))
+	sent := len(p.seen()) - before
+	errorIf(t, err == nil || sent != 0 || body.closed.Load() != 1, "got %v, %d sent, body closed %d times, want an error, nothing, once", err, sent, body.closed.Load())
+	return err
+}
+
+// authOf is the AuthError in err, the zero one if there is none.
+func authOf(err error) *partnerauth.AuthError {
+	if auth, ok := errors.AsType[*partnerauth.AuthError](err); ok {
+		return auth
+	}
+	return new(partnerauth.AuthError)
+}
+
 // reject makes the next caller sign in again.
 func reject(rt *partnerauth.Transport) *partnerauth.Source {
 	source := rt.Source.(*partnerauth.Source)
@@ -494,19 +528,6 @@ func errorIf(t testing.TB, wrong bool, format string, args ...any) {
 func bubble(t *testing.T, name string, f func(*testing.T)) {
 	t.Helper()
 	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
-}
-
-// inItsOwnProcess runs f, which may take its process with it, in another one.
-func inItsOwnProcess(t *testing.T, f func()) {
-	t.Helper()
-	if os.Getenv("PARTNERAUTH_TEST") == t.Name() {
-		f()
-		return
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
-	cmd.Env = append(os.Environ(), "PARTNERAUTH_TEST="+t.Name())
-	out, err := cmd.CombinedOutput()
-	errorIf(t, err != nil, "the process has ended: %v\n%.300s", err, out)
 }
 
 // dialError is what net and net/http make of a connection that was not made.
