@@ -595,16 +595,14 @@ func TestContextThatIsOver(t *testing.T) {
 	cancelWhy(errTest)
 	for _, ctx := range []context.Context{over, late, why} {
 		for _, limiter := range []partnerauth.Limiter{nil, limiterFunc(func(context.Context) error { return nil })} {
-			p, body := new(partner), watched("x")
+			p := new(partner)
 			rt := p.custom(static("t"), limiter)
 			if limiter == nil {
 				rt = p.transport(nil) // without a token
 			}
-			_, err := rt.RoundTrip(posting(t, body).WithContext(ctx))
-			_, auth := errors.AsType[*partnerauth.AuthError](err)
-			errorIf(t, auth || !errors.Is(err, ctx.Err()) || errors.Is(err, partnerauth.ErrRateLimited) || strings.Contains(err.Error(), "limit") || (ctx == why) != errors.Is(err, errTest),
+			err := p.sentNothing(t, ctx, rt)
+			errorIf(t, authOf(err).Op != "" || !errors.Is(err, ctx.Err()) || errors.Is(err, partnerauth.ErrRateLimited) || strings.Contains(err.Error(), "limit") || (ctx == why) != errors.Is(err, errTest),
 				"got %v, want %v", err, ctx.Err())
-			errorIf(t, len(p.seen()) > 0 || body.closed.Load() != 1, "%d sent, body closed %d times", len(p.seen()), body.closed.Load())
 		}
 	}
 }

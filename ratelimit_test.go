@@ -3,7 +3,6 @@ package partnerauth_test
 import (
 	"context"
 	"errors"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,13 +28,11 @@ func TestHundredAtOnceFromIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var quota partnerauth.Quota
 		for range 3 {
-			began := time.Now()
-			for range 100 {
-				if err := quota.Wait(t.Context()); err != nil {
-					t.Fatal(err)
+			took := elapsed(func() {
+				for range 100 {
+					must(t, quota.Wait(t.Context()))
 				}
-			}
-			took := time.Since(began)
+			})
 			errorIf(t, took > time.Second, "100 permits took %v, want them within a second", took)
 			time.Sleep(2 * time.Minute)
 		}
@@ -67,19 +64,13 @@ func TestSharedQuota(t *testing.T) {
 		for range 33 {
 			get(t, one, "/")
 			get(t, two, "/")
-			if err := quota.Wait(ctx); err != nil {
-				t.Fatal(err)
-			}
+			must(t, quota.Wait(ctx))
 		}
 		// 99 and the login
 		err := quota.Wait(ctx)
 		errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited), "got %v, want ErrRateLimited", err)
-		if _, err := try(ctx, two, "/"); !errors.Is(err, partnerauth.ErrRateLimited) {
-			t.Errorf("got %v, want ErrRateLimited", err)
-		}
-		if err := quota.Wait(t.Context()); err != nil {
-			t.Errorf("got %v without a deadline, want a permit", err)
-		}
+		refused(t, ctx, two, 0)
+		must(t, quota.Wait(t.Context())) // without a deadline
 	})
 }
 
@@ -98,18 +89,17 @@ func TestHungAndGivenUpCalls(t *testing.T) {
 			p := new(partner).on("/hang", reply{after: forever})
 			rt := p.transport(&partnerauth.Quota{Requests: 2})
 			ctx, giveUp := context.WithCancel(t.Context())
-			var wg sync.WaitGroup
-			wg.Go(func() { try(ctx, rt, "/hang") })
+			wg := atOnce(1, func(int) { try(ctx, rt, "/hang") })
 			synctest.Wait()
 			time.Sleep(c.givenUp)
 			if c.givenUp > 0 {
 				giveUp()
 				wg.Wait()
 			}
-			began := time.Now()
-			get(t, rt, "/") // in place of the login
-			get(t, rt, "/") // in place of the one that hangs
-			took := time.Since(began)
+			took := elapsed(func() {
+				get(t, rt, "/") // in place of the login
+				get(t, rt, "/") // in place of the one that hangs
+			})
 			errorIf(t, took < c.least || took > c.most, "the call kept its place for %v, want %v", took, c.least)
 			giveUp()
 			wg.Wait()
@@ -119,15 +109,13 @@ func TestHungAndGivenUpCalls(t *testing.T) {
 
 func TestLimiterThatFails(t *testing.T) {
 	for _, cold := range []bool{false, true} {
-		p, body := new(partner), watched("x")
-		failing := limiterFunc(func(context.Context) error { return errTest })
+		p, failing := new(partner), limiterFunc(func(context.Context) error { return errTest })
 		rt := p.custom(static("t"), failing)
 		if cold {
 			rt = p.transport(failing)
 		}
-		_, err := rt.RoundTrip(posting(t, body))
-		errorIf(t, !errors.Is(err, errTest) || len(p.seen()) != 0 || body.closed.Load() != 1,
-			"cold %t: got %v, %v sent, body closed %d times, want the limiter's error, nothing, once", cold, err, p.seen(), body.closed.Load())
+		err := p.sentNothing(t, t.Context(), rt)
+		errorIf(t, !errors.Is(err, errTest), "cold %t: got %v, want the limiter's error", cold, err)
 	}
 }
 
