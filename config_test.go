@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
 	"reflect"
 	"slices"
 	"strings"
@@ -22,14 +20,10 @@ func TestConfigMistakes(t *testing.T) {
 	// check uses a Transport twice: the second use fails like the first
 	check := func(t *testing.T, rt *partnerauth.Transport, provider, field string, insecure, isAuth bool) {
 		t.Helper()
-		rt.Base = &partner{script: func(a asked) reply { t.Errorf("%s was asked for", a.url); return reply{err: errTest} }}
+		p := new(partner)
+		rt.Base = p
 		for range 2 {
-			body := watched("{}")
-			_, err := rt.RoundTrip(posting(t, body))
-			checkMistake(t, err, provider, field, insecure, isAuth)
-			errorIf(t, body.closed.Load() != 1, "the request's body is not closed")
-			_, err = (&http.Client{Transport: rt}).Get(apiURL)
-			checkMistake(t, err, provider, field, insecure, isAuth)
+			checkMistake(t, p.sentNothing(t, t.Context(), rt), provider, field, insecure, isAuth)
 		}
 		rt.CloseIdleConnections()
 	}
@@ -65,6 +59,10 @@ func TestConfigMistakes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { checkSource(t, c.config.TokenSource(), c.provider, c.field, false) })
 	}
+	for _, source := range []*partnerauth.Source{nil, {}} { // whoever asks
+		checkSource(t, source, "", "Source", false)
+		_ = fmt.Sprintf("%v %+v %#v", source, source, source)
+	}
 	good := partnerauth.NowPost{Email: "e", Password: "p"}.TokenSource()
 	for i, url := range slices.Concat(malformed, insecure) {
 		t.Run(url, func(t *testing.T) {
@@ -83,8 +81,6 @@ func TestConfigMistakes(t *testing.T) {
 		field string
 	}{
 		"no Source":                          {&partnerauth.Transport{}, "Source"},
-		"nil *Source":                        {&partnerauth.Transport{Source: (*partnerauth.Source)(nil)}, "Source"},
-		"zero Source":                        {&partnerauth.Transport{Source: new(partnerauth.Source)}, "Source"},
 		"custom source without Origins":      {&partnerauth.Transport{Source: static("t")}, "Origins"},
 		"custom source with an empty origin": {&partnerauth.Transport{Source: static("t"), Origins: []string{""}}, "Origins[0]"},
 	} {
@@ -113,9 +109,6 @@ func TestConfigMistakes(t *testing.T) {
 
 func checkMistake(t *testing.T, err error, provider, field string, insecure, isAuth bool) {
 	t.Helper()
-	if outer, ok := errors.AsType[*url.Error](err); ok {
-		err = outer.Err
-	}
 	text := fmt.Sprint(err)
 	errorIf(t, !strings.HasPrefix(text, "partnerauth: ") || !strings.Contains(text, field) || strings.Contains(text, "hunter2"), "got %q, want the name of %s and no password", text, field)
 	auth, is := errors.AsType[*partnerauth.AuthError](err)
@@ -123,19 +116,6 @@ func checkMistake(t *testing.T, err error, provider, field string, insecure, isA
 		"got %#v, want an AuthError (%t) of %q about the configuration", auth, isAuth, provider)
 	errorIf(t, errors.Is(err, partnerauth.ErrInsecureURL) != insecure || errors.Is(err, partnerauth.ErrCredentials) || errors.Is(err, partnerauth.ErrRateLimited),
 		"got %v, ErrInsecureURL %t, want %t", err, !insecure, insecure)
-}
-
-// A nil or zero Source is an error and not a panic, whoever asks it.
-func TestSourceOfNobody(t *testing.T) {
-	t.Parallel()
-	for _, source := range []*partnerauth.Source{nil, {}} {
-		_, err := source.Token()
-		checkMistake(t, err, "", "Source", false, true)
-		_, err = source.TokenContext(t.Context())
-		checkMistake(t, err, "", "Source", false, true)
-		source.Invalidate(&oauth2.Token{AccessToken: "t"})
-		_ = fmt.Sprintf("%v %+v %#v", source, source, source)
-	}
 }
 
 func TestProvidersFromEnv(t *testing.T) {

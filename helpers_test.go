@@ -53,7 +53,6 @@ type partner struct {
 	began  time.Time // the first request
 	issued int
 	tokens map[string]time.Time // that are good, and when they end
-	held   time.Time            // until then a client has a good token
 }
 
 // A reply is what a partner answers. One that has neither status, body nor err
@@ -66,8 +65,6 @@ type reply struct {
 	stream io.ReadCloser // in place of body
 	err    error         // in place of an answer
 	after  time.Duration // how long it takes; forever: until the client leaves
-
-	ends time.Time // of the token in it
 }
 
 const forever = time.Duration(math.MaxInt64)
@@ -152,7 +149,7 @@ func (p *partner) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.log[a.n].status, p.held = resp.StatusCode, cmp.Or(r.ends, p.held)
+	p.log[a.n].status = resp.StatusCode
 	return resp, nil
 }
 
@@ -217,8 +214,7 @@ func (p *partner) healthy(a asked, r reply) reply {
 		p.issued++
 		token := fmt.Sprintf("token-%d", p.issued)
 		lifetime := cmp.Or(p.lifetime, 24*time.Hour)
-		r.ends = now.Add(lifetime)
-		p.tokens[token] = r.ends
+		p.tokens[token] = now.Add(lifetime)
 		r.status, r.header, r.body = 200, dated(now), granted(token, lifetime)
 	}
 	return r

@@ -14,28 +14,22 @@ import (
 func TestNdovuAuthOnTheWire(t *testing.T) {
 	t.Parallel()
 	for proto, useTLS := range wires {
-		for _, pair := range []struct{ id, secret string }{
-			{"client-1", "plain"},
-			{"client-1", "a:b+c/d%e&f g=h?i#j"},
-			{"client-1", "::"},
-			{"client-1", "%2B%2F already escaped +"},
-			{"client-1", "sécret 密钥 🔑"},
-			{"client-1", " leading and trailing "},
-			{"client-1", `quote " backslash \`},
-			{"client-1", "bytes \xff\xfe that are no UTF-8"},
-			{"client-1", strings.Repeat("long", 500)},
-			{"id with space + % / & é", "secret"},
+		for _, pair := range [][2]string{
+			{"client-1", "plain"}, {"client-1", "a:b+c/d%e&f g=h?i#j"}, {"client-1", "::"}, {"client-1", "%2B%2F already escaped +"},
+			{"client-1", "sécret 密钥 🔑"}, {"client-1", " leading and trailing "}, {"client-1", `quote " backslash \`},
+			{"client-1", "bytes \xff\xfe that are no UTF-8"}, {"client-1", strings.Repeat("long", 500)}, {"id with space + % / & é", "secret"},
 		} {
-			server := partnertest.StartNdovu(partnertest.Options{TLS: useTLS, ClientID: pair.id, ClientSecret: pair.secret})
+			id, secret := pair[0], pair[1]
+			server := partnertest.StartNdovu(partnertest.Options{TLS: useTLS, ClientID: id, ClientSecret: secret})
 			defer server.Close()
 			base := server.Transport()
 			defer base.CloseIdleConnections()
-			_, err := partnerauth.Ndovu{ClientID: pair.id, ClientSecret: pair.secret, BaseURL: server.URL, Base: base}.TokenSource().Token()
+			_, err := partnerauth.Ndovu{ClientID: id, ClientSecret: secret, BaseURL: server.URL, Base: base}.TokenSource().Token()
 			seen := server.Requests()
 			if err != nil || len(seen) != 1 {
 				t.Fatalf("%q: got %v after %d requests, want a token of one", pair, err, len(seen))
 			}
-			basic := base64.StdEncoding.EncodeToString([]byte(pair.id + ":" + pair.secret))
+			basic := base64.StdEncoding.EncodeToString([]byte(id + ":" + secret))
 			checkWire(t, seen[0], proto, authPath, "", "Authorization: Basic "+basic)
 		}
 	}
