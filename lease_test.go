@@ -99,14 +99,10 @@ func TestAnswerPastItsOwnExpiry(t *testing.T) {
 	}{
 		{"the page's sample", reply{header: fields(), body: sample}},
 		{"over by a second", reply{header: fields(), body: expiring(-time.Second)}},
-		{"over this second", reply{header: fields(), body: expiring(0)}},
 		{"over while it was on its way", reply{header: fields(), body: expiring(time.Second), after: 2 * time.Second}},
-		{"long before Date", reply{header: fields(), body: `{"token":"t","expiresAt":"0001-01-01T00:00:00Z"}`}},
 		{"by our clock", reply{body: `{"token":"t","expiresAt":"1999-12-31T23:59:59Z"}`}},
-		{"JWT", reply{body: `{"token":"` + jwt(`{"iat":2,"exp":1}`) + `"}`}},
 		{"JWT absurdly", reply{body: `{"token":"` + jwt(`{"iat":1e308,"exp":-1e308}`) + `"}`}},
 		{"Ndovu's zero", reply{body: `{"access_token":"t","expires_in":0}`}},
-		{"Ndovu's absurdly less", reply{body: `{"access_token":"t","expires_in":-1e300}`}},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
 			p := &partner{script: always(c.reply)}

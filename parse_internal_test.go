@@ -23,17 +23,9 @@ func FuzzPause(f *testing.F) {
 	f.Add(200, "Mon, 01 Jan 0001 00:00:00 GMT", "0", `"`, "1e9", "+5")
 	now := time.Date(2026, 3, 14, 15, 9, 26, 535, time.UTC)
 	f.Fuzz(func(t *testing.T, status int, date, retryAfter, rateLimit, reset, legacy string) {
-		header := func(pairs ...string) http.Header {
-			h := http.Header{}
-			for i := 0; i < len(pairs); i += 2 {
-				if pairs[i+1] != "" {
-					h.Add(pairs[i], pairs[i+1])
-				}
-			}
-			return h
-		}
-		own := header("Date", date, "Retry-After", retryAfter)
-		all := header("Date", date, "Retry-After", retryAfter, "RateLimit", rateLimit, "RateLimit-Reset", reset, "X-RateLimit-Reset", legacy)
+		own := http.Header{"Date": {date}, "Retry-After": {retryAfter}}
+		all := own.Clone()
+		all["Ratelimit"], all["Ratelimit-Reset"], all["X-Ratelimit-Reset"] = []string{rateLimit}, []string{reset}, []string{legacy}
 		before := all.Clone()
 		wait, ok := pauseOf(status, all, now)
 		if wait < 0 || wait > 15*time.Minute || !ok && wait != 0 {

@@ -9,8 +9,6 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
-	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -295,55 +293,43 @@ func TestStrictServers(t *testing.T) {
 func TestTwoProgramsOnOneAccount(t *testing.T) {
 	t.Parallel()
 	for name, window := range map[string]time.Duration{"a minute": minute, "three seconds": 3 * time.Second} {
-		for _, legacy := range []bool{true, false} {
-			bubble(t, fmt.Sprint(name, " legacy ", legacy), func(t *testing.T) {
-				time.Sleep(time.Until(in2026)) // its epoch is not taken for a delta
-				var mu sync.Mutex
-				var opened time.Time
-				count, answers, refused := 0, 0, 0
-				start := time.Now()
-				p := &partner{open: true, script: func(asked) reply {
-					time.Sleep(20 * time.Millisecond)
-					mu.Lock()
-					defer mu.Unlock()
-					now := time.Now()
-					if now.Sub(opened) >= window {
-						opened, count = now, 0
-					}
-					count++
-					ends := opened.Add(window)
-					left, delta := strconv.Itoa(max(0, 100-count)), strconv.Itoa(int(math.Ceil(ends.Sub(now).Seconds())))
-					r := reply{status: 200, header: headers("Date: " + now.UTC().Format(http.TimeFormat))}
-					if legacy {
-						r.header.Set("X-RateLimit-Remaining", left)
-						r.header.Set("X-RateLimit-Reset", fmt.Sprint(ends.Add(time.Second-1).Unix()))
-					} else {
-						r.header.Set("RateLimit", `"100-in-window"; r=`+left+`; t=`+delta)
-					}
-					if count > 100 {
-						r.status = 429
-						r.header.Set("Retry-After", delta)
-					}
-					if now.Sub(start) >= window {
-						if answers++; r.status == 429 {
-							refused++
-						}
-					}
-					return r
-				}}
-				var programs [2]*partnerauth.Transport
-				for i := range programs {
-					programs[i] = p.custom(static("t"), &partnerauth.Quota{Window: window})
+		bubble(t, name, func(t *testing.T) {
+			var mu sync.Mutex
+			var opened time.Time
+			count, answers, refused := 0, 0, 0
+			start := time.Now()
+			p := &partner{open: true, script: func(asked) reply {
+				time.Sleep(20 * time.Millisecond)
+				mu.Lock()
+				defer mu.Unlock()
+				now := time.Now()
+				if now.Sub(opened) >= window {
+					opened, count = now, 0
 				}
-				atOnce(40, func(i int) {
-					for time.Since(start) < 20*window {
-						get(t, programs[i%2], "/")
+				count++
+				ends := math.Ceil(opened.Add(window).Sub(now).Seconds())
+				r := reply{status: 200, header: headers(fmt.Sprintf(`RateLimit: "100-in-window"; r=%d; t=%v`, max(0, 100-count), ends))}
+				if count > 100 {
+					r.status = 429
+				}
+				if now.Sub(start) >= window {
+					if answers++; r.status == 429 {
+						refused++
 					}
-				}).Wait()
-				t.Logf("%d of %d refused, %.0f%% used", refused, answers, float64(answers)/19)
-				errorIf(t, float64(refused) > 0.02*float64(answers) || answers < 19*80, "%d of %d refused, want 2 %% at most and 80 a window", refused, answers)
-			})
-		}
+				}
+				return r
+			}}
+			var programs [2]*partnerauth.Transport
+			for i := range programs {
+				programs[i] = p.custom(static("t"), &partnerauth.Quota{Window: window})
+			}
+			atOnce(40, func(i int) {
+				for time.Since(start) < 20*window {
+					get(t, programs[i%2], "/")
+				}
+			}).Wait()
+			errorIf(t, float64(refused) > 0.02*float64(answers) || answers < 19*80, "%d of %d refused, want 2 %% at most and 80 a window", refused, answers)
+		})
 	}
 }
 

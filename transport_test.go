@@ -36,29 +36,21 @@ func TestRevokedUnderLoad(t *testing.T) {
 	for _, useTLS := range []bool{false, true} {
 		t.Run(fmt.Sprintf("tls=%v", useTLS), func(t *testing.T) {
 			server, rt := onSockets(t, partnertest.Options{TLS: useTLS, Limit: -1})
-			const workers, each = 200, 2
+			const workers = 200
+			create := func(id string) {
+				req := newRequest(t, "POST", server.URL+"/api/v1/orders", orderBody(id))
+				req.Header.Set("Content-Type", "application/json")
+				code := status(t, rt, req)
+				errorIf(t, code != 201 || server.Created(id) != 1, "%s: got %d, created %d times, want an order once", id, code, server.Created(id))
+			}
 			var done atomic.Int32
-			var wg sync.WaitGroup
-			for w := range workers {
-				wg.Go(func() {
-					for i := range each {
-						req := newRequest(t, "POST", server.URL+"/api/v1/orders", orderBody(fmt.Sprintf("order-%d-%d", w, i)))
-						req.Header.Set("Content-Type", "application/json")
-						code := status(t, rt, req)
-						errorIf(t, code != 201, "got %d, want an order", code)
-						if done.Add(1) == workers*each/2 {
-							server.RevokeAll()
-						}
-					}
-				})
-			}
-			wg.Wait()
-			for w := range workers {
-				for i := range each {
-					n := server.Created(fmt.Sprintf("order-%d-%d", w, i))
-					errorIf(t, n != 1, "order-%d-%d was created %d times, want once", w, i, n)
+			atOnce(workers, func(w int) {
+				create(fmt.Sprint("first-", w))
+				if done.Add(1) == workers/2 {
+					server.RevokeAll()
 				}
-			}
+				create(fmt.Sprint("second-", w))
+			}).Wait()
 			n := server.LoginRequests()
 			errorIf(t, n != 2 || server.Status(401) == 0, "got %d logins and %d answers 401, want the first login and one for all who were answered 401", n, server.Status(401))
 		})
