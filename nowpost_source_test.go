@@ -134,7 +134,7 @@ func checkToken(t *testing.T, name string, r reply, of func(*partner) *partnerau
 func TestNowPostFailures(t *testing.T) {
 	t.Parallel()
 	const none, notJSON, unsendable = "no token, neither in data.token nor in token", "the answer is not the JSON", "the token has characters that a header cannot have"
-	for _, f := range []failure{
+	for _, f := range append(failures(),
 		noToken("success is false", `{"success":false,"message":"Echo"}`, "success is false"),
 		noToken("success is false beside a token", `{"success":false,"data":{"token":"t"},"token":"t"}`, "success is false"),
 		noToken("no token", `{"success":true,"data":{"expiresAt":"2024-01-15T12:00:00Z"}}`, none),
@@ -142,7 +142,7 @@ func TestNowPostFailures(t *testing.T) {
 		noToken("token a number", `{"token":123}`, notJSON),
 		noToken("token with a newline", `{"token":"Echo\nX-Injected: 1"}`, unsendable),
 		noToken("token with DEL", `{"token":"Echo\u007f"}`, unsendable),
-	} {
+	) {
 		bubble(t, f.name, func(t *testing.T) {
 			p := new(partner)
 			checkFailure(t, p, p.nowPost(), "nowpost", f)

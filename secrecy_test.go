@@ -190,14 +190,9 @@ func (h *hunt) exported(where string, rec *recording) {
 // answered searches what an answer tells of its request.
 func (h *hunt) answered(where string, resp *http.Response) {
 	h.Helper()
-	for req := resp.Request; req != nil; {
-		h.search(where+": resp.Request", "in %+v", fmt.Sprintf("%+v %v", req, req.Header), true)
-		errorIf(h.TB, req.Header["Authorization"] != nil, "%s: resp.Request has Authorization %q", where, req.Header["Authorization"])
-		resp, req = req.Response, nil
-		if resp != nil {
-			req = resp.Request
-		}
-	}
+	req := resp.Request
+	h.search(where+": resp.Request", "in %+v", fmt.Sprintf("%+v %v", req, req.Header), true)
+	errorIf(h.TB, req.Header["Authorization"] != nil, "%s: resp.Request has Authorization %q", where, req.Header["Authorization"])
 }
 
 // The hunt itself has to find what is there.

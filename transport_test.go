@@ -140,9 +140,9 @@ func TestUnauthorizedAnswers(t *testing.T) {
 		get(t, rt, "/")
 		p.revokeAll()
 		_, err := (&http.Client{Transport: rt}).Get(apiURL) // so that it is inside a *url.Error
-		var auth *partnerauth.AuthError
-		var answered *oauth2.RetrieveError
-		if !errors.As(err, &auth) || !errors.As(err, &answered) || !errors.Is(err, partnerauth.ErrCredentials) || errors.Is(err, partnerauth.ErrRateLimited) || auth.Timeout() {
+		auth := authOf(err)
+		answered, ok := errors.AsType[*oauth2.RetrieveError](err)
+		if !ok || !errors.Is(err, partnerauth.ErrCredentials) || errors.Is(err, partnerauth.ErrRateLimited) || auth.Timeout() {
 			t.Fatalf("got %v, want an AuthError with an oauth2.RetrieveError and ErrCredentials, and nothing else", err)
 		}
 		errorIf(t, auth.StatusCode != 403 || auth.Op != "login" || answered.Response.Header.Get("X-Request-Id") != "42" || answered.Body != nil,
