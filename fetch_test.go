@@ -261,14 +261,6 @@ func TestTokenRequestMeets429(t *testing.T) {
 		least := slices.Min(p.gaps())
 		errorIf(t, least < 20*time.Second, "got %v between requests, want 20 s", least)
 	})
-	bubble(t, "a caller's deadline", func(t *testing.T) {
-		p := new(partner).on("login", busy("20"), reply{})
-		source := p.nowPost()
-		_, err := source.TokenContext(deadline(t, time.Second))
-		errorIf(t, !errors.Is(err, context.DeadlineExceeded), "got %v", err)
-		_, err = source.Token()
-		errorIf(t, err != nil || p.count("login") != 2, "got %v after %d requests, want the token of the same fetch", err, p.count("login"))
-	})
 }
 
 // A partner that is away for long is not waited for inside one fetch.

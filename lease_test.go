@@ -1,7 +1,6 @@
 package partnerauth_test
 
 import (
-	"context"
 	"encoding/base64"
 	"fmt"
 	"net/http"
@@ -167,28 +166,16 @@ func TestTokensOfAnyLifetime(t *testing.T) {
 	}
 }
 
-// A token that nobody asked for while it ended is replaced by login, and so is
-// one whose refresh waited in the queue until it had.
+// A token that nobody asked for while it ended is replaced by login.
 func TestEndedTokenIsNotRefreshed(t *testing.T) {
-	t.Parallel()
-	bubble(t, "idle", func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := &partner{lifetime: time.Minute}
 		source := p.nowPost()
 		for _, idle := range []time.Duration{0, time.Minute, time.Minute + time.Nanosecond, 100 * time.Hour} {
 			time.Sleep(idle)
-			if _, err := source.Token(); err != nil {
-				t.Fatal(err)
-			}
+			_, err := source.Token()
+			must(t, err)
 		}
 		errorIf(t, p.ops() != "login login login login", "got %s, want logins", p.ops())
-	})
-	bubble(t, "slow limiter", func(t *testing.T) {
-		p := &partner{lifetime: time.Minute}
-		rt := p.transport(limiterFunc(func(ctx context.Context) error { return sleep(ctx, 20*time.Second) }))
-		for range 50 {
-			get(t, rt, "/orders")
-		}
-		time.Sleep(10 * time.Minute)
-		errorIf(t, p.count("refresh") > 0 || p.count("login") < 5 || p.count("call 401") > 0, "got %s, want logins since the refreshes come too late", p.ops())
 	})
 }

@@ -187,11 +187,7 @@ func TestRefusedAtOnce(t *testing.T) {
 			wg.Wait()
 		})
 	}
-}
-
-// Who has to wait for a token cannot be in time either.
-func TestRefusedAtOnceWithoutAToken(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, "who has to wait for a token", func(t *testing.T) {
 		quota := &partnerauth.Quota{Requests: 1}
 		quota.Wait(t.Context())
 		refused(t, deadline(t, 30*time.Second), new(partner).transport(quota), 0)

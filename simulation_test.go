@@ -11,7 +11,6 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -367,19 +366,16 @@ func TestFailuresBeforeThereIsAConnection(t *testing.T) {
 // back for them at once, with the whole window.
 func TestBackAfterAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var up atomic.Bool
-		p := &partner{open: true}
-		p.script = func(asked) reply {
-			if !up.Load() {
+		began := time.Now()
+		p := &partner{open: true, script: func(asked) reply {
+			if time.Since(began) < 5*time.Second {
 				return reply{err: dialing}
 			}
 			return reply{status: 200, after: 20 * time.Millisecond}
-		}
+		}}
 		rt := p.custom(static("t"), nil)
-		time.AfterFunc(5*time.Second, func() { up.Store(true) })
 		var mu sync.Mutex
 		var served []time.Duration
-		began := time.Now()
 		atOnce(10, func(int) {
 			for time.Since(began) < 10*time.Second {
 				if _, err := try(deadline(t, time.Second), rt, "/"); err == nil {
