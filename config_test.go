@@ -47,6 +47,8 @@ func TestConfigMistakes(t *testing.T) {
 		"NowPost without password":       {partnerauth.NowPost{Email: "e"}, "nowpost", "Password"},
 		"an e-mail that is no UTF-8":     {partnerauth.NowPost{Email: "\xff", Password: "hunter2"}, "nowpost", "Email"},
 		"a password that is no UTF-8":    {partnerauth.NowPost{Email: "e", Password: "hunter2\xff"}, "nowpost", "Password"},
+		"a password and a Func":          {partnerauth.NowPost{Email: "e", Password: "hunter2", PasswordFunc: unsendable}, "nowpost", "PasswordFunc"},
+		"a secret and a Func":            {partnerauth.Ndovu{ClientID: "i", ClientSecret: "hunter2", ClientSecretFunc: unsendable, BaseURL: apiURL}, "ndovu", "SecretFunc"},
 		"Ndovu without id":               {partnerauth.Ndovu{ClientSecret: "hunter2", BaseURL: apiURL}, "ndovu", "ClientID"},
 		"Ndovu without secret":           {partnerauth.Ndovu{ClientID: "i", BaseURL: apiURL}, "ndovu", "ClientSecret"},
 		"Ndovu without BaseURL":          {partnerauth.Ndovu{ClientID: "i", ClientSecret: "hunter2"}, "ndovu", "BaseURL"},

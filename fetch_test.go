@@ -238,7 +238,8 @@ func TestTriesInsideOneFetch(t *testing.T) {
 		bubble(t, name, func(t *testing.T) {
 			p := new(partner).on("login", append(c.fails, reply{})...)
 			took := elapsed(func() { _, err := p.nowPost().Token(); must(t, err) })
-			errorIf(t, p.count("login") != len(c.fails)+1 || took > 5*time.Second || took < c.least, "got %d requests in %v, want %d in seconds", p.count("login"), took, len(c.fails)+1)
+			errorIf(t, p.count("login") != len(c.fails)+1 || took > 5*time.Second || took < c.least,
+				"got %d requests in %v, want %d in seconds", p.count("login"), took, len(c.fails)+1)
 		})
 	}
 }
@@ -290,7 +291,8 @@ func TestSlowLogin(t *testing.T) {
 			atOnce(len(patience), func(i int) {
 				_, err := source.TokenContext(deadline(t, patience[i]))
 				left := time.Since(began)
-				errorIf(t, left != min(patience[i], took, limit) || (err == nil) != (took < min(patience[i], limit)), "one with %v got %v after %v", patience[i], err, left)
+				errorIf(t, left != min(patience[i], took, limit) || (err == nil) != (took < min(patience[i], limit)),
+					"one with %v got %v after %v", patience[i], err, left)
 				errorIf(t, err != nil && (authOf(err).Op != "login" || !errors.Is(err, context.DeadlineExceeded)), "got %v, want an AuthError of a login", err)
 			}).Wait()
 			errorIf(t, p.count("login") != 1, "got %d logins, want one", p.count("login"))

@@ -458,7 +458,8 @@ func (p *partner) sentNothing(t testing.TB, ctx context.Context, rt http.RoundTr
 	before, body := len(p.seen()), watched("x")
 	_, err := rt.RoundTrip(posting(t, body).WithContext(ctx))
 	sent := len(p.seen()) - before
-	errorIf(t, err == nil || sent != 0 || body.closed.Load() != 1, "got %v, %d sent, body closed %d times, want an error, nothing, once", err, sent, body.closed.Load())
+	errorIf(t, err == nil || sent != 0 || body.closed.Load() != 1,
+		"got %v, %d sent, body closed %d times, want an error, nothing, once", err, sent, body.closed.Load())
 	return err
 }
 

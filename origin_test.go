@@ -131,7 +131,8 @@ func TestRedirectFromElsewhere(t *testing.T) {
 		p := new(partner).on("/via", reply{status: 307, header: headers("Location: https://evil.example/go")})
 		p.on("/go", reply{status: 307, header: headers("Location: " + apiURL + "/orders")}).open = true
 		last := p.follow(t, start)
-		errorIf(t, last.path != "/orders" || last.token != "" || p.count("login") != logins, "%s: %s was sent the token %q after %d logins", start, last.url, last.token, p.count("login"))
+		errorIf(t, last.path != "/orders" || last.token != "" || p.count("login") != logins,
+			"%s: %s was sent the token %q after %d logins", start, last.url, last.token, p.count("login"))
 	}
 }
 

@@ -259,7 +259,10 @@ func TestSecretsInValues(t *testing.T) {
 	nowPost.Base, ndovu.Base = nil, nil
 	bad := nowPost
 	bad.BaseURL = "https://" + url.UserPassword("me", h.plant("password in BaseURL")).String() + "@api.example/?q=" + url.QueryEscape(h.plant("query of BaseURL"))
-	for _, v := range []any{nowPost, &nowPost, ndovu, &ndovu, bad, bad.TokenSource(), bad.Client(), []partnerauth.NowPost{nowPost}, map[string]partnerauth.Ndovu{"x": ndovu}} {
+	for _, v := range []any{
+		nowPost, &nowPost, ndovu, &ndovu, bad, bad.TokenSource(), bad.Client(),
+		[]partnerauth.NowPost{nowPost}, map[string]partnerauth.Ndovu{"x": ndovu},
+	} {
 		name := fmt.Sprintf("a %T", v)
 		h.printed(name, v)
 		h.printed(name+" in a struct", struct{ Partner any }{v})
@@ -588,11 +591,8 @@ func TestSecretsInRefusals(t *testing.T) {
 			_, err := rt.RoundTrip(req)
 			return err
 		}
-		if err := call(t.Context(), apiURL); err != nil {
-			t.Fatal(err)
-		}
-		hasty := deadline(t, time.Second)
-		h.failed("ErrRateLimited", call(hasty, apiURL))
+		must(t, call(t.Context(), apiURL))
+		h.failed("ErrRateLimited", call(deadline(t, time.Second), apiURL))
 		gone, cause := context.WithCancelCause(t.Context())
 		time.AfterFunc(time.Second, func() { cause(errors.New("shutting down")) })
 		h.failed("canceled with a cause", call(gone, apiURL))

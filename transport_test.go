@@ -228,15 +228,6 @@ func TestRateLimitedAnswers(t *testing.T) {
 		refused(t, deadline(t, 80*time.Second), rt, 5*time.Second)
 		time.Sleep(time.Hour)
 	})
-
-	bubble(t, "503 pauses and is returned", func(t *testing.T) {
-		p := new(partner).on("call", reply{status: 503, header: headers("Retry-After: 20")})
-		rt := p.transport(nil)
-		code := get(t, rt, "/")
-		errorIf(t, code != 503 || p.count("call") != 1, "got %d after %d calls, want 503 after one", code, p.count("call"))
-		took := elapsed(func() { get(t, rt, "/") })
-		errorIf(t, took != 20*time.Second, "the next went after %v, want 20 s", took)
-	})
 }
 
 // The rejected answer is drained, so that the second attempt finds its
