@@ -302,9 +302,11 @@ func TestUserCodeMayCallTheClient(t *testing.T) {
 
 	p, token := new(partner).on("/outer", reply{status: 401}, reply{status: 200}), "first"
 	p.open = true
-	custom := renewable{tokenFunc: func() (*oauth2.Token, error) { return static(token).Token() }}
-	custom.invalidate = func(*oauth2.Token) { token = "second"; inner("Invalidate", p.custom(custom, nil), time.Minute)() }
-	outer("Invalidate", p.custom(custom, nil), t.Context())
+	rt = p.custom(renewable{
+		func() (*oauth2.Token, error) { return static(token).Token() },
+		func(*oauth2.Token) { token = "second"; inner("Invalidate", rt, time.Minute)() },
+	}, nil)
+	outer("Invalidate", rt, t.Context())
 }
 
 // forms are the ways in which a secret comes back. Each leaves hunter2 to find.
