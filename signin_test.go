@@ -72,7 +72,7 @@ func TestSignInBounds(t *testing.T) {
 }
 
 // A login by http.DefaultTransport that failed, as of a probe of the Source, is
-// no reason to hold back a Transport that has another way.
+// no reason to hold back a Transport that has another way. A refusal is.
 func TestSignInByItsOwnWay(t *testing.T) {
 	before := http.DefaultTransport
 	defer func() { http.DefaultTransport = before }()
@@ -87,6 +87,12 @@ func TestSignInByItsOwnWay(t *testing.T) {
 		}
 		took := elapsed(func() { must(t, rt.SignIn(t.Context())) })
 		errorIf(t, took > time.Second || p.count("login") != 1, "signed in after %v and %d logins", took, p.count("login"))
+
+		http.DefaultTransport = new(partner).on("login", reply{status: 401})
+		rt = &partnerauth.Transport{Source: account(), Base: p}
+		rt.Source.Token()
+		err := rt.SignIn(t.Context())
+		errorIf(t, !errors.Is(err, partnerauth.ErrCredentials) || p.count("login") != 1, "got %v after %d logins, want the refusal", err, p.count("login"))
 	})
 }
 
