@@ -19,10 +19,10 @@ var errTest = errors.New("the shop is closed")
 // there.
 func TestShortTokensOnSockets(t *testing.T) {
 	if testing.Short() {
-		t.Skip("waits a second by the clock; TestTokensOfAnyLifetime shows the same in virtual time")
+		t.Skip("waits two seconds by the clock; TestTokensOfAnyLifetime shows the same in virtual time")
 	}
 	t.Parallel()
-	server, rt := onSockets(t, partnertest.Options{Lifetime: time.Second, Limit: -1})
+	server, rt := onSockets(t, partnertest.Options{Lifetime: 2 * time.Second, Limit: -1})
 	server.Inject(partnertest.Fault{Path: renewPath, Delay: 100 * time.Millisecond})
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
