@@ -19,17 +19,19 @@ var errTest = errors.New("the shop is closed")
 // there.
 func TestShortTokensOnSockets(t *testing.T) {
 	if testing.Short() {
-		t.Skip("waits two seconds by the clock; TestTokensOfAnyLifetime shows the same in virtual time")
+		t.Skip("waits a second by the clock; TestTokensOfAnyLifetime shows the same in virtual time")
 	}
 	t.Parallel()
-	server, rt := onSockets(t, partnertest.Options{Lifetime: 2 * time.Second, Limit: -1})
+	server, rt := onSockets(t, partnertest.Options{Lifetime: time.Second, Limit: -1})
 	server.Inject(partnertest.Fault{Path: renewPath, Delay: 100 * time.Millisecond})
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for after := 0; after < 10; { // calls with the new token
 		<-tick.C
-		code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", ""))
-		errorIf(t, code != 200, "got status %d, want 200", code)
+		var code int
+		took := elapsed(func() { code = status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "")) })
+		// a machine may stall for longer than a token lives
+		errorIf(t, code != 200 && took < time.Second, "got status %d after %v, want 200", code, took)
 		if server.Refreshes() > 0 {
 			after++
 		}
