@@ -2,19 +2,15 @@ package partnerauth_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
-
-	metricnoop "go.opentelemetry.io/otel/metric/noop"
-	"go.opentelemetry.io/otel/propagation"
-	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-	tracenoop "go.opentelemetry.io/otel/trace/noop"
-	"golang.org/x/time/rate"
 
 	"github.com/partnerauth/partnerauth"
 )
@@ -76,68 +72,85 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// serialAndParallel measures what newCall makes, alone and at once.
-func serialAndParallel(b *testing.B, name string, newCall func(*testing.B) func()) {
-	b.Run(name+"/serial", func(b *testing.B) {
-		call := newCall(b)
-		b.ReportAllocs()
-		for b.Loop() {
-			call()
-		}
-	})
-	b.Run(name+"/parallel", func(b *testing.B) {
-		call := newCall(b)
-		b.ReportAllocs()
-		b.ResetTimer()
-		b.RunParallel(func(pb *testing.PB) {
-			for pb.Next() {
-				call()
-			}
-		})
-	})
-}
-
-func BenchmarkTransport(b *testing.B) {
-	recorder := func(sampler sdktrace.Sampler) *sdktrace.TracerProvider {
-		return sdktrace.NewTracerProvider(sdktrace.WithSampler(sampler), sdktrace.WithSpanProcessor(sink{}))
-	}
-	for _, telemetry := range []struct {
-		name string
-		set  func(*partnerauth.Transport)
+// BenchmarkWaiters shows what a waiting caller costs when n of them leave, are
+// refused or go at once: ns/waiter must not grow with n.
+func BenchmarkWaiters(b *testing.B) {
+	for _, scene := range []struct {
+		name, pause string
+		idle        time.Duration // that passes of it
+		begin       func(leave context.CancelFunc, longer chan string)
 	}{
-		{"unset", func(*partnerauth.Transport) {}},
-		{"noop", func(rt *partnerauth.Transport) {
-			rt.TracerProvider, rt.MeterProvider = tracenoop.NewTracerProvider(), metricnoop.NewMeterProvider()
-		}},
-		{"never", func(rt *partnerauth.Transport) {
-			rt.TracerProvider, rt.Propagator = recorder(sdktrace.NeverSample()), propagation.TraceContext{}
-		}},
-		{"always+metrics", func(rt *partnerauth.Transport) {
-			rt.TracerProvider, rt.Propagator = recorder(sdktrace.AlwaysSample()), propagation.TraceContext{}
-			rt.MeterProvider = sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
-		}},
+		{"leave", "300", 0, func(leave context.CancelFunc, _ chan string) { leave() }},
+		{"refused", "300", 0, func(_ context.CancelFunc, longer chan string) { longer <- "900" }},
+		{"go", "2", 2 * time.Second, func(context.CancelFunc, chan string) {}},
 	} {
-		serialAndParallel(b, telemetry.name, func(b *testing.B) func() {
-			rt, req := signedIn(b), newRequest(b, "GET", apiURL+"/orders", "")
-			telemetry.set(rt)
-			return func() { rt.RoundTrip(req) }
-		})
+		for _, n := range []int{1_000, 10_000, 100_000} {
+			b.Run(fmt.Sprintf("%s/%d", scene.name, n), func(b *testing.B) {
+				var took time.Duration
+				for b.Loop() {
+					rt, longer := paused(n, scene.pause)
+					ctx, cancel := context.WithTimeout(b.Context(), 600*time.Second)
+					began := time.Now().Add(scene.idle)
+					callers := gather(ctx, rt, n)
+					if now := time.Now(); now.After(began) {
+						began = now
+					}
+					scene.begin(cancel, longer)
+					callers.Wait()
+					took += time.Since(began)
+					cancel()
+					close(longer)
+				}
+				b.ReportMetric(float64(took.Nanoseconds())/float64(n*b.N), "ns/waiter")
+			})
+		}
 	}
 }
 
-// A sink is where recorded spans end.
-type sink struct{ sdktrace.SpanProcessor }
-
-func (sink) OnStart(context.Context, sdktrace.ReadWriteSpan) {}
-func (sink) OnEnd(sdktrace.ReadOnlySpan)                     {}
-
-func BenchmarkSourceToken(b *testing.B) {
-	source := signedIn(b).Source
-	serialAndParallel(b, "fresh", func(*testing.B) func() { return func() { source.Token() } })
+// A crowd is a context for n callers that notices when all of them wait.
+type crowd struct {
+	context.Context
+	n       int64
+	waiting atomic.Int64
+	all     chan struct{}
 }
 
-func BenchmarkQuotaWait(b *testing.B) {
-	for name, l := range map[string]partnerauth.Limiter{"Quota": abundance(), "rate.Limiter": rate.NewLimiter(1e9, 1_000_000)} {
-		serialAndParallel(b, name, func(b *testing.B) func() { return func() { l.Wait(b.Context()) } })
+func (c *crowd) Done() <-chan struct{} {
+	if c.waiting.Add(1) == c.n {
+		close(c.all)
 	}
+	return c.Context.Done()
+}
+
+// gather starts n callers under ctx and returns when they wait.
+func gather(ctx context.Context, rt http.RoundTripper, n int) *sync.WaitGroup {
+	c := &crowd{Context: ctx, n: int64(n), all: make(chan struct{})}
+	callers := atOnce(n, func(int) { try(c, rt, "/") })
+	<-c.all
+	return callers
+}
+
+// paused is a Transport with places for n callers and a pause for them to wait
+// in. An earlier request is answered when the channel says how long to wait.
+func paused(n int, retryAfter string) (*partnerauth.Transport, chan string) {
+	started, longer := make(chan struct{}), make(chan string)
+	rt := new(partner).custom(static("t"), &partnerauth.Quota{Requests: n + 2, Window: time.Hour})
+	rt.Base = roundTripFunc(func(req *http.Request) (*http.Response, error) {
+		resp, _ := cheapAnswer(req)
+		resp.Header = http.Header{}
+		switch req.URL.Path {
+		case "/early":
+			close(started)
+			resp.StatusCode = 503
+			resp.Header.Set("Retry-After", <-longer)
+		case "/pause":
+			resp.StatusCode = 503
+			resp.Header.Set("Retry-After", retryAfter)
+		}
+		return resp, nil
+	})
+	go try(context.Background(), rt, "/early")
+	<-started
+	try(context.Background(), rt, "/pause")
+	return rt, longer
 }

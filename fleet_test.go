@@ -129,12 +129,11 @@ func TestStoreSharesOneToken(t *testing.T) {
 		errorIf(t, p.count("login") != 14, "%d logins for 12 more rotations, want 14 in all", p.count("login"))
 
 		// a new process needs none
-		logins := p.count("login")
 		rec := newRecording()
 		rt := rec.transport(p)
 		rt.Source = p.fleet(1, store, samePassword)[0].Source
 		get(t, rt, "/")
-		errorIf(t, p.count("login") != logins, "a new process signed in")
+		errorIf(t, p.count("login") != 14, "a new process signed in")
 		tree := rec.tree(t, false)
 		errorIf(t, !strings.Contains(tree, "partnerauth.token.source=store") || len(rec.clients()) != 1, "got these spans, want the source store:\n%s", tree)
 		for _, k := range store.records {
@@ -208,9 +207,8 @@ func TestStoreThatFails(t *testing.T) {
 			p, rec := new(partner), newRecording()
 			rt := rec.transport(p)
 			rt.Source = p.fleet(1, &memory{before: before}, samePassword)[0].Source
-			began := time.Now()
-			get(t, rt, "/")
-			errorIf(t, time.Since(began) > 9*time.Second, "took %v", time.Since(began))
+			took := elapsed(func() { get(t, rt, "/") })
+			errorIf(t, took > 9*time.Second, "took %v", took)
 			tree := rec.tree(t, false)
 			errorIf(t, !strings.Contains(tree, "event=partnerauth.store.failed"), "no event on the fetch:\n%s", tree)
 		})
@@ -262,6 +260,7 @@ func TestStoreOfManyAccounts(t *testing.T) {
 type permits struct {
 	before   func(context.Context) error
 	estimate func()
+	returned func()
 
 	mu      sync.Mutex
 	waiting []int
@@ -309,7 +308,12 @@ func (g *given) end(how string) {
 }
 
 func (g *given) Settle(status int, pause time.Duration) { g.end(fmt.Sprint(status, " ", pause)) }
-func (g *given) Return()                                { g.end("returned") }
+
+func (g *given) Return() {
+	if g.end("returned"); g.returned != nil {
+		g.returned()
+	}
+}
 
 // ended are how the permits ended, each of them once.
 func (l *permits) ended(t *testing.T) (all []string) {
@@ -348,8 +352,7 @@ var (
 func TestPermitLimiterIsToldWhoWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &permits{before: func(ctx context.Context) error { return sleep(ctx, time.Second) }}
-		p := &partner{open: true}
-		rt := p.custom(static("t"), l)
+		rt := (&partner{open: true}).custom(static("t"), l)
 		atOnce(5, func(int) { get(t, rt, "/") }).Wait()
 		got := l.waiting
 		errorIf(t, len(got) != 5 || slices.Max(got) > 5 || got[4] != 1 || got[1] != 4, "got counts %v, want at last 4, 3, 2, 1", got)
@@ -358,18 +361,19 @@ func TestPermitLimiterIsToldWhoWaits(t *testing.T) {
 }
 
 // A permit that comes when whoever it was for has gone is for the next, and is
-// returned if there is none.
+// returned if there is none. A panic then does not take the process with it.
 func TestAbandonedPermitIsReturned(t *testing.T) {
 	for next, want := range map[int][]string{0: {"returned"}, 1: {"200 0s"}} {
 		synctest.Test(t, func(t *testing.T) {
-			l := &permits{before: func(context.Context) error { time.Sleep(10 * time.Second); return nil }}
-			p := &partner{open: true}
-			rt := p.custom(static("t"), l)
+			l := &permits{
+				before:   func(context.Context) error { time.Sleep(10 * time.Second); return nil },
+				returned: func() { panic("by the test") },
+			}
+			rt := (&partner{open: true}).custom(static("t"), l)
 			gone := atOnce(1, func(int) { try(leaving(t, time.Second), rt, "/") })
 			synctest.Wait()
-			wg := atOnce(next, func(int) { get(t, rt, "/") })
+			atOnce(next, func(int) { get(t, rt, "/") }).Wait()
 			gone.Wait()
-			wg.Wait()
 			time.Sleep(time.Minute)
 			got := l.ended(t)
 			errorIf(t, !slices.Equal(got, want), "%d behind: got %q, want %q", next, got, want)
@@ -383,36 +387,11 @@ func TestPermitLimiterThatRefuses(t *testing.T) {
 		refusal := fmt.Errorf("away: %w", partnerauth.ErrRateLimited)
 		for _, want := range []error{refusal, errTest} {
 			p := new(partner)
-			rt := p.custom(static("t"), &permits{before: func(context.Context) error { return want }})
-			_, err := try(t.Context(), rt, "/")
-			errorIf(t, !errors.Is(err, want) || (want == refusal) != (err == want) || len(p.seen()) > 0, "got %v, want %v and nothing sent", err, want)
+			err := p.sentNothing(t, t.Context(), p.custom(static("t"), &permits{before: func(context.Context) error { return want }}))
+			errorIf(t, !errors.Is(err, want) || (want == refusal) != (err == want), "got %v, want %v", err, want)
 		}
 	})
 }
-
-// A Permit that panics when it is returned must not take the process with it.
-func TestReturnThatPanics(t *testing.T) {
-	inItsOwnProcess(t, func() {
-		ctx, leave := context.WithCancel(t.Context())
-		gone := make(chan struct{})
-		l := &permits{before: func(context.Context) error { leave(); <-gone; return nil }}
-		try(ctx, new(partner).custom(static("t"), panicking{l}), "/")
-		close(gone)
-		time.Sleep(300 * time.Millisecond)
-	})
-}
-
-type panicking struct{ *permits }
-
-func (l panicking) Permit(ctx context.Context, waiting int) (partnerauth.Permit, error) {
-	_, err := l.permits.Permit(ctx, waiting)
-	return panickingPermit{}, err
-}
-
-type panickingPermit struct{}
-
-func (panickingPermit) Settle(int, time.Duration) {}
-func (panickingPermit) Return()                   { panic("by the test") }
 
 // A refusal that is read from a Store holds for as long as it says there, and
 // counts for what it says, if that makes sense.
@@ -444,6 +423,8 @@ func TestRefusalReadFromStore(t *testing.T) {
 			auth, _ := errors.AsType[*partnerauth.AuthError](second.SignIn(t.Context()))
 			errorIf(t, auth == nil || auth.RetryAfter != 2*time.Second || p.count("login") != 6, "got %#v after %d logins, want what is stored, for 2 s", auth, p.count("login"))
 			time.Sleep(2 * time.Second)
+			errorIf(t, second.SignIn(t.Context()) == nil || p.count("login") != 7, "%d logins, want another", p.count("login"))
+			time.Sleep(time.Hour)
 			p.on("login", reply{})
 			must(t, second.SignIn(t.Context()))
 		})

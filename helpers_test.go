@@ -3,14 +3,13 @@ package partnerauth_test
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -54,7 +53,6 @@ type partner struct {
 	began  time.Time // the first request
 	issued int
 	tokens map[string]time.Time // that are good, and when they end
-	held   time.Time            // until then a client has a good token
 }
 
 // A reply is what a partner answers. One that has neither status, body nor err
@@ -67,8 +65,6 @@ type reply struct {
 	stream io.ReadCloser // in place of body
 	err    error         // in place of an answer
 	after  time.Duration // how long it takes; forever: until the client leaves
-
-	ends time.Time // of the token in it
 }
 
 const forever = time.Duration(math.MaxInt64)
@@ -153,7 +149,7 @@ func (p *partner) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.log[a.n].status, p.held = resp.StatusCode, cmp.Or(r.ends, p.held)
+	p.log[a.n].status = resp.StatusCode
 	return resp, nil
 }
 
@@ -218,8 +214,7 @@ func (p *partner) healthy(a asked, r reply) reply {
 		p.issued++
 		token := fmt.Sprintf("token-%d", p.issued)
 		lifetime := cmp.Or(p.lifetime, 24*time.Hour)
-		r.ends = now.Add(lifetime)
-		p.tokens[token] = r.ends
+		p.tokens[token] = now.Add(lifetime)
 		r.status, r.header, r.body = 200, dated(now), granted(token, lifetime)
 	}
 	return r
@@ -440,6 +435,42 @@ func atOnce(n int, f func(i int)) *sync.WaitGroup {
 	return &wg
 }
 
+// elapsed is how long f takes.
+func elapsed(f func()) time.Duration {
+	began := time.Now()
+	f()
+	return time.Since(began)
+}
+
+// refused makes a call under ctx, which has to be refused after exactly that long
+// because its turn would come too late.
+func refused(t testing.TB, ctx context.Context, rt http.RoundTripper, after time.Duration) {
+	t.Helper()
+	var err error
+	took := elapsed(func() { _, err = try(ctx, rt, "/") })
+	errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited) || took != after, "got %v after %v, want ErrRateLimited after %v", err, took, after)
+}
+
+// sentNothing makes a POST under ctx of which nothing may be sent to p, and whose
+// body must be closed once. It returns the error.
+func (p *partner) sentNothing(t testing.TB, ctx context.Context, rt http.RoundTripper) error {
+	t.Helper()
+	before, body := len(p.seen()), watched("x")
+	_, err := rt.RoundTrip(posting(t, body).WithContext(ctx))
+	sent := len(p.seen()) - before
+	errorIf(t, err == nil || sent != 0 || body.closed.Load() != 1,
+		"got %v, %d sent, body closed %d times, want an error, nothing, once", err, sent, body.closed.Load())
+	return err
+}
+
+// authOf is the AuthError in err, the zero one if there is none.
+func authOf(err error) *partnerauth.AuthError {
+	if auth, ok := errors.AsType[*partnerauth.AuthError](err); ok {
+		return auth
+	}
+	return new(partnerauth.AuthError)
+}
+
 // reject makes the next caller sign in again.
 func reject(rt *partnerauth.Transport) *partnerauth.Source {
 	source := rt.Source.(*partnerauth.Source)
@@ -494,19 +525,6 @@ func errorIf(t testing.TB, wrong bool, format string, args ...any) {
 func bubble(t *testing.T, name string, f func(*testing.T)) {
 	t.Helper()
 	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
-}
-
-// inItsOwnProcess runs f, which may take its process with it, in another one.
-func inItsOwnProcess(t *testing.T, f func()) {
-	t.Helper()
-	if os.Getenv("PARTNERAUTH_TEST") == t.Name() {
-		f()
-		return
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
-	cmd.Env = append(os.Environ(), "PARTNERAUTH_TEST="+t.Name())
-	out, err := cmd.CombinedOutput()
-	errorIf(t, err != nil, "the process has ended: %v\n%.300s", err, out)
 }
 
 // dialError is what net and net/http make of a connection that was not made.

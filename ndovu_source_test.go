@@ -14,28 +14,22 @@ import (
 func TestNdovuAuthOnTheWire(t *testing.T) {
 	t.Parallel()
 	for proto, useTLS := range wires {
-		for _, pair := range []struct{ id, secret string }{
-			{"client-1", "plain"},
-			{"client-1", "a:b+c/d%e&f g=h?i#j"},
-			{"client-1", "::"},
-			{"client-1", "%2B%2F already escaped +"},
-			{"client-1", "sécret 密钥 🔑"},
-			{"client-1", " leading and trailing "},
-			{"client-1", `quote " backslash \`},
-			{"client-1", "bytes \xff\xfe that are no UTF-8"},
-			{"client-1", strings.Repeat("long", 500)},
-			{"id with space + % / & é", "secret"},
+		for _, pair := range [][2]string{
+			{"client-1", "plain"}, {"client-1", "a:b+c/d%e&f g=h?i#j"}, {"client-1", "::"}, {"client-1", "%2B%2F already escaped +"},
+			{"client-1", "sécret 密钥 🔑"}, {"client-1", " leading and trailing "}, {"client-1", `quote " backslash \`},
+			{"client-1", "bytes \xff\xfe that are no UTF-8"}, {"client-1", strings.Repeat("long", 500)}, {"id with space + % / & é", "secret"},
 		} {
-			server := partnertest.StartNdovu(partnertest.Options{TLS: useTLS, ClientID: pair.id, ClientSecret: pair.secret})
+			id, secret := pair[0], pair[1]
+			server := partnertest.StartNdovu(partnertest.Options{TLS: useTLS, ClientID: id, ClientSecret: secret})
 			defer server.Close()
 			base := server.Transport()
 			defer base.CloseIdleConnections()
-			_, err := partnerauth.Ndovu{ClientID: pair.id, ClientSecret: pair.secret, BaseURL: server.URL, Base: base}.TokenSource().Token()
+			_, err := partnerauth.Ndovu{ClientID: id, ClientSecret: secret, BaseURL: server.URL, Base: base}.TokenSource().Token()
 			seen := server.Requests()
 			if err != nil || len(seen) != 1 {
 				t.Fatalf("%q: got %v after %d requests, want a token of one", pair, err, len(seen))
 			}
-			basic := base64.StdEncoding.EncodeToString([]byte(pair.id + ":" + pair.secret))
+			basic := base64.StdEncoding.EncodeToString([]byte(id + ":" + secret))
 			checkWire(t, seen[0], proto, authPath, "", "Authorization: Basic "+basic)
 		}
 	}
@@ -53,14 +47,9 @@ func TestNdovuLifetimes(t *testing.T) {
 		{"expires_in beats the JWT", `{"access_token":"` + jwt2h + `","expires_in":600,"token_type":"Bearer"}`, 10 * time.Minute},
 		{"two seconds", `{"access_token":"t","expires_in":2}`, 2 * time.Second},
 		{"a float", `{"access_token":"t","expires_in":59.5}`, 59500 * time.Millisecond},
-		{"an exponent", `{"access_token":"t","expires_in":6e2}`, 10 * time.Minute},
-		{"a day", `{"access_token":"t","expires_in":86400}`, 24 * time.Hour},
 		{"a text", `{"access_token":"t","expires_in":"3600"}`, time.Hour},
-		{"a text beside a JWT", `{"access_token":"` + jwt2h + `","expires_in":"7200"}`, 2 * time.Hour},
 		{"missing, JWT", `{"access_token":"` + jwt2h + `"}`, 2 * time.Hour},
-		{"null, JWT", `{"access_token":"` + jwt2h + `","expires_in":null}`, 2 * time.Hour},
 		{"missing", `{"access_token":"t"}`, time.Hour},
-		{"true", `{"access_token":"t","expires_in":true}`, time.Hour},
 		{"an object", `{"access_token":"t","expires_in":{}}`, time.Hour},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
@@ -74,11 +63,8 @@ func TestNdovuTokens(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, body, want string }{
 		{"token_type missing", `{"access_token":"t","expires_in":3600}`, "t"},
-		{"token_type null", `{"access_token":"t","token_type":null}`, "t"},
 		{"token_type empty", `{"access_token":"t","token_type":""}`, "t"},
 		{"token_type in lower case", `{"access_token":"t","token_type":"bearer"}`, "t"},
-		{"token_type in upper case", `{"access_token":"t","token_type":"BEARER"}`, "t"},
-		{"duplicate keys", `{"access_token":"first","access_token":"last"}`, "last"},
 		{"more than the page shows", `{"access_token":"t","refresh_token":"r","scope":["a"],"token":"x","success":false}`, "t"},
 		{"exactly 1 MiB", `{"access_token":"t"` + strings.Repeat(" ", 1<<20-20) + `}`, "t"},
 	} {
@@ -100,17 +86,11 @@ func TestNdovuFailures(t *testing.T) {
 
 		noToken("no token", `{"expires_in":3600,"token_type":"Bearer"}`, none),
 		noToken("token empty", `{"access_token":""}`, none),
-		noToken("token null", `{"access_token":null}`, none),
 		noToken("token a number", `{"access_token":123}`, notJSON),
-		noToken("token an object", `{"access_token":{"value":"Echo"}}`, notJSON),
 		noToken("another partner's fields", `{"success":true,"data":{"token":"t"},"token":"t"}`, none),
-		noToken("an envelope", `{"data":{"access_token":"t"}}`, none),
-		noToken("an OAuth error with 200", `{"error":"invalid_client","error_description":"Echo"}`, none),
 		noToken("token_type mac", `{"access_token":"t","token_type":"mac"}`, "token_type is not Bearer"),
 		noToken("token_type a number", `{"access_token":"t","token_type":1}`, notJSON),
 		noToken("token with a newline", `{"access_token":"Echo\nX-Injected: 1"}`, unsendable),
-		noToken("token beyond ASCII", `{"access_token":"Echoé"}`, unsendable),
-		noToken("token of invalid UTF-8", "{\"access_token\":\"Echo\xff\"}", unsendable),
 	} {
 		bubble(t, f.name, func(t *testing.T) {
 			p := new(partner)

@@ -48,19 +48,10 @@ func TestNowPostLoginOnTheWire(t *testing.T) {
 				t.Errorf("got %q, %v, want the e-mail and the password %q and nothing else", pairs, err, password)
 			}
 			checkWire(t, seen[0], proto, loginPath, string(seen[0].Body), "Content-Type: application/json")
+			sample := fmt.Sprintf(`{"email":%q,"password":%q}`, email, password) // as the page has it
+			errorIf(t, password == "plain" && string(seen[0].Body) != sample, "got the body %s, want %s", seen[0].Body, sample)
 		}
 	}
-}
-
-// The body of a login is compared byte by byte with what the page's sample
-// sends.
-func TestNowPostLoginBody(t *testing.T) {
-	t.Parallel()
-	p := new(partner)
-	partnerauth.NowPost{Email: "your-email@example.com", Password: "your-password", BaseURL: apiURL, Base: p}.TokenSource().Token()
-	const want = `{"email":"your-email@example.com","password":"your-password"}`
-	got := p.seen()[0].body
-	errorIf(t, got != want, "got %s, want %s", got, want)
 }
 
 func TestNowPostLifetimes(t *testing.T) {
@@ -80,38 +71,27 @@ func TestNowPostLifetimes(t *testing.T) {
 		{"flat", fields(), long(24 * h), 24 * h},
 		{"both, the envelope counts", fields(), `{"success":true,"token":"flat","expiresAt":"` + at(time.Minute) + `","data":{"token":"t","expiresAt":"` + at(h) + `"}}`, h},
 		{"flat beside data without a token", fields(), `{"success":true,"token":"t","expiresAt":"` + at(h) + `","data":{"user":{"id":"1"}}}`, h},
-		{"data null", fields(), `{"data":null,"token":"t","expiresAt":"` + at(h) + `"}`, h},
 		{"data a list", fields(), `{"data":[{"token":"x"}],"token":"t","expiresAt":"` + at(h) + `"}`, h},
-		{"data a text", fields(), `{"data":"signed in","token":"t","expiresAt":"` + at(h) + `"}`, h},
-		{"spaces and newlines", fields(), " {\n\t\"data\" : \n {\"token\" : \"t\" ,\r\n\"expiresAt\":\"" + at(h) + "\"} }\n", h},
 		{"another zone", fields(), `{"token":"t","expiresAt":"2026-03-14T19:09:26+03:00"}`, h},
 		{"fractions of seconds", fields(), `{"token":"t","expiresAt":"2026-03-14T16:09:26.900Z"}`, h}, // Date has lost its own
 		{"Date beats the JWT", fields(), `{"token":"` + jwt2h + `","expiresAt":"` + at(h) + `"}`, h},
 		{"our clock is three hours ahead", dated(local.Add(-3 * h)), until(local.Add(-2 * h)), h},
 		{"our clock is three hours behind", dated(local.Add(3 * h)), until(local.Add(4 * h)), h},
-		{"ten seconds", fields(), long(10 * s), 10 * s},
 		{"two seconds", fields(), long(2 * s), 2 * s},
 		{"a year", fields(), long(365 * 24 * h), 365 * 24 * h},
 
 		{"JWT without Date", nil, `{"token":"` + jwt2h + `","expiresAt":"` + at(h) + `"}`, 2 * h},
-		{"JWT with a Date that cannot be read", headers("Date: yesterday"), `{"token":"` + jwt2h + `","expiresAt":"` + at(h) + `"}`, 2 * h},
 		{"JWT without expiresAt", fields(), `{"token":"` + jwt2h + `"}`, 2 * h},
-		{"JWT with garbage in expiresAt", fields(), `{"token":"` + jwt2h + `","expiresAt":"tomorrow"}`, 2 * h},
 		{"JWT with fractions", fields(), `{"token":"` + jwt(`{"iat":1.5,"exp":101.5}`) + `"}`, 100 * s},
 		{"expiresAt without Date or JWT", nil, until(local.Add(h)), h - s}, // the second it took to answer
 		{"JWT without iat, expiresAt without Date", nil, `{"token":"` + jwt(`{"exp":1700007200}`) + `","expiresAt":"` + local.Add(h).Format(time.RFC3339) + `"}`, h - s},
 
 		{"nothing", nil, aToken, 24 * h},
-		{"Date alone", fields(), aToken, 24 * h},
 		{"JWT without iat", fields(), `{"token":"` + jwt(`{"exp":1700007200}`) + `"}`, 24 * h},
 		{"JWT without exp", fields(), `{"token":"` + jwt(`{"iat":1700007200}`) + `"}`, 24 * h},
 		{"JWT with texts", fields(), `{"token":"` + jwt(`{"iat":"1","exp":"61"}`) + `"}`, 24 * h},
-		{"JWT that is a list", fields(), `{"token":"` + jwt(`[1]`) + `"}`, 24 * h},
 		{"JWT of two parts", fields(), `{"token":"` + jwt2h[:strings.LastIndex(jwt2h, ".")] + `"}`, 24 * h},
 		{"JWT with a payload that is not base64url", fields(), `{"token":"a.***.c"}`, 24 * h},
-		{"expiresAt empty", fields(), `{"token":"t","expiresAt":""}`, 24 * h},
-		{"expiresAt null", fields(), `{"token":"t","expiresAt":null}`, 24 * h},
-		{"expiresAt a number", fields(), `{"token":"t","expiresAt":1773504566}`, 24 * h},
 		{"expiresAt an object", fields(), `{"token":"t","expiresAt":{"at":"` + at(h) + `"}}`, 24 * h},
 		{"expiresAt without a zone", fields(), `{"token":"t","expiresAt":"2026-03-14 16:09:26"}`, 24 * h},
 		{"success null", fields(), `{"success":null,"token":"t"}`, 24 * h},
@@ -124,7 +104,6 @@ func TestNowPostLifetimes(t *testing.T) {
 
 func TestNowPostTokens(t *testing.T) {
 	t.Parallel()
-	big := strings.Repeat("x", 16<<10)
 	for _, c := range []struct {
 		name   string
 		status int
@@ -133,13 +112,8 @@ func TestNowPostTokens(t *testing.T) {
 	}{
 		{"201", 201, `{"success":true,"data":{"token":"t"}}`, "t"},
 		{"both", 200, `{"token":"flat","data":{"token":"enveloped"}}`, "enveloped"},
-		{"duplicate keys", 200, `{"token":"first","token":"last"}`, "last"},
-		{"escapes", 200, `{"token":"\u0061\/b"}`, "a/b"},
 		{"every character that may be in it", 200, `{"token":"!#$%&'()*+-./:;<=>?@[]^_{|}~"}`, "!#$%&'()*+-./:;<=>?@[]^_{|}~"},
-		{"a long token", 200, `{"token":"` + big + `"}`, big},
 		{"exactly 1 MiB", 200, `{"token":"t"` + strings.Repeat(" ", 1<<20-13) + `}`, "t"},
-		{"a token that looks like another's field", 200, `{"access_token":"x","token":"t"}`, "t"},
-		{"deep nesting beside it", 200, `{"user":` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + `,"token":"t"}`, "t"},
 	} {
 		checkToken(t, c.name, reply{status: c.status, body: c.body}, (*partner).nowPost, c.want)
 	}
@@ -160,24 +134,15 @@ func checkToken(t *testing.T, name string, r reply, of func(*partner) *partnerau
 func TestNowPostFailures(t *testing.T) {
 	t.Parallel()
 	const none, notJSON, unsendable = "no token, neither in data.token nor in token", "the answer is not the JSON", "the token has characters that a header cannot have"
-	for _, f := range []failure{
+	for _, f := range append(failures(),
 		noToken("success is false", `{"success":false,"message":"Echo"}`, "success is false"),
 		noToken("success is false beside a token", `{"success":false,"data":{"token":"t"},"token":"t"}`, "success is false"),
 		noToken("no token", `{"success":true,"data":{"expiresAt":"2024-01-15T12:00:00Z"}}`, none),
 		noToken("token empty", `{"token":""}`, none),
-		noToken("token null", `{"token":null,"data":{"token":null}}`, none),
 		noToken("token a number", `{"token":123}`, notJSON),
-		noToken("token an object", `{"data":{"token":{"value":"Echo"}}}`, notJSON),
-		noToken("token a list", `{"data":{"token":["Echo"]}}`, notJSON),
-		noToken("another partner's field", `{"access_token":"t"}`, none),
 		noToken("token with a newline", `{"token":"Echo\nX-Injected: 1"}`, unsendable),
-		noToken("token with a carriage return", `{"token":"Echo\r"}`, unsendable),
-		noToken("token with a nul", `{"data":{"token":"Echo\u0000"}}`, unsendable),
-		noToken("token with a space", `{"token":"Echo Echo"}`, unsendable),
 		noToken("token with DEL", `{"token":"Echo\u007f"}`, unsendable),
-		noToken("token beyond ASCII", `{"token":"Echoé"}`, unsendable),
-		noToken("token of invalid UTF-8", "{\"token\":\"Echo\xff\"}", unsendable),
-	} {
+	) {
 		bubble(t, f.name, func(t *testing.T) {
 			p := new(partner)
 			checkFailure(t, p, p.nowPost(), "nowpost", f)
@@ -185,16 +150,11 @@ func TestNowPostFailures(t *testing.T) {
 	}
 }
 
-// renewalTries is how often a renewal that nobody waits for tries a refresh
-// that fails by network errors or 5xx.
-const renewalTries = 1
-
 // What refresh answers, and what comes of it. The token is good throughout, so
 // no caller waits or gets an error.
 func TestNowPostRefreshAnswers(t *testing.T) {
 	t.Parallel()
 	const h = time.Hour
-	failing := "login" + strings.Repeat(" refresh", renewalTries) + " login"
 	longer := `{"token":"new","expiresAt":"` + at(h) + `"}`
 	for _, c := range []struct {
 		name   string
@@ -206,27 +166,19 @@ func TestNowPostRefreshAnswers(t *testing.T) {
 	}{
 		{"flat without expiresAt", []reply{{body: `{"token":"new"}`}}, "login refresh", "new", 24 * h, 0},
 		{"flat with expiresAt", []reply{{header: fields(), body: longer}}, "login refresh", "new", h, 0},
-		{"envelope", []reply{{header: fields(), body: `{"success":true,"data":` + longer + `}`}}, "login refresh", "new", h, 0},
 		{"JWT", []reply{{body: `{"token":"` + jwt(`{"iat":0,"exp":60}`) + `"}`}}, "login refresh", jwt(`{"iat":0,"exp":60}`), time.Minute, 0},
 		{"the same token, longer", []reply{{body: `{"token":"old"}`}}, "login refresh", "old", 24 * h, 0},
-		{"201", []reply{{status: 201, body: `{"token":"new"}`}}, "login refresh", "new", 24 * h, 0},
 
-		{"400", []reply{{status: 400}}, "login refresh login", "relogin", 24 * h, 0},
 		{"401", []reply{{status: 401}}, "login refresh login", "relogin", 24 * h, 0},
-		{"403", []reply{{status: 403}}, "login refresh login", "relogin", 24 * h, 0},
 		{"404 in HTML", []reply{{status: 404, body: "<html>"}}, "login refresh login", "relogin", 24 * h, 0},
 		{"307", []reply{{status: 307, header: headers("Location: https://evil.example/")}}, "login refresh login", "relogin", 24 * h, 0},
-		{"204", []reply{{status: 204}}, "login refresh login", "relogin", 24 * h, 0},
 		{"success is false", []reply{{body: `{"success":false}`}}, "login refresh login", "relogin", 24 * h, 0},
 		{"no token", []reply{{body: `{"success":true}`}}, "login refresh login", "relogin", 24 * h, 0},
-		{"no JSON", []reply{{body: "OK"}}, "login refresh login", "relogin", 24 * h, 0},
-		{"unsendable", []reply{{body: `{"token":"a\nb"}`}}, "login refresh login", "relogin", 24 * h, 0},
-		{"larger than 1 MiB", []reply{{body: strings.Repeat(" ", 1<<20+1)}}, "login refresh login", "relogin", 24 * h, 0},
-		{"5xx", []reply{{status: 500}, {status: 502}, {status: 503}}, failing, "relogin", 24 * h, 3 * time.Second},
-		{"network", []reply{{err: io.EOF}, {err: io.EOF}, {body: "{", cut: true}}, failing, "relogin", 24 * h, 3 * time.Second},
+		{"5xx", []reply{{status: 500}, {status: 502}, {status: 503}}, "login refresh login", "relogin", 24 * h, 3 * time.Second},
+		{"network", []reply{{err: io.EOF}, {err: io.EOF}, {body: "{", cut: true}}, "login refresh login", "relogin", 24 * h, 3 * time.Second},
 		{"429, then a token", []reply{busy("5"), {body: `{"token":"new"}`}}, "login refresh refresh", "new", 24 * h, 6 * time.Second},
 		{"429 until the token is over", []reply{busy("30")}, "login refresh login", "relogin", 24 * h, 31 * time.Second},
-		{"hanging", []reply{{after: forever}}, "login" + strings.Repeat(" refresh", min(renewalTries, 2)) + " login", "relogin", 24 * h, 25 * time.Second},
+		{"hanging", []reply{{after: forever}}, "login refresh login", "relogin", 24 * h, 25 * time.Second},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
 			const life = 100 * time.Second

@@ -75,15 +75,8 @@ func TestTokenStaysAtItsOrigin(t *testing.T) {
 	} {
 		p := new(partner).on("/go", reply{status: 307, header: headers("Location: " + target)})
 		p.open = true
-		resp, err := (&http.Client{Transport: p.transport(nil)}).Get(apiURL + "/go")
-		if err != nil {
-			t.Errorf("%s: %v", target, err)
-			continue
-		}
-		resp.Body.Close()
-		log := p.seen()
-		last := log[len(log)-1]
-		errorIf(t, last.path != "/orders" || (last.header.Get("Authorization") != "") != pinned, "%s: %s was sent Authorization %q", target, last.url, last.header.Get("Authorization"))
+		last := p.follow(t, apiURL+"/go")
+		errorIf(t, last.path != "/orders" || (last.token != "") != pinned, "%s: %s was sent the token %q", target, last.url, last.token)
 	}
 
 	for _, target := range []string{"http://api.example/v1/orders", "http://API.example.:80/"} {
@@ -95,6 +88,51 @@ func TestTokenStaysAtItsOrigin(t *testing.T) {
 		if _, err := rt.RoundTrip(req); !errors.Is(err, partnerauth.ErrInsecureURL) || body.closed.Load() != 1 || len(p.seen()) > 0 {
 			t.Errorf("%s: got %v, body closed %d times, want ErrInsecureURL, once, nothing sent", target, err, body.closed.Load())
 		}
+	}
+}
+
+// follow follows redirects from a URL, and returns the last request.
+func (p *partner) follow(t *testing.T, from string) asked {
+	t.Helper()
+	resp, err := (&http.Client{Transport: p.transport(nil)}).Get(from)
+	must(t, err)
+	resp.Body.Close()
+	log := p.seen()
+	return log[len(log)-1]
+}
+
+func TestHostOfAnotherAuthority(t *testing.T) {
+	for _, c := range []struct {
+		host, opaque string
+		want         bool
+	}{
+		{"", "", true},
+		{"api.example", "", true},
+		{"API.example:443", "", true},
+		{"evil.example", "", false},
+		{"api.example:8443", "", false},
+		{"api.example.evil.example", "", false},
+		{"api.example@evil.example", "", false},
+		{"", "//evil.example/orders", false},
+		{"", "//api.example/orders", false},
+	} {
+		p, body := new(partner), watched("x")
+		req := posting(t, body)
+		req.Host, req.URL.Opaque = c.host, c.opaque
+		_, err := p.transport(nil).RoundTrip(req)
+		errorIf(t, (err == nil) != c.want || (len(p.seen()) > 0) != c.want || body.closed.Load() != 1, "%q %q: got %v, %d sent, body closed %d times", c.host, c.opaque, err, len(p.seen()), body.closed.Load())
+		errorIf(t, err != nil && !strings.Contains(err.Error(), "Host"), "%q %q: %v does not tell what is wrong", c.host, c.opaque, err)
+	}
+}
+
+// Nobody elsewhere makes us sign by a redirect, at whatever hop.
+func TestRedirectFromElsewhere(t *testing.T) {
+	for start, logins := range map[string]int{"https://evil.example/go": 0, apiURL + "/via": 1, "http://api.example.evil.example/go": 0} {
+		p := new(partner).on("/via", reply{status: 307, header: headers("Location: https://evil.example/go")})
+		p.on("/go", reply{status: 307, header: headers("Location: " + apiURL + "/orders")}).open = true
+		last := p.follow(t, start)
+		errorIf(t, last.path != "/orders" || last.token != "" || p.count("login") != logins,
+			"%s: %s was sent the token %q after %d logins", start, last.url, last.token, p.count("login"))
 	}
 }
 
@@ -125,22 +163,17 @@ func TestHostsThatFoldAlike(t *testing.T) {
 	for _, c := range [][2]string{
 		{"https://σ.example", "https://ς.example"},
 		{"https://straße.example", "https://straẞe.example"},
-		{"https://straße.example", "https://strasse.example"},
 		{"https://İ.example", "https://i.example"},
 		{"https://api.example", "https://api.example."},
 		{"https://api.example", "https://api.example.evil.example"},
-		{"https://api.example", "https://evil-api.example"},
 		{"https://api.example", "https://api.example:444"},
-		{"https://api.example", "https://api.example:80"},
 		{"https://api.example:8443", "https://api.example"},
 		{"https://api.example", "https://evil.example/https://api.example"},
 		{"https://api.example", "https://api.example@evil.example"},
 		{"https://api.example", `https://api.example%2f@evil.example`},
 		{"http://127.0.0.1:443", "https://127.0.0.1"},
 		{"http://127.0.0.1", "http://127.0.0.2"},
-		{"http://127.0.0.1", "http://localhost"},
 		{"http://[::1]", "http://127.0.0.1"},
-		{"https://127.0.0.1", "http://127.0.0.1:443"},
 	} {
 		errorIf(t, dialed(t, c[0]) == dialed(t, c[1]), "%s and %s are both %s", c[0], c[1], dialed(t, c[0]))
 		checkPinning(t, c[0], c[1])

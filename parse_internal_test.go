@@ -13,8 +13,6 @@ import (
 func FuzzPause(f *testing.F) {
 	const date = "Sat, 14 Mar 2026 15:09:26 GMT"
 	f.Add(429, date, "60", "", "", "1773501066")
-	f.Add(429, date, "", "", "60", "")
-	f.Add(429, date, "60", "limit=2, remaining=0, reset=60", "", "")
 	f.Add(429, date, "60", `"2-in-1min"; r=0; t=60`, "", "")
 	f.Add(429, "", "Sat, 14 Mar 2026 15:10:26 GMT", `"a,b;t=900";r=0;t=5, "b";r=9;t=600`, "-5", "1773501066000")
 	f.Add(429, "never", "9999999999999999999999", `"a\";t=900"; r=0; t=5`, "1.2.3", strings.Repeat("9", 400))
@@ -23,17 +21,9 @@ func FuzzPause(f *testing.F) {
 	f.Add(200, "Mon, 01 Jan 0001 00:00:00 GMT", "0", `"`, "1e9", "+5")
 	now := time.Date(2026, 3, 14, 15, 9, 26, 535, time.UTC)
 	f.Fuzz(func(t *testing.T, status int, date, retryAfter, rateLimit, reset, legacy string) {
-		header := func(pairs ...string) http.Header {
-			h := http.Header{}
-			for i := 0; i < len(pairs); i += 2 {
-				if pairs[i+1] != "" {
-					h.Add(pairs[i], pairs[i+1])
-				}
-			}
-			return h
-		}
-		own := header("Date", date, "Retry-After", retryAfter)
-		all := header("Date", date, "Retry-After", retryAfter, "RateLimit", rateLimit, "RateLimit-Reset", reset, "X-RateLimit-Reset", legacy)
+		own := http.Header{"Date": {date}, "Retry-After": {retryAfter}}
+		all := own.Clone()
+		all["Ratelimit"], all["Ratelimit-Reset"], all["X-Ratelimit-Reset"] = []string{rateLimit}, []string{reset}, []string{legacy}
 		before := all.Clone()
 		wait, ok := pauseOf(status, all, now)
 		if wait < 0 || wait > 15*time.Minute || !ok && wait != 0 {

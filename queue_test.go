@@ -36,52 +36,42 @@ func queue500(t *testing.T, p *partner, rt *partnerauth.Transport, burst int) (*
 	return &wg, before
 }
 
+// Callers go in the order of their arrival, and a token request with the next
+// permit, whoever else waits.
 func TestQueueIsInOrder(t *testing.T) {
-	for _, l := range limiters {
-		bubble(t, l.name, func(t *testing.T) {
-			p := new(partner)
-			wg, before := queue500(t, p, p.transport(l.make()), l.burst)
-			wg.Wait()
-			var arrived []string
-			for _, a := range p.seen()[before:] {
-				arrived = append(arrived, fmt.Sprintf("%06d %s", a.at/time.Millisecond, a.path))
-			}
-			slices.Sort(arrived) // by time, then path: what goes in one instant arrives in any order
-			paths := slices.Clone(arrived)
-			for i := range paths {
-				_, paths[i], _ = strings.Cut(paths[i], " ")
-			}
-			errorIf(t, len(paths) != 500 || !slices.IsSorted(paths), "%d requests arrived, want 500 in order: %v", len(paths), arrived)
-		})
-	}
-}
-
-// A token request goes with the next permit, whoever else waits.
-func TestTokenRequestsGoFirst(t *testing.T) {
+	t.Parallel()
 	for _, l := range limiters {
 		bubble(t, l.name, func(t *testing.T) {
 			p := new(partner)
 			rt := p.transport(l.make())
 			wg, before := queue500(t, p, rt, l.burst)
 			time.Sleep(90 * time.Second)
-			source := reject(rt)
-			since := time.Since(p.began)
-			if _, err := source.Token(); err != nil {
-				t.Error(err)
-			}
+			source, since := reject(rt), time.Since(p.began)
+			_, err := source.Token()
+			must(t, err)
 			wg.Wait()
-			log := p.seen()[before:]
-			login := log[slices.IndexFunc(log, func(a asked) bool { return a.op == "login" })]
-			for _, a := range log {
-				errorIf(t, a.at > since && a.at < login.at, "%s went %v before the login", a.path, login.at-a.at)
+			var arrived []string
+			var login time.Duration
+			for _, a := range p.seen()[before:] {
+				if a.op == "login" {
+					login = a.at
+				} else {
+					arrived = append(arrived, fmt.Sprintf("%06d %s", a.at/time.Millisecond, a.path))
+				}
 			}
-			errorIf(t, len(log) != 501, "%d requests arrived, want 500 and one login", len(log))
+			for _, a := range p.seen() {
+				errorIf(t, a.at > since && a.at < login, "%s went %v before the login", a.path, login-a.at)
+			}
+			slices.Sort(arrived) // by time, then path: what goes in one instant arrives in any order
+			inOrder := slices.IsSortedFunc(arrived, func(a, b string) int { return strings.Compare(a[7:], b[7:]) })
+			errorIf(t, len(arrived) != 500 || !inOrder || p.count("login") != 2, "%d requests arrived, want 500 in order and one login: %v", len(arrived), arrived)
 		})
 	}
 }
 
 // A renewal that comes due while all callers queue is not forgotten.
 func TestRenewalWhileAllQueue(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := &partner{lifetime: 4 * time.Minute}
 		wg, _ := queue500(t, p, p.transport(rate.NewLimiter(100./60, 1)), 1)
@@ -132,19 +122,6 @@ func TestWaitersAreWoken(t *testing.T) {
 			time.Sleep(time.Hour)
 		})
 	}
-	bubble(t, "a token request goes ahead", func(t *testing.T) {
-		p := new(partner)
-		rt := p.transport(&partnerauth.Quota{Requests: 2})
-		get(t, rt, "/")
-		began := time.Now()
-		wg := atOnce(2, func(int) { get(t, rt, "/waiter") })
-		time.Sleep(10 * time.Second)
-		source := reject(rt)
-		wg.Go(func() { source.Token() })
-		wg.Wait()
-		took := time.Since(began)
-		errorIf(t, p.seen()[2].op != "login" || took != 2*(window+guard), "got %v in %v, want the login first and the last waiter a window after it", p.seen(), took)
-	})
 }
 
 // A request that comes back goes ahead of those that came later, who are told.
@@ -166,29 +143,28 @@ func TestWaitersAreToldOfARetry(t *testing.T) {
 
 // Whoever gives up costs the others nothing.
 func TestGivingUpCostsNothing(t *testing.T) {
+	t.Parallel()
 	for _, l := range limiters {
-		for _, callers := range []int{50, 300} {
-			bubble(t, fmt.Sprintf("%s %d", l.name, callers), func(t *testing.T) {
-				p := new(partner)
-				rt := p.transport(l.make())
-				const length = 10 * time.Minute
-				began := time.Now()
-				random := rand.New(rand.NewPCG(1, 2))
-				var mu sync.Mutex
-				atOnce(callers, func(int) {
-					for time.Since(began) < length {
-						mu.Lock()
-						patience := time.Duration(random.Int64N(int64(time.Minute)))
-						mu.Unlock()
-						// a cancellation, not a deadline, or it would be refused at once
-						_, err := try(leaving(t, patience), rt, "/")
-						errorIf(t, err != nil && !errors.Is(err, context.Canceled), "got %v", err)
-					}
-				}).Wait()
-				served := float64(p.count("call 200")) / length.Minutes()
-				errorIf(t, served < 95, "served %.1f a minute, want 95", served)
-			})
-		}
+		bubble(t, l.name, func(t *testing.T) {
+			p := new(partner)
+			rt := p.transport(l.make())
+			const length = 10 * time.Minute
+			began := time.Now()
+			random := rand.New(rand.NewPCG(1, 2))
+			var mu sync.Mutex
+			atOnce(200, func(int) {
+				for time.Since(began) < length {
+					mu.Lock()
+					patience := time.Duration(random.Int64N(int64(time.Minute)))
+					mu.Unlock()
+					// a cancellation, not a deadline, or it would be refused at once
+					_, err := try(leaving(t, patience), rt, "/")
+					errorIf(t, err != nil && !errors.Is(err, context.Canceled), "got %v", err)
+				}
+			}).Wait()
+			served := float64(p.count("call 200")) / length.Minutes()
+			errorIf(t, served < 95, "served %.1f a minute, want 95", served)
+		})
 	}
 }
 
@@ -206,7 +182,7 @@ func TestRefusedAtOnce(t *testing.T) {
 		{"rate.Limiter that allows nothing", rate.NewLimiter(0, 2), 2, 0, time.Hour},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
-			p, body := &partner{open: true}, watched("x")
+			p := &partner{open: true}
 			rt := p.custom(static("t"), c.limiter)
 			for range c.before {
 				get(t, rt, "/")
@@ -214,40 +190,31 @@ func TestRefusedAtOnce(t *testing.T) {
 			waiting, leave := context.WithCancel(t.Context())
 			wg := atOnce(c.queued, func(int) { try(waiting, rt, "/") })
 			synctest.Wait()
-			ctx := deadline(t, 10*time.Second)
-			began := time.Now()
-			_, err := rt.RoundTrip(posting(t, body).WithContext(ctx))
-			var told interface{ RetryAfter() time.Duration }
-			if !errors.Is(err, partnerauth.ErrRateLimited) || !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &told) {
-				t.Fatalf("got %v, want ErrRateLimited and a deadline exceeded", err)
+			var err error
+			took := elapsed(func() { err = p.sentNothing(t, deadline(t, 10*time.Second), rt) })
+			var told interface {
+				RetryAfter() time.Duration
+				Timeout() bool
+			}
+			if !errors.Is(err, partnerauth.ErrRateLimited) || !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &told) || !told.Timeout() || took > 0 {
+				t.Fatalf("got %v after %v, want ErrRateLimited and a deadline exceeded at once", err, took)
 			}
 			d := told.RetryAfter()
 			errorIf(t, d < c.wait || d > c.wait+time.Second && c.wait < time.Hour, "told to wait %v, want %v", d, c.wait)
-			var timeout interface{ Timeout() bool }
-			errorIf(t, !errors.As(err, &timeout) || !timeout.Timeout(), "%v is no timeout", err)
-			errorIf(t, time.Since(began) > 0 || len(p.seen()) != c.before || body.closed.Load() != 1,
-				"refused after %v, %d sent, body closed %d times, want at once, none, once", time.Since(began), len(p.seen())-c.before, body.closed.Load())
 			leave()
 			wg.Wait()
 		})
 	}
-}
-
-// Who has to wait for a token cannot be in time either.
-func TestRefusedAtOnceWithoutAToken(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, "who has to wait for a token", func(t *testing.T) {
 		quota := &partnerauth.Quota{Requests: 1}
-		rt := new(partner).transport(quota)
 		quota.Wait(t.Context())
-		ctx := deadline(t, 30*time.Second)
-		began := time.Now()
-		_, err := try(ctx, rt, "/")
-		errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited) || time.Since(began) > 0, "got %v after %v, want ErrRateLimited at once", err, time.Since(began))
+		refused(t, deadline(t, 30*time.Second), new(partner).transport(quota), 0)
 		time.Sleep(time.Hour) // for the login, which others may want
 	})
 }
 
 func TestThousandOnAColdSource(t *testing.T) {
+	t.Parallel()
 	for _, l := range limiters {
 		bubble(t, l.name, func(t *testing.T) {
 			p := new(partner)
@@ -266,25 +233,6 @@ func TestTokenThatEndsInTheQueueIsReplaced(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		code := get(t, rt, "/")
 		errorIf(t, code != 200 || p.count("call 401") != 0, "got %d and %d rejections, want 200 and a token replaced before it was sent", code, p.count("call 401"))
-	})
-}
-
-// Permits given back while there is no token do not slow down those after them.
-func TestGivenBackPermitsCostNoPace(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := new(partner).on("login", reply{}, reply{after: 7 * time.Second})
-		rt := p.transport(&partnerauth.Quota{Burst: 20})
-		for range 19 {
-			get(t, rt, "/")
-		}
-		began := time.Now()
-		wg := atOnce(30, func(int) { get(t, rt, "/") })
-		synctest.Wait()
-		reject(rt)
-		wg.Wait()
-		// 30 permits and a login at 100 a minute
-		took := time.Since(began)
-		errorIf(t, took > 20*time.Second, "30 calls took %v, want less than 20 s", took)
 	})
 }
 
@@ -325,12 +273,13 @@ func TestLimiterThatIgnoresItsContext(t *testing.T) {
 // The same with real goroutines, for the race detector: order, cancellation and
 // refusal.
 func TestQueueRaces(t *testing.T) {
+	t.Parallel()
 	limiter := rate.NewLimiter(1000, 1)
 	for _, l := range []partnerauth.Limiter{&partnerauth.Quota{Requests: 20, Window: 20 * time.Millisecond}, limiter, limiterFunc(limiter.Wait)} {
 		p := new(partner)
 		rt := p.transport(l)
 		var served atomic.Int32
-		atOnce(300, func(i int) {
+		atOnce(150, func(i int) {
 			patience := time.Duration(i) * time.Millisecond / 10
 			ctx := t.Context()
 			switch i % 3 {
@@ -346,7 +295,7 @@ func TestQueueRaces(t *testing.T) {
 			}
 		}).Wait()
 		n := int(served.Load())
-		errorIf(t, n < 100 || n > p.count("call 200"), "%T: %d served, %d answered, want 100 served at least", l, n, p.count("call 200"))
+		errorIf(t, n < 50 || n > p.count("call 200"), "%T: %d served, %d answered, want 50 served at least", l, n, p.count("call 200"))
 	}
 }
 

@@ -3,7 +3,10 @@ package partnerauth_test
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,19 +26,18 @@ var limiters = []struct {
 	{"Quota", 100, func() partnerauth.Limiter { return &partnerauth.Quota{} }},
 	{"rate.Limiter", 1, func() partnerauth.Limiter { return rate.NewLimiter(100./60, 1) }},
 	{"unknown", 1, func() partnerauth.Limiter { return limiterFunc(rate.NewLimiter(100./60, 1).Wait) }},
+	{"PermitLimiter", 1, func() partnerauth.Limiter { return &permits{before: rate.NewLimiter(100./60, 1).Wait} }},
 }
 
 func TestHundredAtOnceFromIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var quota partnerauth.Quota
 		for range 3 {
-			began := time.Now()
-			for range 100 {
-				if err := quota.Wait(t.Context()); err != nil {
-					t.Fatal(err)
+			took := elapsed(func() {
+				for range 100 {
+					must(t, quota.Wait(t.Context()))
 				}
-			}
-			took := time.Since(began)
+			})
 			errorIf(t, took > time.Second, "100 permits took %v, want them within a second", took)
 			time.Sleep(2 * time.Minute)
 		}
@@ -67,19 +69,13 @@ func TestSharedQuota(t *testing.T) {
 		for range 33 {
 			get(t, one, "/")
 			get(t, two, "/")
-			if err := quota.Wait(ctx); err != nil {
-				t.Fatal(err)
-			}
+			must(t, quota.Wait(ctx))
 		}
 		// 99 and the login
 		err := quota.Wait(ctx)
 		errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited), "got %v, want ErrRateLimited", err)
-		if _, err := try(ctx, two, "/"); !errors.Is(err, partnerauth.ErrRateLimited) {
-			t.Errorf("got %v, want ErrRateLimited", err)
-		}
-		if err := quota.Wait(t.Context()); err != nil {
-			t.Errorf("got %v without a deadline, want a permit", err)
-		}
+		refused(t, ctx, two, 0)
+		must(t, quota.Wait(t.Context())) // without a deadline
 	})
 }
 
@@ -98,18 +94,17 @@ func TestHungAndGivenUpCalls(t *testing.T) {
 			p := new(partner).on("/hang", reply{after: forever})
 			rt := p.transport(&partnerauth.Quota{Requests: 2})
 			ctx, giveUp := context.WithCancel(t.Context())
-			var wg sync.WaitGroup
-			wg.Go(func() { try(ctx, rt, "/hang") })
+			wg := atOnce(1, func(int) { try(ctx, rt, "/hang") })
 			synctest.Wait()
 			time.Sleep(c.givenUp)
 			if c.givenUp > 0 {
 				giveUp()
 				wg.Wait()
 			}
-			began := time.Now()
-			get(t, rt, "/") // in place of the login
-			get(t, rt, "/") // in place of the one that hangs
-			took := time.Since(began)
+			took := elapsed(func() {
+				get(t, rt, "/") // in place of the login
+				get(t, rt, "/") // in place of the one that hangs
+			})
 			errorIf(t, took < c.least || took > c.most, "the call kept its place for %v, want %v", took, c.least)
 			giveUp()
 			wg.Wait()
@@ -119,15 +114,13 @@ func TestHungAndGivenUpCalls(t *testing.T) {
 
 func TestLimiterThatFails(t *testing.T) {
 	for _, cold := range []bool{false, true} {
-		p, body := new(partner), watched("x")
-		failing := limiterFunc(func(context.Context) error { return errTest })
+		p, failing := new(partner), limiterFunc(func(context.Context) error { return errTest })
 		rt := p.custom(static("t"), failing)
 		if cold {
 			rt = p.transport(failing)
 		}
-		_, err := rt.RoundTrip(posting(t, body))
-		errorIf(t, !errors.Is(err, errTest) || len(p.seen()) != 0 || body.closed.Load() != 1,
-			"cold %t: got %v, %v sent, body closed %d times, want the limiter's error, nothing, once", cold, err, p.seen(), body.closed.Load())
+		err := p.sentNothing(t, t.Context(), rt)
+		errorIf(t, !errors.Is(err, errTest), "cold %t: got %v, want the limiter's error", cold, err)
 	}
 }
 
@@ -147,3 +140,105 @@ func TestLimiterThatEmbedsAnother(t *testing.T) {
 
 // hidden makes what it embeds lie one level deeper than a method beside it.
 type hidden struct{ *rate.Limiter }
+
+// Low priority comes after all others that wait, through any Limiter, and in its
+// own order.
+func TestLowPriorityGoesLast(t *testing.T) {
+	for _, l := range limiters {
+		bubble(t, l.name, func(t *testing.T) {
+			p := &partner{open: true}
+			rt := p.custom(static("t"), l.make())
+			for range l.burst {
+				get(t, rt, "/")
+			}
+			var wg sync.WaitGroup
+			for i, path := range []string{"/low/1", "/low/2", "/3", "/low/4", "/5", "/6"} {
+				ctx := t.Context()
+				if i < 2 || i == 3 {
+					ctx = partnerauth.WithLowPriority(ctx)
+				}
+				wg.Go(func() { try(ctx, rt, path) })
+				synctest.Wait()
+			}
+			wg.Wait()
+			var order []string
+			for _, a := range p.seen()[l.burst:] {
+				order = append(order, a.path)
+			}
+			slices.Sort(order[:3]) // which a Quota lets go in the same instant
+			got := strings.Join(order, " ")
+			errorIf(t, got != "/3 /5 /6 /low/1 /low/2 /low/4", "got %s", got)
+		})
+	}
+}
+
+// A batch of a thousand and one interactive call a second on one client.
+func TestBatchBesideInteractiveCalls(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		rec, p := newRecording(), &partner{open: true, script: func(asked) reply { return reply{status: 200, after: 200 * time.Millisecond} }}
+		rt := rec.plain(p)
+		var batched atomic.Int64
+		low := partnerauth.WithLowPriority(leaving(t, 10*time.Minute))
+		wg := atOnce(1000, func(int) {
+			if code, _ := try(low, rt, "/low"); code == 200 {
+				batched.Add(1)
+			}
+		})
+		time.Sleep(time.Millisecond)
+		var longest atomic.Int64
+		for range 599 {
+			wg.Go(func() {
+				took := elapsed(func() {
+					_, err := try(deadline(t, 10*time.Second), rt, "/")
+					errorIf(t, err != nil, "an interactive call: %v", err)
+				})
+				longest.Store(max(longest.Load(), int64(took)))
+			})
+			time.Sleep(time.Second)
+		}
+		wg.Wait()
+		took := time.Duration(longest.Load())
+		errorIf(t, took > 2200*time.Millisecond, "an interactive call took %v, want 200 ms and 2 s at most", took)
+		// 98.4 a minute in all, 60 of them interactive, and a tenth kept free
+		errorIf(t, batched.Load() < 250, "the batch got %d in 10 minutes, want the rest", batched.Load())
+		for _, s := range rec.byName("partnerauth.rate_limit.wait") {
+			priority := attributeOf(s, "partnerauth.rate_limit.priority")
+			errorIf(t, priority != "low", "a wait of more than a second has the priority %q", priority)
+		}
+	})
+}
+
+func TestBatchAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &partner{open: true}
+		rt := p.custom(static("t"), nil)
+		low, began := partnerauth.WithLowPriority(t.Context()), time.Now()
+		atOnce(1000, func(int) { try(low, rt, "/") }).Wait()
+		pace := 1000 / time.Since(began).Minutes()
+		errorIf(t, pace < 85, "a batch alone got %.1f a minute, want 85 at least", pace)
+		// and it always left a tenth
+		var log []time.Duration
+		for _, a := range p.seen() {
+			log = append(log, a.at)
+		}
+		for i := 90; i < len(log); i++ {
+			errorIf(t, log[i]-log[i-90] < time.Minute, "more than 90 of low priority within %v", log[i]-log[i-90])
+		}
+	})
+}
+
+// A deadline that low priority cannot meet is refused at once, too, and one that
+// it can meet is not.
+func TestLowPriorityWithADeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &partner{open: true}
+		rt := p.custom(static("t"), nil)
+		for range 95 {
+			get(t, rt, "/")
+		}
+		refused(t, partnerauth.WithLowPriority(deadline(t, 10*time.Second)), rt, 0)
+		_, err := try(partnerauth.WithLowPriority(deadline(t, 2*time.Minute)), rt, "/")
+		errorIf(t, err != nil, "got %v with two minutes", err)
+	})
+}

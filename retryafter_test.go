@@ -29,49 +29,30 @@ func pauseCases() []pauseCase {
 	return []pauseCase{
 		// express-rate-limit 8.7.4, word for word but for the time
 		{"legacy", fields("X-RateLimit-Limit: 2", "X-RateLimit-Remaining: 0", "X-RateLimit-Reset: "+epoch(50*s)), 50 * s, 51 * s},
-		{"legacy with Retry-After", fields("X-RateLimit-Limit: 2", "X-RateLimit-Remaining: 0", "X-RateLimit-Reset: "+epoch(60*s), "Retry-After: 60"), 60 * s, 61 * s},
 		{"draft-6", fields("RateLimit-Policy: 2;w=60", "RateLimit-Limit: 2", "RateLimit-Remaining: 0", "RateLimit-Reset: 50"), 50 * s, 50 * s},
-		{"draft-6 with Retry-After", fields("RateLimit-Policy: 2;w=60", "RateLimit-Limit: 2", "RateLimit-Remaining: 0", "RateLimit-Reset: 60", "Retry-After: 60"), 60 * s, 60 * s},
 		{"draft-7", fields("RateLimit-Policy: 2;w=60", "RateLimit: limit=2, remaining=0, reset=50"), 50 * s, 50 * s},
 		{"draft-8", fields(`RateLimit-Policy: "2-in-1min"; q=2; w=60; pk=:ZDY5ZjM0:`, `RateLimit: "2-in-1min"; r=0; t=50`), 50 * s, 50 * s},
-		{"draft-8 with Retry-After", fields(`RateLimit-Policy: "2-in-1min"; q=2; w=60; pk=:ZDY5ZjM0:`, `RateLimit: "2-in-1min"; r=0; t=60`, "Retry-After: 60"), 60 * s, 60 * s},
 
 		// Retry-After
 		{"seconds", fields("Retry-After: 7"), 7 * s, 7 * s},
 		{"zero", fields("Retry-After: 0"), 0, s},
-		{"one", fields("Retry-After: 1"), s, s},
-		{"leading zeros", fields("Retry-After: 007"), 7 * s, 7 * s},
 		{"spaces", fields("Retry-After:   7 "), 7 * s, 7 * s},
 		{"a float", fields("Retry-After: 7.25"), 7250 * time.Millisecond, 8 * s},
 		{"a date", fields("Retry-After: " + in(30*s)), 30*s + lost, 31 * s},
 		{"a date in the RFC 850 form", fields("Retry-After: " + in2026.Add(30*s).Format("Monday, 02-Jan-06 15:04:05 GMT")), 30*s + lost, 31 * s},
 		{"a date in the form of asctime", fields("Retry-After: " + in2026.Add(30*s).Format(time.ANSIC)), 30*s + lost, 31 * s},
-		{"a date after a minute", fields("Retry-After: " + in(5*m)), 5*m + lost, 5*m + s},
-		{"an epoch", fields("Retry-After: " + epoch(30*s)), 30 * s, 31 * s},
 		{"a quarter of an hour", fields("Retry-After: 900"), 15 * m, 15 * m},
-		{"more than a quarter of an hour", fields("Retry-After: 1200"), 15 * m, 15 * m},
 		{"a day", fields("Retry-After: 86400"), 15 * m, 15 * m},
-		{"a date after a day", fields("Retry-After: " + in(24*time.Hour)), 15 * m, 15 * m},
-		{"absurd", fields("Retry-After: 99999999"), 15 * m, 15 * m},
-		{"absurd beyond int64", fields("Retry-After: 99999999999999999999999"), 15 * m, 15 * m},
 		{"absurd beyond float64", fields("Retry-After: " + strings.Repeat("9", 400)), 15 * m, 15 * m},
 		{"an absurd date", fields("Retry-After: Fri, 31 Dec 9999 23:59:59 GMT"), 15 * m, 15 * m},
 		none("negative", "Retry-After: -5"),
-		none("garbage", "Retry-After: soon"),
 		none("empty", "Retry-After: "),
 		none("a dot", "Retry-After: ."),
-		none("two dots", "Retry-After: 1.2.3"),
 		none("an exponent", "Retry-After: 1e3"),
-		none("hexadecimal", "Retry-After: 0x10"),
 		none("infinity", "Retry-After: Inf"),
-		none("no number", "Retry-After: NaN"),
-		none("a sign", "Retry-After: +5"),
-		none("a unit", "Retry-After: 5s"),
-		none("a list", "Retry-After: 5, 9"),
 		none("digits beyond ASCII", "Retry-After: ５"),
 		none("nothing"),
 		none("a date long past", "Retry-After: Mon, 01 Jan 2001 00:00:00 GMT"),
-		none("an epoch long past", "X-RateLimit-Reset: 1000000001"),
 		none("only a limit", "X-RateLimit-Limit: 100", "RateLimit-Policy: 100;w=60", "RateLimit-Limit: 100"),
 
 		// epochs, deltas, milliseconds
@@ -79,30 +60,22 @@ func pauseCases() []pauseCase {
 		{"epoch with a fraction", fields("X-RateLimit-Reset: " + epoch(50*s) + ".5"), 50500 * time.Millisecond, 52 * s},
 		{"epoch under the name of draft-6", fields("RateLimit-Reset: " + epoch(50*s)), 50 * s, 51 * s},
 		{"delta under the legacy name", fields("X-RateLimit-Reset: 50"), 50 * s, 50 * s},
-		{"date under the legacy name", fields("X-RateLimit-Reset: " + in(50*s)), 50 * s, 51 * s},
 		{"epoch of this very second", fields("X-RateLimit-Reset: " + epoch(0)), 0, s},
 
 		// several that disagree: Retry-After is the first to count
 		{"Retry-After is longer", fields("Retry-After: 120", "RateLimit: limit=2, remaining=0, reset=5"), 120 * s, 120 * s},
-		{"Retry-After is longer than draft-6", fields("Retry-After: 120", "RateLimit-Reset: 5"), 120 * s, 120 * s},
 		{"the other is absurd", fields("Retry-After: 5", "X-RateLimit-Reset: 99999999"), 5 * s, 5 * s},
-		{"the other is garbage", fields("Retry-After: 5", "RateLimit-Reset: tomorrow"), 5 * s, 5 * s},
 		{"the legacy one is longer", fields("Retry-After: 17", "X-RateLimit-Reset: "+epoch(120*s)), 17 * s, 17 * s},
-		{"draft-6 is longer", fields("Retry-After: 17", "RateLimit-Reset: 41"), 17 * s, 17 * s},
-		{"date and delta", fields("Retry-After: "+in(20*s), "RateLimit-Reset: 40"), 20*s + lost, 21 * s},
-		{"plenty remains", fields("Retry-After: 60", "X-RateLimit-Remaining: 4990", "X-RateLimit-Reset: "+epoch(50*m)), 60 * s, 60 * s},
 		{"the first of two", fields("Retry-After: 9", "Retry-After: 5"), 9 * s, 9 * s},
 		{"the draft before the legacy one", fields(`RateLimit: "x"; r=0; t=17`, "X-RateLimit-Reset: 41"), 17 * s, 17 * s},
 
 		// a reset counts where nothing remains
 		none("legacy with some left", "X-RateLimit-Remaining: 1", "X-RateLimit-Reset: 41"),
 		none("draft-7 with one left", "RateLimit: limit=2, remaining=1, reset=50"),
-		none("draft-8 with one left", `RateLimit: "2-in-1min"; r=1; t=50`),
 		none("none is spent", `RateLimit: "burst"; r=1; t=2, "hourly"; r=1; t=300`),
 
 		// a malformed RateLimit says nothing
 		none("a fraction", `RateLimit: "x"; r=0; t=5.5`),
-		none("a text for a number", `RateLimit: "x"; r=none; t=5`),
 		none("a trailing comma", `RateLimit: "x"; r=0; t=5,`),
 		none("more than 4 KiB", "RateLimit: "+strings.Repeat(`"x"; r=0; t=5, `, 400)+`"x"; r=0; t=5`),
 
@@ -110,7 +83,6 @@ func pauseCases() []pauseCase {
 		{"the short one is spent", fields(`RateLimit: "burst"; r=0; t=2, "daily"; r=500; t=600`), 2 * s, 2 * s},
 		{"the long one is spent", fields(`RateLimit: "burst"; r=5; t=2, "daily"; r=0; t=600`), 10 * m, 10 * m},
 		{"both are spent", fields(`RateLimit: "burst"; r=0; t=2, "hourly"; r=0; t=300`), 5 * m, 5 * m},
-		{"parameters in another order", fields(`RateLimit: "burst";t=2;r=0,"daily";t=600;r=500`), 2 * s, 2 * s},
 		{"names that are tokens", fields(`RateLimit: burst;r=0;t=2, daily;r=500;t=600`), 2 * s, 2 * s},
 		{"parameters of no concern", fields(`RateLimit: "burst"; r=0; t=2; pk=:dD05MDA=:; x="t=900, y; t=900"`), 2 * s, 2 * s},
 		{"on two lines", fields(`RateLimit: "burst"; r=0; t=2`, `RateLimit: "daily"; r=500; t=600`), 2 * s, 2 * s},
@@ -118,9 +90,6 @@ func pauseCases() []pauseCase {
 		{"an escaped quote", fields(`RateLimit: "a\";t=900"; r=0; t=5`), 5 * s, 5 * s},
 		{"a quote that is not closed", fields(`RateLimit: "a;r=0;t=900`), unnamed, unnamed},
 		{"no time", fields(`RateLimit: "a"; r=0`), unnamed, unnamed},
-		{"time without a value", fields(`RateLimit: "a"; r=0; t`), unnamed, unnamed},
-		{"time that is a text", fields(`RateLimit: "a"; r=0; t="900"`), unnamed, unnamed},
-		{"negative time", fields(`RateLimit: "a"; r=0; t=-5`), unnamed, unnamed},
 		{"absurd time", fields(`RateLimit: "a"; r=0; t=99999999`), 15 * m, 15 * m},
 		{"separators alone", fields(`RateLimit: ;,;=,"",;`), unnamed, unnamed},
 	}
@@ -156,14 +125,10 @@ func TestPausesWithoutDate(t *testing.T) {
 		"a date":   "Retry-After: " + later.Format(http.TimeFormat),
 		"an epoch": fmt.Sprint("X-RateLimit-Reset: ", later.Unix()),
 	} {
-		for _, date := range [][]string{nil, {"today"}} {
-			t.Run(fmt.Sprint(name, " ", date), func(t *testing.T) {
-				header := fields(line)
-				header["Date"] = date
-				synctest.Test(t, func(t *testing.T) {
-					time.Sleep(time.Until(in2026))
-					checkPause(t, 429, header, 29300*time.Millisecond, 31*time.Second)
-				})
+		for _, date := range [][]string{nil, {"Date: today"}} {
+			bubble(t, fmt.Sprint(name, " ", date), func(t *testing.T) {
+				time.Sleep(time.Until(in2026))
+				checkPause(t, 429, headers(append(date, line)...), 29300*time.Millisecond, 31*time.Second)
 			})
 		}
 	}
@@ -201,9 +166,6 @@ func TestNothingRemains(t *testing.T) {
 		{200, fields(`RateLimit: "x"; r=0; t=300`), time.Minute},
 		{200, fields(`RateLimit: "x"; r=1; t=17`), 0},
 		{200, fields(`RateLimit: "x"; r=0`), 0},
-		{200, fields(`RateLimit: "x"; r=0; t=5.5`), 0},
-		{200, fields(`RateLimit: "x"; r=none; t=17`), 0},
-		{200, fields(`RateLimit: "x"; r=0; t=17,`), 0},
 		{200, fields("X-RateLimit-Remaining: 5", "X-RateLimit-Reset: 30"), 0},
 		{200, fields("X-RateLimit-Reset: 30"), 0},
 		{200, fields("Retry-After: 30"), 0},
@@ -212,9 +174,8 @@ func TestNothingRemains(t *testing.T) {
 			p := new(partner).on("call", reply{status: c.status, header: c.header}, reply{status: 200})
 			rt := p.custom(static("t"), nil)
 			get(t, rt, "/")
-			began := time.Now()
-			get(t, rt, "/")
-			errorIf(t, time.Since(began) != c.want, "%d %v: the next call went after %v, want %v", c.status, c.header, time.Since(began), c.want)
+			took := elapsed(func() { get(t, rt, "/") })
+			errorIf(t, took != c.want, "%d %v: the next call went after %v, want %v", c.status, c.header, took, c.want)
 		})
 	}
 }

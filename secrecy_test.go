@@ -190,14 +190,9 @@ func (h *hunt) exported(where string, rec *recording) {
 // answered searches what an answer tells of its request.
 func (h *hunt) answered(where string, resp *http.Response) {
 	h.Helper()
-	for req := resp.Request; req != nil; {
-		h.search(where+": resp.Request", "in %+v", fmt.Sprintf("%+v %v", req, req.Header), true)
-		errorIf(h.TB, req.Header["Authorization"] != nil, "%s: resp.Request has Authorization %q", where, req.Header["Authorization"])
-		resp, req = req.Response, nil
-		if resp != nil {
-			req = resp.Request
-		}
-	}
+	req := resp.Request
+	h.search(where+": resp.Request", "in %+v", fmt.Sprintf("%+v %v", req, req.Header), true)
+	errorIf(h.TB, req.Header["Authorization"] != nil, "%s: resp.Request has Authorization %q", where, req.Header["Authorization"])
 }
 
 // The hunt itself has to find what is there.
@@ -264,11 +259,11 @@ func TestSecretsInValues(t *testing.T) {
 	nowPost.Base, ndovu.Base = nil, nil
 	bad := nowPost
 	bad.BaseURL = "https://" + url.UserPassword("me", h.plant("password in BaseURL")).String() + "@api.example/?q=" + url.QueryEscape(h.plant("query of BaseURL"))
-	for name, v := range map[string]any{
-		"NowPost": nowPost, "*NowPost": &nowPost, "Ndovu": ndovu, "*Ndovu": &ndovu,
-		"NowPost with a bad URL": bad, "NowPost's bad Source": bad.TokenSource(), "NowPost's bad client": bad.Client(),
-		"[]NowPost": []partnerauth.NowPost{nowPost}, "map of Ndovu": map[string]partnerauth.Ndovu{"x": ndovu},
+	for _, v := range []any{
+		nowPost, &nowPost, ndovu, &ndovu, bad, bad.TokenSource(), bad.Client(),
+		[]partnerauth.NowPost{nowPost}, map[string]partnerauth.Ndovu{"x": ndovu},
 	} {
+		name := fmt.Sprintf("a %T", v)
 		h.printed(name, v)
 		h.printed(name+" in a struct", struct{ Partner any }{v})
 		h.printed(name+" in a slice", []any{v})
@@ -322,9 +317,14 @@ func (e heard) echo() string {
 	return strings.NewReplacer("\r", "", "\n", "").Replace(strings.Join([]string{e.authorization, e.credentials, e.body, e.secret}, " "))
 }
 
-// respond writes an answer with length and headers.
+// respond writes an answer that ends with its connection.
 func respond(status int, body string, header ...string) string {
-	return fmt.Sprintf("HTTP/1.1 %d Whatever\r\nContent-Length: %d\r\n%s\r\n%s", status, len(body), strings.Join(append(header, ""), "\r\n"), body)
+	return fmt.Sprintf("HTTP/1.1 %d Whatever\r\n%s\r\n%s", status, strings.Join(append(header, ""), "\r\n"), body)
+}
+
+// digits is s as a number.
+func digits(s string) string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint([]byte(s)), " ", ""), "[]")
 }
 
 const pipeURL = "http://localhost"
@@ -359,136 +359,103 @@ func overPipes(answer func(heard) string) *http.Transport {
 	}
 }
 
-// digits is s as a number.
-func digits(s string) string {
-	return strings.Trim(strings.ReplaceAll(fmt.Sprint([]byte(s)), " ", ""), "[]")
-}
-
 // jsonOf is v as JSON.
 func jsonOf(v any) string {
 	text, _ := json.Marshal(v)
 	return string(text)
 }
 
+// fill writes an answer: {echo} is what the server was sent, in other forms as
+// well, and {secret} one of its own.
+func (e heard) fill(text string) string {
+	return strings.NewReplacer("{echo}", e.echo(), "{json}", jsonOf(e.echo()), "{go}", fmt.Sprintf("%q", e.echo()), "{query}", url.QueryEscape(e.echo()),
+		"{path}", url.PathEscape(e.echo()), "{secret}", e.secret, "{digits}", digits(e.secret)).Replace(text)
+}
+
 // hostile answers: each has in it what the server was sent, and a secret of its
 // own.
 var hostile = []struct {
 	name   string
-	works  bool // as an answer to a caller, that is without an error
-	answer func(heard) string
+	works  bool   // as an answer to a caller, that is without an error
+	answer string // to fill
 }{
-	{"400 that echoes", true, func(e heard) string { return respond(400, e.echo(), "X-Echo: "+e.echo()) }},
-	{"401 that echoes", true, func(e heard) string {
-		return respond(401, e.echo(), "WWW-Authenticate: "+e.echo(), "Set-Cookie: s="+e.secret)
-	}},
-	{"403 of OAuth that echoes", true, func(e heard) string {
-		return respond(403, jsonOf(map[string]string{"error": e.authorization, "error_description": e.echo(), "error_uri": "https://x.example/?" + e.echo()}), "Content-Type: application/json")
-	}},
-	{"404 that echoes escaped", true, func(e heard) string {
-		return respond(404, url.QueryEscape(e.echo())+url.PathEscape(e.echo())+fmt.Sprintf("%q", e.echo()))
-	}},
-	{"429 that echoes", true, func(e heard) string { return respond(429, e.echo(), "Retry-After: "+e.secret, "RateLimit: "+e.echo()) }},
-	{"500 that echoes", true, func(e heard) string { return respond(500, e.echo()) }},
-	{"a redirect that echoes", true, func(e heard) string {
-		return respond(302, "", "Location: https://evil.example/?"+url.QueryEscape(e.echo()))
-	}},
-	{"success is false", true, func(e heard) string {
-		return respond(200, `{"success":false,"message":`+jsonOf(e.echo())+`,"data":{"token":"`+e.secret+`"}}`)
-	}},
-	{"not JSON", true, func(e heard) string { return respond(200, "<html>"+e.echo()) }},
-	{"JSON, then something else", true, func(e heard) string { return respond(200, `{"x":1}`+e.echo()) }},
-	{"JSON of another type", true, func(e heard) string {
-		return respond(200, `{"token":["`+e.secret+`"],"access_token":{"`+e.secret+`":1},"data":{"token":{"`+e.secret+`":"`+e.secret+`"}}}`)
-	}},
-	{"JSON with a number too large", true, func(e heard) string {
-		return respond(200, `{"access_token":`+digits(e.secret)+`e999,"data":{"token":`+digits(e.secret)+`e999}}`)
-	}},
-	{"a token of another type", true, func(e heard) string {
-		return respond(200, `{"access_token":"`+e.secret+`","token_type":"`+e.secret+`","success":false}`)
-	}},
-	{"a token that cannot be sent", true, func(e heard) string {
-		return respond(200, `{"access_token":"`+e.secret+`\n","data":{"token":"`+e.secret+`\n"}}`)
-	}},
-	{"an expiry that is none", true, func(e heard) string {
-		return respond(200, `{"data":{"token":"","expiresAt":"`+e.secret+`"},"expires_in":"`+e.secret+`"}`, "Date: "+e.secret)
-	}},
-	{"too large", true, func(e heard) string { return respond(200, e.echo()+strings.Repeat(" ", 1<<20)+e.echo()) }},
-	{"too large 401", true, func(e heard) string { return respond(401, e.echo()+strings.Repeat(" ", 1<<20)+e.echo()) }},
-	{"cut", true, func(e heard) string { return "HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" + e.echo() }},
-	{"a bad chunk", true, func(e heard) string {
-		return "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + e.echo() + "\r\n"
-	}},
-	{"gzip that is none", true, func(e heard) string { return respond(200, e.echo(), "Content-Encoding: gzip") }},
-	{"an odd reason", true, func(e heard) string { return "HTTP/1.1 401 " + e.echo() + "\r\nContent-Length: 0\r\n\r\n" }},
-	{"no answer", false, func(heard) string { return "" }},
-	{"no HTTP", false, func(e heard) string { return e.echo() + "\r\n\r\n" }},
-	{"a bad version", false, func(e heard) string { return "HTTP/" + e.echo() + " 200 OK\r\n\r\n" }},
-	{"a bad status", false, func(e heard) string { return "HTTP/1.1 " + e.echo() + "\r\n\r\n" }},
-	{"a bad header", false, func(e heard) string { return "HTTP/1.1 200 OK\r\n" + e.echo() + "\r\n\r\n" }},
-	{"a bad length", false, func(e heard) string { return "HTTP/1.1 200 OK\r\nContent-Length: " + e.echo() + "\r\n\r\n" }},
-	{"a bad encoding", false, func(e heard) string { return "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + e.echo() + "\r\n\r\n" }},
+	{"400 that echoes", true, respond(400, "{echo}", "X-Echo: {echo}")},
+	{"401 that echoes", true, respond(401, "{echo}", "WWW-Authenticate: {echo}", "Set-Cookie: s={secret}")},
+	{"403 of OAuth that echoes", true, respond(403, `{"error":{json},"error_description":{json},"error_uri":{json}}`, "Content-Type: application/json")},
+	{"404 that echoes escaped", true, respond(404, "{query}{path}{go}")},
+	{"429 that echoes", true, respond(429, "{echo}", "Retry-After: {secret}", "RateLimit: {echo}")},
+	{"500 that echoes", true, respond(500, "{echo}")},
+	{"a redirect that echoes", true, respond(302, "", "Location: https://evil.example/?{query}")},
+	{"success is false", true, respond(200, `{"success":false,"message":{json},"data":{"token":"{secret}"}}`)},
+	{"not JSON", true, respond(200, "<html>{echo}")},
+	{"JSON, then something else", true, respond(200, `{"x":1}{echo}`)},
+	{"JSON of another type", true, respond(200, `{"token":["{secret}"],"access_token":{"{secret}":1},"data":{"token":{"{secret}":"{secret}"}}}`)},
+	{"JSON with a number too large", true, respond(200, `{"access_token":{digits}e999,"data":{"token":{digits}e999}}`)},
+	{"a token of another type", true, respond(200, `{"access_token":"{secret}","token_type":"{secret}","success":false}`)},
+	{"a token that cannot be sent", true, respond(200, `{"access_token":"{secret}\n","data":{"token":"{secret}\n"}}`)},
+	{"an expiry that is none", true, respond(200, `{"data":{"token":"","expiresAt":"{secret}"},"expires_in":"{secret}"}`, "Date: {secret}")},
+	{"too large", true, respond(200, "{echo}"+strings.Repeat(" ", 1<<20)+"{echo}")},
+	{"too large 401", true, respond(401, "{echo}"+strings.Repeat(" ", 1<<20)+"{echo}")},
+	{"cut", true, "HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{echo}"},
+	{"a bad chunk", true, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{echo}\r\n"},
+	{"gzip that is none", true, respond(200, "{echo}", "Content-Encoding: gzip")},
+	{"an odd reason", true, "HTTP/1.1 401 {echo}\r\nContent-Length: 0\r\n\r\n"},
+	{"no answer", false, ""},
+	{"no HTTP", false, "{echo}\r\n\r\n"},
+	{"a bad version", false, "HTTP/{echo} 200 OK\r\n\r\n"},
+	{"a bad status", false, "HTTP/1.1 {echo}\r\n\r\n"},
+	{"a bad header", false, "HTTP/1.1 200 OK\r\n{echo}\r\n\r\n"},
+	{"a bad length", false, "HTTP/1.1 200 OK\r\nContent-Length: {echo}\r\n\r\n"},
+	{"a bad encoding", false, "HTTP/1.1 200 OK\r\nTransfer-Encoding: {echo}\r\n\r\n"},
 }
 
 // No error of a token request, and nothing exported of it, has in it what was
 // sent or, but for the *oauth2.RetrieveError itself, what came back.
 func TestSecretsInTokenErrors(t *testing.T) {
+	t.Parallel()
 	for _, test := range hostile {
 		for _, provider := range []string{"NowPost", "Ndovu"} {
 			what := provider + ", " + test.name
 			bubble(t, what, func(t *testing.T) {
 				h, rec := newHunt(t), newRecording()
-				secret, credential := h.plantAnswer("answer"), h.plant("credential")
+				secret, credential, token := h.plantAnswer("answer"), h.plant("credential"), rand.Text()+rand.Text()
 				h.watch("answer in digits", digits(secret), true)
 				h.watch("Basic pair", base64.StdEncoding.EncodeToString([]byte("acme:"+credential)), false)
-				rt := rec.transport(overPipes(func(e heard) string { e.secret = secret; return test.answer(e) }))
+				h.watch("token", token, false)
+				logins := 0
+				rt := rec.transport(overPipes(func(e heard) string {
+					e.secret = secret
+					if e.path == "/" {
+						return respond(200, "")
+					}
+					if logins++; logins == 1 {
+						return respond(200, granted(token, 1000*time.Second))
+					}
+					return e.fill(test.answer)
+				}))
 				rt.Source = partnerauth.NowPost{Email: "shop@example.com", Password: credential, BaseURL: pipeURL}.TokenSource()
 				if provider == "Ndovu" {
 					rt.Source = partnerauth.Ndovu{ClientID: "acme", ClientSecret: credential, BaseURL: pipeURL}.TokenSource()
 				}
-				_, err := rt.RoundTrip(newRequest(t, "GET", pipeURL, ""))
+				// the token is new, then due and good for 100 s more, then over
+				for _, wait := range []time.Duration{0, 900 * time.Second} {
+					time.Sleep(wait)
+					resp, err := rt.RoundTrip(newRequest(t, "GET", pipeURL+"/", ""))
+					if err == nil { // a 429 to the refresh pauses calls, too
+						h.answered(what, resp)
+						resp.Body.Close()
+					} else {
+						h.failed(what, err)
+					}
+				}
+				time.Sleep(24 * time.Hour)
+				_, err := rt.RoundTrip(newRequest(t, "GET", pipeURL+"/", ""))
 				h.failed(what, err)
-				_, is := errors.AsType[*partnerauth.AuthError](err)
-				errorIf(t, !is, "%s: got a %T, want an *AuthError", what, err)
+				errorIf(t, authOf(err).Op != "login", "%s: got a %T, want an *AuthError of a login", what, err)
 				h.exported(what, rec)
+				h.printed("the Source", rt.Source)
 			})
 		}
-	}
-}
-
-// The same for a refresh, which sends the token.
-func TestSecretsInRefreshes(t *testing.T) {
-	for _, test := range hostile {
-		bubble(t, test.name, func(t *testing.T) {
-			h, rec := newHunt(t), newRecording()
-			secret, token, logins := h.plantAnswer("answer"), rand.Text()+rand.Text(), 0
-			h.watch("token", token, false)
-			rt := rec.transport(overPipes(func(e heard) string {
-				e.secret = secret
-				switch {
-				case e.path == loginPath && logins == 0:
-					logins++
-					return respond(200, granted(token, 1000*time.Second))
-				case e.path == loginPath || e.path == renewPath:
-					return test.answer(e)
-				}
-				return respond(200, "")
-			}))
-			rt.Source = partnerauth.NowPost{Email: "shop@example.com", Password: h.plant("password"), BaseURL: pipeURL}.TokenSource()
-			// the token is new, then due and good for 100 s more, then over
-			for i, wait := range []time.Duration{0, 900 * time.Second, 24 * time.Hour} {
-				time.Sleep(wait)
-				resp, err := rt.RoundTrip(newRequest(t, "GET", pipeURL, ""))
-				if err == nil {
-					h.answered(test.name, resp)
-					resp.Body.Close()
-				} else { // a 429 to the refresh pauses calls, too
-					errorIf(t, i == 0, "got %v", err)
-					h.failed(test.name, err)
-				}
-			}
-			h.exported(test.name, rec)
-			h.printed("the Source", rt.Source)
-		})
 	}
 }
 
@@ -503,7 +470,7 @@ func TestSecretsInCalls(t *testing.T) {
 			h.watch("token", token, false)
 			query, user, password := h.plant("query value"), h.plant("user in the URL"), h.plant("password in the URL")
 			rec := newRecording()
-			rt := rec.plain(overPipes(func(e heard) string { e.secret = secret; return test.answer(e) }), pipeURL)
+			rt := rec.plain(overPipes(func(e heard) string { e.secret = secret; return e.fill(test.answer) }), pipeURL)
 			rt.Source = static(token)
 			req := newRequest(t, "POST", pipeURL, h.plant("request body"))
 			req.Header.Set("X-Secret", url.QueryEscape(h.plant("header")))
@@ -624,11 +591,8 @@ func TestSecretsInRefusals(t *testing.T) {
 			_, err := rt.RoundTrip(req)
 			return err
 		}
-		if err := call(t.Context(), apiURL); err != nil {
-			t.Fatal(err)
-		}
-		hasty := deadline(t, time.Second)
-		h.failed("ErrRateLimited", call(hasty, apiURL))
+		must(t, call(t.Context(), apiURL))
+		h.failed("ErrRateLimited", call(deadline(t, time.Second), apiURL))
 		gone, cause := context.WithCancelCause(t.Context())
 		time.AfterFunc(time.Second, func() { cause(errors.New("shutting down")) })
 		h.failed("canceled with a cause", call(gone, apiURL))

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net/http/httptrace"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,59 +15,23 @@ import (
 
 var errTest = errors.New("the shop is closed")
 
-func TestColdSourceLogsInOnce(t *testing.T) {
-	server, rt := onSockets(t, partnertest.Options{TLS: true, Latency: 20 * time.Millisecond})
-	atOnce(2000, func(int) {
-		_, err := rt.Source.Token()
-		errorIf(t, err != nil, "got %v", err)
-	}).Wait()
-	n := server.LoginRequests()
-	errorIf(t, n != 1, "got %d login requests, want 1", n)
-}
-
-// Nobody waits for a renewal while the old token is good, and nobody sees a 401.
-func TestShortTokensUnderLoad(t *testing.T) {
-	for name, renewal := range map[string]time.Duration{"fast": 0, "slow": 3 * time.Second} {
-		bubble(t, name, func(t *testing.T) {
-			// a token's life begins before the answer has made its way
-			p := (&partner{lifetime: 4 * time.Second}).on("refresh", reply{after: renewal})
-			rt := p.transport(nil)
-			get(t, rt, "/")
-			var wg sync.WaitGroup
-			for began := time.Now(); time.Since(began) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
-				wg.Go(func() {
-					asked := time.Now()
-					p.mu.Lock()
-					good := asked.Before(p.held)
-					p.mu.Unlock()
-					get(t, rt, "/")
-					waited := time.Since(asked)
-					errorIf(t, good && waited > 0, "waited %v while there was a good token", waited)
-				})
-			}
-			wg.Wait()
-			time.Sleep(time.Minute) // for the last renewal
-			n := len(p.seen()) - p.count("call 200")
-			errorIf(t, p.count("call 401") > 0 || n < 5, "got %d answers 401 and %d token requests, want none and several", p.count("call 401"), n)
-		})
-	}
-}
-
 // One lifetime by the clock, on real connections, and what a refresh looks like
 // there.
 func TestShortTokensOnSockets(t *testing.T) {
 	if testing.Short() {
-		t.Skip("waits two seconds by the clock; TestShortTokensUnderLoad shows the same in virtual time")
+		t.Skip("waits a second by the clock; TestTokensOfAnyLifetime shows the same in virtual time")
 	}
 	t.Parallel()
-	server, rt := onSockets(t, partnertest.Options{Lifetime: 2 * time.Second, Limit: -1})
+	server, rt := onSockets(t, partnertest.Options{Lifetime: time.Second, Limit: -1})
 	server.Inject(partnertest.Fault{Path: renewPath, Delay: 100 * time.Millisecond})
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for after := 0; after < 10; { // calls with the new token
 		<-tick.C
-		code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", ""))
-		errorIf(t, code != 200, "got status %d, want 200", code)
+		var code int
+		took := elapsed(func() { code = status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "")) })
+		// a machine may stall for longer than a token lives
+		errorIf(t, code != 200 && took < time.Second, "got status %d after %v, want 200", code, took)
 		if server.Refreshes() > 0 {
 			after++
 		}
@@ -83,30 +46,6 @@ func TestShortTokensOnSockets(t *testing.T) {
 	if _, err := reject(rt).Token(); err != nil {
 		t.Error(err)
 	}
-}
-
-func TestCallerLeavesHangingLogin(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := new(partner).on("login", reply{after: 2 * time.Second})
-		source := p.nowPost()
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			ctx := deadline(t, 100*time.Millisecond)
-			began := time.Now()
-			_, err := source.TokenContext(ctx)
-			errorIf(t, !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != 100*time.Millisecond,
-				"got %v after %v, want a deadline exceeded after 100ms", err, time.Since(began))
-		})
-		wg.Go(func() {
-			ctx := deadline(t, 10*time.Second)
-			if _, err := source.TokenContext(ctx); err != nil {
-				t.Error(err)
-			}
-		})
-		wg.Wait()
-		n := p.count("login")
-		errorIf(t, n != 1, "got %d logins, want 1", n)
-	})
 }
 
 // The ctx of the caller that started a fetch is not that of the fetch.
@@ -181,11 +120,11 @@ func TestFailedRenewalServesTheOldToken(t *testing.T) {
 		most   int           // likewise
 		within time.Duration // of the partner's recovery there is a token
 	}{
-		{"NowPost 503", (*partner).nowPost, reply{status: 503}, 20, 40 + 80*renewalTries, time.Minute},
-		{"Ndovu 503", (*partner).ndovu, reply{status: 503}, 20, 40 + 40*renewalTries, time.Minute},
+		{"NowPost 503", (*partner).nowPost, reply{status: 503}, 20, 120, time.Minute},
+		{"Ndovu 503", (*partner).ndovu, reply{status: 503}, 20, 80, time.Minute},
 		{"Ndovu 401", (*partner).ndovu, reply{status: 401}, 4, 30, 25 * time.Minute},
 		{"Ndovu no token", (*partner).ndovu, reply{body: "{}"}, 20, 60, time.Minute},
-		{"Ndovu network", (*partner).ndovu, reply{err: io.EOF}, 20, 40 + 40*renewalTries, time.Minute},
+		{"Ndovu network", (*partner).ndovu, reply{err: io.EOF}, 20, 80, time.Minute},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
 			p := &partner{lifetime: time.Hour}
@@ -221,23 +160,17 @@ func TestTokenByHandKeepsToTheQuota(t *testing.T) {
 		p := new(partner)
 		rt := p.transport(&partnerauth.Quota{Requests: 2})
 		get(t, rt, "/") // and the login: nothing is left
-		source, began := reject(rt), time.Now()
-		_, err := source.Token()
-		errorIf(t, err != nil || time.Since(began) < time.Minute, "got %v after %v, want a login when the quota allows it", err, time.Since(began))
+		source := reject(rt)
+		took := elapsed(func() { _, err := source.Token(); must(t, err) })
+		errorIf(t, took < time.Minute, "took %v, want a login when the quota allows it", took)
 	})
 }
 
 // The hooks of a caller see its own request and not the token's.
 func TestHooksDoNotSeeTokenRequests(t *testing.T) {
-	server := partnertest.StartNdovu(partnertest.Options{})
-	defer server.Close()
-	base := server.Transport()
-	defer base.CloseIdleConnections()
-	client := partnerauth.Ndovu{ClientID: partnertest.ClientID, ClientSecret: partnertest.ClientSecret, BaseURL: server.URL, Base: base}.Client()
-	client.Transport.(*partnerauth.Transport).Base = base
+	server, rt := onSockets(t, partnertest.Options{})
 	requests := 0
 	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { requests++ }})
-	req := newRequest(t, "GET", server.URL+"/api/v3/partners/acme/plans", "").WithContext(ctx)
-	code := status(t, client.Transport, req)
+	code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "").WithContext(ctx))
 	errorIf(t, code != 200 || requests != 1 || server.Logins() != 1, "got %d, %d requests and %d logins, want 200, one and one", code, requests, server.Logins())
 }

@@ -163,7 +163,7 @@ func (f *fetch) refusedElsewhere(r record, left time.Duration) (fetched, bool) {
 	case subtle.ConstantTimeCompare(hashOf(secret, r.Salt), r.Hash) == 0:
 		return fetched{}, false
 	}
-	f.refusals.count = max(f.refusals.count, r.Count-1)
+	f.refusals.count = max(f.refusals.count, min(max(r.Count, 1), len(refusals)))
 	if r.Count > 0 {
 		left -= countTime // in which it is only counted
 	}
