@@ -183,7 +183,7 @@ func (f *fetch) save(lock Lock, got fetched) {
 	var r record
 	var good time.Duration
 	switch {
-	case got.lease != nil:
+	case got.lease != nil && f.op != fromStore:
 		good = time.Until(got.lease.ends)
 		r = record{Token: got.lease.token.AccessToken, Lifetime: good}
 	case got.err.refused() && got.err != f.refusals.err:
