@@ -20,8 +20,9 @@ type books struct {
 	waits []time.Duration // from then until more may be: 1, 2, 4, …, without those that are open
 	pause time.Time       // until when everybody pauses, here or by Redis
 
-	ticket string    // id of the place in the fleet's queue
-	turn   time.Time // when to ask again
+	ticket string        // id of the place in the fleet's queue
+	turn   time.Time     // when to ask again
+	linger time.Duration // after that, more places become free at once
 
 	asking  *call // for permits
 	telling *call // without asking for any
@@ -60,7 +61,7 @@ type permit struct {
 
 	free     time.Time // when its place is, of one that is settled
 	unsent   bool
-	told     bool // that its answer is late
+	told     bool // Redis knows that it is late
 	reported bool // it is among the reports
 	due      bool // Redis has to hear of it even if nobody asks for a permit
 }
@@ -191,8 +192,9 @@ func (p *permit) Return() {
 	p.q.arm()
 }
 
-// arm sees to it that what Redis has to hear is told in a quarter of a window,
-// which is long before it would give the place again.
+// arm sees to it that what Redis has to hear is told in half a window, which is
+// long before it would give the place again. Most of it goes along with the next
+// question until then.
 func (q *Quota) arm() {
 	if !q.sweeping {
 		q.sweeping = true
@@ -210,20 +212,23 @@ func (q *Quota) sweep() {
 		q.report(q.granted[0], true).unsent = true
 		q.granted = q.granted[1:]
 	}
-	out := len(q.granted) > 0
+	out, tell := len(q.granted) > 0, false
 	for _, p := range q.own {
-		if open := p.free.IsZero() && !p.unsent && !p.told; open && now.Sub(p.asked) > q.set.lag {
-			q.report(p, true).told = true
-		} else if open {
+		if p.free.IsZero() && !p.unsent && !p.told {
 			out = true
+			if now.Sub(p.asked) > q.set.lag {
+				q.report(p, true)
+			}
 		}
 	}
 	for _, p := range q.reports {
-		if p.due && now.Sub(p.handed) < 2*q.set.window {
-			q.tell(now)
+		if age := now.Sub(p.asked); p.due && age < 2*q.set.window {
 			out = true
-			break
+			tell = tell || p.unsent || age > q.set.window/4
 		}
+	}
+	if tell {
+		q.tell(now)
 	}
 	if out {
 		q.arm()

@@ -21,20 +21,22 @@
 // failover. Redis Functions would need the right to load them.
 //
 // A process waits with one ticket in a queue at the server, sleeps until its turn
-// and asks again, which tells it of pauses and late answers, gives it its share of
-// what there is among those who wait, and takes the next ticket along. Nobody polls
-// or subscribes, and an idle process sends nothing. After a Window without any
-// request, a burst begins with a fiftieth of the quota for each process and goes
-// on after the guard, at most 150 ms: until then the others have come, if there
-// are any.
+// and asks again, which tells it of pauses and late answers, gives it what is
+// missing to its share of the quota among those who wait, and takes the next ticket
+// along. Where more places become free soon after its turn, within a quarter of
+// the guard, it asks once for all of them. Nobody polls or subscribes, and an idle process sends nothing. After a
+// Window without any request, a burst begins with a fiftieth of the quota for each
+// process and goes on after the guard, at most 150 ms: until then the others have
+// come, if there are any.
 //
 // # What it costs
 //
-// One script a request at most, a tenth of one in a burst, whatever the wait: about
-// 11 commands and 50 µs of the server's time, three to four times a PING. A place is a member of a sorted
-// set, about 100 bytes, so a quota of 100 is 10 kB. Answers that take longer than
-// the guard's half (half a second; less for windows under 20 s) are told with the
-// next request, or within a quarter of the window by a script of their own.
+// One script a request at most, a tenth of one in a burst and a third of one where
+// eight processes are hungry, whatever the wait: about 11 commands and 50 µs of the
+// server's time, three to four times a PING. A place is a member of a sorted set,
+// about 100 bytes, so a quota of 100 is 10 kB. Answers that take longer than the
+// guard's half (half a second; less for windows under 20 s) are told along with the
+// next request, or within half a window by a script of their own.
 //
 // # What it keeps to
 //
@@ -78,7 +80,7 @@
 //
 // An ACL for a quota named nowpost, and for tokens:
 //
-//	user quota on >… ~partnerauth:{nowpost}:* +eval +evalsha +time +hmget +hset +zadd +zcard +zrange +zrank +zrem +zremrangebyscore +zscore +pexpire
+//	user quota on >… ~partnerauth:{nowpost}:* +eval +evalsha +time +hmget +hset +zadd +zcard +zrange +zrank +zrem +zremrangebyscore +zrevrangebyscore +zscore +pexpire
 //	user token on >… ~partnerauth:* +eval +evalsha +get +set +del +pttl +pexpire
 //
 // beside what the client needs itself (+hello +ping +client, +cluster in a Cluster).

@@ -198,7 +198,11 @@ func (q *Quota) step(c *caller) (p *permit, n next, err error) {
 	case q.ticket != "" && turn > left:
 		return nil, n, &refusal{wait: turn, left: left}
 	case q.ticket != "" && q.turn.After(now):
-		return nil, next{nil, q.turn.Sub(now)}, nil
+		wait := q.turn.Sub(now)
+		if wait+q.linger < left {
+			wait += q.linger
+		}
+		return nil, next{nil, wait}, nil
 	}
 	if wait := q.estimate(now, 1); q.ticket == "" && wait > left {
 		return nil, n, &refusal{wait: wait, left: left}

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -220,6 +221,48 @@ func TestOrder(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestShares has a burst divided among twenty who come at the same time, and
+// again when its places are free.
+func TestShares(t *testing.T) {
+	s := startServer(t)
+	const processes, bursts = 20, 2
+	var got [processes]atomic.Int64
+	ctx, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	for i := range processes {
+		q := newQuota(t, s)
+		l := newLine(q)
+		for range 20 {
+			all.Go(func() {
+				for {
+					p, err := l.permit(ctx)
+					if err != nil {
+						return
+					}
+					got[i].Add(1)
+					p.Settle(200, 0)
+				}
+			})
+		}
+	}
+	for burst := 1; burst <= bursts; burst++ {
+		until(t, 2*window, "the burst is over", func() bool {
+			sum := 0
+			for i := range got {
+				sum += int(got[i].Load())
+			}
+			return sum >= 100*burst
+		})
+		for i := range got {
+			if n := int(got[i].Load()); n < 4*burst || n > 6*burst {
+				t.Errorf("after %d bursts: got %d for process %d, want about %d", burst, n, i, 5*burst)
+			}
+		}
+	}
+	cancel()
+	all.Wait()
 }
 
 // TestPause is a 429 that one of four processes sees.
