@@ -14,9 +14,6 @@ const window = 3 * time.Second
 // partner counted, and how many scripts a grant took.
 func hungry(t *testing.T, s *server, p *partner, n int, j job, during func(fleet)) (count, report, float64) {
 	t.Helper()
-	if raceEnabled {
-		t.Skip("measured without the race detector")
-	}
 	if j.Redis == nil {
 		j.Redis = []string{s.addr()}
 	}

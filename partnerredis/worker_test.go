@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -34,8 +35,28 @@ func TestMain(m *testing.M) {
 	}
 	redis.SetLogger(silent{})
 	flag.Set("test.parallel", "4") // most of the time they wait for a window
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(plainDir)
+		os.Exit(code)
+	}))
 }
+
+var plainDir string
+
+// program is this one without the race detector, by which figures are measured.
+var program = sync.OnceValues(func() (path string, err error) {
+	if !raceEnabled {
+		return os.Args[0], nil
+	}
+	if plainDir, err = os.MkdirTemp("", "partnerredis-"); err != nil {
+		return "", err
+	}
+	path = filepath.Join(plainDir, "worker")
+	if out, err := exec.Command("go", "test", "-c", "-o", path, ".").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return path, nil
+})
 
 type silent struct{}
 
@@ -204,7 +225,11 @@ func startWorker(t testing.TB, j job) *worker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &worker{t: t, cmd: exec.Command(os.Args[0])}
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &worker{t: t, cmd: exec.Command(path)}
 	w.cmd.Env = append(os.Environ(), workerVariable+"="+string(text))
 	w.cmd.Stderr = os.Stderr
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
