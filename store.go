@@ -11,6 +11,7 @@ import (
 	mathrand "math/rand/v2"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
@@ -66,21 +67,32 @@ func (f *fetch) shared() fetched {
 	}
 }
 
-// lock takes the Store's lock, nil if somebody else has it.
+// lock takes the Store's lock, nil if somebody else has it. One that comes when
+// f has stopped waiting is given back, or nobody could sign in any more.
 func (f *fetch) lock() (Lock, error) {
 	var lock Lock
-	if err := f.within3s(f.ctx, func(ctx context.Context) (err error) {
-		lock, err = f.source.provider.store.TryLock(ctx, f.source.provider.key)
-		return err
-	}); err != nil {
-		return nil, err // lock may be set later
+	var decided atomic.Bool // whether it came in time
+	err := f.within3s(f.ctx, func(ctx context.Context) error {
+		got, err := f.source.provider.store.TryLock(ctx, f.source.provider.key)
+		if err != nil || got == nil {
+			return err
+		}
+		if lock = got; decided.Swap(true) {
+			f.unlock(got)
+		}
+		return nil
+	})
+	if err != nil && !decided.Swap(true) {
+		return nil, err
 	}
 	return lock, nil
 }
 
+func (f *fetch) unlock(lock Lock) { f.within3s(context.WithoutCancel(f.ctx), lock.Unlock) }
+
 // locked gets a token under the lock, and saves it.
 func (f *fetch) locked(lock Lock) fetched {
-	defer f.within3s(context.WithoutCancel(f.ctx), lock.Unlock)
+	defer f.unlock(lock)
 	if got, ok := f.stored(); ok { // since then
 		return got
 	}
