@@ -53,11 +53,12 @@ type Source struct {
 	own      *sender                // for as long as no Transport has
 	relogins *rate.Limiter
 
-	mu       sync.Mutex
-	fetch    *fetch                // the one under way
-	trigger  string                // of a fetch for want of a token
-	last401  string                // the last token that was rejected, which a Store may still have
-	failures map[*sender]*failures // of fetches since the last that did not fail; nil: met on any way
+	mu        sync.Mutex
+	fetch     *fetch                // the one under way
+	trigger   string                // of a fetch for want of a token
+	last401   string                // the last token that was rejected, which a Store may still have
+	overtaken string                // and the last that such a rejection has overtaken
+	failures  map[*sender]*failures // of fetches since the last that did not fail; nil: met on any way
 }
 
 func newRelogins() *rate.Limiter {
@@ -213,7 +214,7 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 	f.cancel()
 	if s.fetch != f {
 		if l != nil {
-			s.last401 = l.token.AccessToken // a Store may have it
+			s.overtaken = l.token.AccessToken // a Store may have it
 		}
 		return
 	}
@@ -283,18 +284,19 @@ func (s *Source) forget() {
 	}
 }
 
-// rejected reports whether that is the token that was rejected last.
+// rejected reports whether that is the token that was rejected last, or that was
+// on its way then.
 func (s *Source) rejected(token string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.last401 == token
+	return token == s.last401 || token == s.overtaken
 }
 
-// spoil makes a token one that was rejected.
+// spoil makes a token one that a rejection has overtaken.
 func (s *Source) spoil(token string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.last401 = token
+	s.overtaken = token
 }
 
 // gaveUp is the error of a caller whose context ended before there was a token.
