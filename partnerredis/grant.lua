@@ -20,7 +20,8 @@ now = math.max(now, seen + least)
 if now - last > window then began = now end
 
 -- What the caller knows and Redis does not, Redis has lost. Others may have lost permits too, given out until now.
-local missing = proof + window > now and not redis.call('ZSCORE', places, ARGV[17])
+-- Where nobody has asked since the caller did, there is nothing to look for.
+local missing = seen ~= last and proof + window > now and not redis.call('ZSCORE', places, ARGV[17])
 if (missing or seen > last and since < window) and seen > lost then lost = now end
 if missing then redis.call('ZADD', places, proof + lag + window + guard, ARGV[17]) end
 

@@ -87,9 +87,9 @@ func testStore(t *testing.T, client redis.Scripter) {
 }
 
 func TestStore(t *testing.T) {
-	for _, program := range programs() {
-		t.Run(program, func(t *testing.T) {
-			s := startProgram(t, program)
+	for _, name := range servers {
+		t.Run(name, func(t *testing.T) {
+			s := startProgram(t, name)
 			client := s.client()
 			defer client.Close()
 			testStore(t, client)
