@@ -212,15 +212,7 @@ func (q *Quota) sweep() {
 		q.report(q.granted[0], true).unsent = true
 		q.granted = q.granted[1:]
 	}
-	out, tell := len(q.granted) > 0, false
-	for _, p := range q.own {
-		if p.free.IsZero() && !p.unsent && !p.told {
-			out = true
-			if now.Sub(p.asked) > q.set.lag {
-				q.report(p, true)
-			}
-		}
-	}
+	out, tell := q.unanswered(now) || len(q.granted) > 0, false
 	for _, p := range q.reports {
 		if age := now.Sub(p.asked); p.due && age < 2*q.set.window {
 			out = true
@@ -233,6 +225,20 @@ func (q *Quota) sweep() {
 	if out {
 		q.arm()
 	}
+}
+
+// unanswered reports those that are out for longer than lag, and whether any is
+// out.
+func (q *Quota) unanswered(now time.Time) (out bool) {
+	for _, p := range q.own {
+		if p.free.IsZero() && !p.unsent && !p.told {
+			out = true
+			if now.Sub(p.asked) > q.set.lag {
+				q.report(p, true)
+			}
+		}
+	}
+	return out
 }
 
 // estimate counts whole rounds of all places, since each serves again after a

@@ -302,12 +302,12 @@ func TestACL(t *testing.T) {
 	client := redis.NewClient(&redis.Options{Addr: s.addr(), Username: "quota", Password: "secret"})
 	defer client.Close()
 	q := &Quota{Client: client, Name: "nowpost", Window: time.Second, Requests: 2}
-	for range 4 {
-		p, err := q.Permit(ctx, 2)
+	for _, status := range []int{200, 200, 200, 200, 429, 429, 429, 429} {
+		p, err := q.Permit(ctx, 4)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.Settle(429, time.Millisecond)
+		p.Settle(status, time.Millisecond)
 	}
 	p, err := q.Permit(ctx, 2)
 	if err != nil {
@@ -316,6 +316,10 @@ func TestACL(t *testing.T) {
 	p.Return()
 	if err := grant(ctx, q); err != nil {
 		t.Fatal(err)
+	}
+	other := &Quota{Client: client, Name: "other", Window: time.Second}
+	if err := grant(ctx, other); err == nil || !strings.Contains(err.Error(), "NOPERM") {
+		t.Errorf("got %v for the keys of another quota, want that it has no permission", err)
 	}
 	client2 := redis.NewClient(&redis.Options{Addr: s.addr(), Username: "token", Password: "secret"})
 	defer client2.Close()

@@ -144,8 +144,15 @@ func (s *server) scripts() (n int) {
 	return n
 }
 
-// files is all that lies in the server's directory.
-func (s *server) files() (all []byte) {
+// contents is all that lies in the server and in its files.
+func (s *server) contents() (all []byte) {
+	c := s.client()
+	defer c.Close()
+	ctx := context.Background()
+	c.Save(ctx)
+	for _, name := range c.Keys(ctx, "*").Val() {
+		all = append(all, name+"\n"+c.Get(ctx, name).Val()+c.Dump(ctx, name).Val()...)
+	}
 	filepath.Walk(s.dir, func(path string, info os.FileInfo, err error) error {
 		if err == nil && info.Mode().IsRegular() {
 			data, _ := os.ReadFile(path)

@@ -1,6 +1,7 @@
 package partnerredis
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/partnerauth/partnerauth"
 	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
 
@@ -45,6 +47,29 @@ func (a *account) flows(within time.Duration) {
 		}
 		return true
 	})
+}
+
+// secret searches what lies in Redis and on its disk for what was sent to the
+// partner.
+func (a *account) secret(s *server) {
+	a.t.Helper()
+	all, tokens := s.contents(), map[string]bool{}
+	if !bytes.Contains(all, []byte("partnerauth:{nowpost-")) {
+		a.t.Error("nothing was saved")
+	}
+	for _, r := range a.Requests() {
+		if token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "); token != "" {
+			tokens[token] = true
+		}
+	}
+	tokens[partnertest.Password], tokens[partnertest.Email] = true, true
+	for token := range tokens {
+		for part := range strings.SplitSeq(token, ".") {
+			if bytes.Contains(all, []byte(part)) {
+				a.t.Errorf("%q of %q lies there", part, token)
+			}
+		}
+	}
 }
 
 // singleSession is a way to the partner where each login ends the older sessions.
@@ -130,7 +155,7 @@ func TestFleetTokens(t *testing.T) {
 		for _, test := range tests {
 			t.Run(name+"/"+test.name, func(t *testing.T) {
 				t.Parallel()
-				s := startProgram(t, name)
+				s := startProgram(t, name, "--appendonly", "yes")
 				test.options.Limit = -1
 				p := partnertest.StartNowPost(test.options)
 				t.Cleanup(p.Close)
@@ -151,6 +176,7 @@ func TestFleetTokens(t *testing.T) {
 				}
 				r := a.fleet.wait()
 				t.Logf("%d logins, %d refreshes, %d answers of 401, %d calls: %+v", p.LoginRequests(), p.Refreshes(), p.Status(401), r.Sent, r)
+				a.secret(s)
 				if got := p.LoginRequests(); got < test.logins || got > test.mostLogins {
 					t.Errorf("got %d logins, want %d to %d", got, test.logins, test.mostLogins)
 				}
@@ -165,6 +191,45 @@ func TestFleetTokens(t *testing.T) {
 					t.Errorf("got %d answers of 401 and %d errors (%s), want none to any caller", r.Refused401, r.Failed, r.Error)
 				}
 			})
+		}
+	}
+}
+
+// TestKeyRotation deploys a new key for the records as second, then as first,
+// and drops the old when the token has been renewed: nobody signs in for that.
+// Who has neither key does.
+func TestKeyRotation(t *testing.T) {
+	t.Parallel()
+	client := startServer(t).client()
+	defer client.Close()
+	p := partnertest.StartNowPost(partnertest.Options{Limit: -1, Lifetime: 8 * time.Second})
+	defer p.Close()
+	base := p.Transport()
+	defer base.CloseIdleConnections()
+	for _, step := range []struct {
+		name   string
+		keys   [][]byte
+		renews bool // until the token has been renewed
+		logins int
+	}{
+		{"the old key", [][]byte{key(1)}, false, 1},
+		{"the new one as second", [][]byte{key(1), key(2)}, false, 1},
+		{"the new one as first", [][]byte{key(2), key(1)}, true, 1},
+		{"the old one dropped", [][]byte{key(2)}, false, 1},
+		{"a wrong one", [][]byte{key(3)}, false, 2},
+	} {
+		source := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: p.URL, Base: base,
+			Store: mustStore(t, client, step.keys...)}.TokenSource()
+		first, err := source.Token()
+		if err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		until(t, 10*time.Second, "the token is renewed", func() bool {
+			now, err := source.Token()
+			return !step.renews || err == nil && now.AccessToken != first.AccessToken
+		})
+		if got := p.Logins(); got != step.logins {
+			t.Errorf("%s: got %d logins, want %d", step.name, got, step.logins)
 		}
 	}
 }
