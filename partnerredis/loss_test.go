@@ -40,7 +40,7 @@ func TestLoss(t *testing.T) {
 		gap    time.Duration // longest time without a request
 		used   float64
 	}{
-		{"FLUSHALL", false, 0, nil, 300 * time.Millisecond,
+		{"FLUSHALL", true, 0, nil, 300 * time.Millisecond,
 			func(t *testing.T, s *server) { do(t, s, "FLUSHALL") }, most, 2*window + time.Second, 0},
 		{"FLUSHALL before a turn", false, 0, nil, 3 * time.Second,
 			func(t *testing.T, s *server) { do(t, s, "FLUSHALL") }, most, 2*window + time.Second, 0},
@@ -48,7 +48,7 @@ func TestLoss(t *testing.T) {
 			func(t *testing.T, s *server) { do(t, s, "FLUSHALL") }, most, 2*window + time.Second, 0},
 		{"SCRIPT FLUSH", false, 0, nil, 300 * time.Millisecond,
 			func(t *testing.T, s *server) { do(t, s, "SCRIPT", "FLUSH") }, 100, window + 500*time.Millisecond, 0.95},
-		{"kill -9 and empty restart", false, 0, nil, 300 * time.Millisecond,
+		{"kill -9 and empty restart", true, 0, nil, 300 * time.Millisecond,
 			func(t *testing.T, s *server) { s.kill(); s.start() }, most, 2*window + time.Second, 0},
 		{"SHUTDOWN and AOF restart", true, 0, []string{"--appendonly", "yes", "--appendfsync", "always"}, 2 * time.Second,
 			func(t *testing.T, s *server) { s.shutdown(); s.start() }, 100, window + 1500*time.Millisecond, 0.9},
