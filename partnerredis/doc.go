@@ -20,14 +20,37 @@
 // is unknown, needs no deployment and goes on by itself after a restart or a
 // failover. Redis Functions would need the right to load them.
 //
+// # A grant's way
+//
+//	 a process                           Redis: one script           the partner
+//	──────────────────────────────────────────────────────────────────────────────
+//	 callers in line; the head asks
+//	 for as many as wait
+//	   │  what became of the last ones,
+//	   │  pauses, lessons, ticket
+//	   ├────────────────────────────────▶ clock, whatever TIME does
+//	   │                                  lost anything? all wait a Window
+//	   │                                  late answers; what was not sent
+//	   │                                  pause, lesson: everybody's
+//	   │                                  what is over goes
+//	   │                                  what is missing to a share: taken
+//	   │  permits, and a ticket           the rest: by turn
+//	   ◀────────────────────────────────┤
+//	   ├─ request ─────────────────────────────────────────────────▶ counts it
+//	   ◀─────────────────────────────────────────────────── headers ┤
+//	   │  Settle: the place is free one Window and a guard from now,
+//	   │  which goes along with the next question
+//	   │
+//	   │  sleeps until its turn, asks again, and so on
+//
 // A process waits with one ticket in a queue at the server, sleeps until its turn
 // and asks again, which tells it of pauses and late answers, gives it what is
 // missing to its share of the quota among those who wait, and takes the next ticket
 // along. Where more places become free soon after its turn, within a quarter of
-// the guard, it asks once for all of them. Nobody polls or subscribes, and an idle process sends nothing. After a
-// Window without any request, a burst begins with a fiftieth of the quota for each
-// process and goes on after the guard, at most 150 ms: until then the others have
-// come, if there are any.
+// the guard, it asks once for all of them. Nobody polls or subscribes, and an idle
+// process sends nothing. After a Window without any request, a burst begins with a
+// fiftieth of the quota for each process and goes on after the guard, at most
+// 150 ms: until then the others have come, if there are any.
 //
 // # What it costs
 //
@@ -47,9 +70,11 @@
 // replica that is behind), the first process whose last permit is missing has
 // everybody wait for a Window, in which all report what they know. Steps of the
 // server's clock do not count: the script's goes as fast as the clocks of those
-// who ask. What remains are requests that were under way, longer than lag,
-// when their process was killed or frozen; and permits that only the lost Redis
-// and processes that came since knew of.
+// who ask.
+//
+// What remains are requests that took longer than half the guard, and of which
+// their process had not told yet, when it was killed or frozen; and permits that
+// only the lost Redis and processes that came since knew of.
 //
 // # While Redis is away
 //
