@@ -39,16 +39,43 @@ type books struct {
 	sweeping bool      // there is a timer for sweep
 	urgent   bool      // there is a pause that Redis is to hear of at once
 
-	lesson lesson // not told yet
+	lesson     lesson    // not told yet
+	took       time.Time // the last permit
+	well, sick int       // answers of this burst, and those of 503
 }
 
-// A lesson is how many permits were answered 429, and when the youngest of them
-// was granted, by Redis's clock.
+// A lesson is how many permits were refused, and when the youngest of them was
+// granted, by Redis's clock: negative if all were refused by 503.
 type lesson struct{ refused, refusals int64 }
 
 func (b *books) learn(l lesson) {
-	b.lesson.refused = max(b.lesson.refused, l.refused)
+	if b.lesson.refused <= 0 && l.refused <= 0 {
+		b.lesson.refused = min(b.lesson.refused, l.refused)
+	} else {
+		b.lesson.refused = max(b.lesson.refused, l.refused)
+	}
 	b.lesson.refusals += l.refusals
+}
+
+// judge learns from an answer: from every 429, and from a burst of 503 among
+// others, as an nginx answers.
+func (q *Quota) judge(p *permit, status int, pause time.Duration) {
+	switch {
+	case status == 429:
+		q.learn(lesson{p.granted, 1})
+		q.urgent = true
+	case status == 503 && pause <= 0:
+		if q.sick++; q.sick >= sickBurst && q.well > 0 {
+			refusals := int64(1)
+			if q.sick == sickBurst {
+				refusals = sickBurst
+			}
+			q.learn(lesson{-p.granted, refusals})
+			q.urgent = true
+		}
+	case status != 0:
+		q.well++
+	}
 }
 
 // A permit is a partnerauth.Permit.
@@ -82,6 +109,10 @@ func (q *Quota) take(now time.Time) *permit {
 		q.granted = q.granted[1:]
 		if now.Sub(p.handed) <= q.set.lag && !q.pause.After(now) {
 			p.handed = now
+			if now.Sub(q.took) > q.set.guard {
+				q.well, q.sick = 0, 0
+			}
+			q.took = now
 			q.own = append(q.own, p)
 			q.arm()
 			return p
@@ -172,10 +203,7 @@ func (p *permit) Settle(status int, pause time.Duration) {
 	if until := now.Add(pause); pause > 0 && until.After(q.pause) {
 		q.pause, q.urgent = until, true
 	}
-	if status == 429 {
-		q.learn(lesson{p.granted, 1})
-		q.urgent = true
-	}
+	q.judge(p, status, pause)
 	q.arm()
 	if q.urgent {
 		q.tell(now)

@@ -32,10 +32,10 @@ local function climb(from, known, full)
 end
 local share, burst = 1, full
 if learnt > 0 then share, burst = climb(pace, borne, 1), climb(1, known, full) else borne, known = 1, full end
-if refused > learnt then
-  local ahead = (following - now) * size / window
-  if ahead > 2 then
-    pace, borne, known = math.min(share, 0.96), math.min(borne, 0.96), math.max(1, math.min(known, ahead - refusals))
+local ahead, keeps = (following - now) * size / window, refused < 0 and 1 or 0.96
+if math.abs(refused) > learnt and (ahead > 2 or refused > 0) then
+  if ahead > 2 then -- a burst was refused; by 503, that says nothing of the pace
+    pace, borne, known = math.min(share, keeps), math.min(borne, keeps), math.max(1, math.min(known, ahead - refusals))
   else
     pace = math.max(0.3, share * (learnt > 0 and now - learnt < 2 * window and 0.85 or 0.95))
     borne = math.max(pace, share * 0.98)
