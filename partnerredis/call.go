@@ -79,7 +79,7 @@ func (q *Quota) start(now time.Time, c *call) *call {
 	if least > 3*s.window { // clocks drift
 		least = 0
 	}
-	var soonest time.Duration // that one of its own places is free
+	soonest := s.window + s.guard // that one of its own places is free
 	if len(q.own) > 0 {
 		soonest = q.taken(q.own[0], now)
 	}
