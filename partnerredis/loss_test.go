@@ -183,18 +183,33 @@ func TestTimeSteps(t *testing.T) {
 	c.check(t, most, 2*window+time.Second, 0)
 }
 
-// TestKilledProcess ends one of four with permits and a ticket.
+// TestKilledProcess ends one of four with permits and a ticket. Of late answers,
+// those of the last half window are not told yet.
 func TestKilledProcess(t *testing.T) {
 	t.Parallel()
-	s, p := startServer(t), newPartner(t, 100, window)
-	c, _, _ := hungry(t, s, p, 4, job{For: 4 * window}, func(f fleet) {
-		until(t, window, "half a burst", func() bool { return p.total() > 50 })
-		f[0].kill()
-		f[0].out.Reset(strings.NewReader("{}\n"))
-		f[0] = &worker{t: t, out: f[0].out}
-	})
-	if c.refused > 0 || c.fullest > 100 || c.used < 0.95 {
-		t.Errorf("got %v, want 0 refused and 95 %% used", c)
+	for _, test := range []struct {
+		name string
+		late float64
+		most int
+		used float64
+	}{
+		{"answers in time", 0, 100, 0.95},
+		{"late answers", 0.25, most, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s, p := startServer(t), newPartner(t, 100, window)
+			p.late = test.late
+			c, _, _ := hungry(t, s, p, 4, job{For: 4 * window}, func(f fleet) {
+				until(t, 2*window, "half of a burst", func() bool { return p.total() > 150 })
+				f[0].kill()
+				f[0].out.Reset(strings.NewReader("{}\n"))
+				f[0] = &worker{t: t, out: f[0].out}
+			})
+			if c.fullest > test.most || c.used < test.used {
+				t.Errorf("got %v, want at most %d in a window and %.0f %% used", c, test.most, 100*test.used)
+			}
+		})
 	}
 }
 
