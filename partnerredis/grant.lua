@@ -3,12 +3,12 @@
 -- now its place is taken (0: not at all).
 local state, places, queue = KEYS[1], KEYS[2], KEYS[3]
 local n = {}
-for i = 1, 16 do n[i] = tonumber(ARGV[i]) end
+for i = 1, 16 do n[i] = ARGV[i] + 0 end -- faster than tonumber
 local size, window, guard, lag, full = n[1], n[2], n[3], n[4], n[5]
 local seen, since, proof, pausing, refused, refusals = n[6], n[7], n[8], n[9], n[10], n[11]
 local patience, want, mine, soonest, least = n[12], n[13], n[14], n[15], n[16]
 local s = redis.call('HMGET', state, 'offset', 'now', 'pause', 'lost', 'next', 'learnt', 'pace', 'borne', 'burst', 'began')
-for i = 1, 10 do s[i] = tonumber(s[i] or 0) end
+for i = 1, 10 do s[i] = (s[i] or 0) + 0 end
 local offset, last, pause, lost, following, learnt, pace, borne, known, began = unpack(s)
 
 -- The clock goes on from what it was, as fast as the caller's own has since its last answer: it ignores steps.
