@@ -85,8 +85,9 @@ local granted, wait, linger, id = 0, -1, 0, ARGV[18]
 if want > 0 then
   local rank = waiting > 0 and redis.call('ZRANK', queue, id)
   local others = rank and waiting - 1 or waiting
-  local fair = math.floor(size / (others + 1)) - mine
-  local share, later, gathered = want, now + guard / 2, began + math.min(guard, 150000)
+  local part = math.floor(size / (others + 1))
+  local fair = part - mine
+  local share, later, gathered = want, now + guard, began + math.min(guard, 150000)
   if rank then
     share = math.max(1, fair)
   elseif want > 1 and now < gathered then
@@ -96,7 +97,10 @@ if want > 0 then
   end
   repeat
     local at = turn(granted == 0 and rank or others)
-    if not paced and granted <= fair then at = math.min(at, math.max(turn(0), granted < fair and now or now + soonest)) end
+    if not paced then
+      if granted >= fair and part > 0 and (granted > 0 or not rank) then at = at + guard end -- if nobody else comes
+      if granted <= fair then at = math.min(at, math.max(turn(0), granted < fair and now or now + soonest)) end
+    end
     if granted >= share then at = math.max(at, later) end
     if at > now then
       wait = math.ceil(at - now)
