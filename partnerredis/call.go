@@ -79,14 +79,15 @@ func (q *Quota) start(now time.Time, c *call) *call {
 	if least > 3*s.window { // clocks drift
 		least = 0
 	}
-	soonest := s.window + s.guard // that one of its own places is free
-	if len(q.own) > 0 {
-		soonest = q.taken(q.own[0], now)
+	mine, soonest := len(q.own), s.window+s.guard // until one of its own places is free
+	if mine <= mostCounted {
+		mine, soonest = q.busy(now)
+		soonest = min(soonest, s.window+s.guard)
 	}
 	args := make([]any, 0, 18+2*len(q.reports))
 	args = append(args, s.requests, micros(s.window), micros(s.guard), micros(s.lag), s.burst,
 		q.seen, micros(since), proof, micros(pause), c.lesson.refused, c.lesson.refusals,
-		micros(c.patience), c.want, len(q.own)+len(q.granted), micros(soonest), micros(least), proofID, c.id)
+		micros(c.patience), c.want, mine+len(q.granted), micros(soonest), micros(least), proofID, c.id)
 	for _, p := range q.reports {
 		p.reported, p.told = false, true
 		if left := q.taken(p, now); left > 0 || p.unsent {

@@ -27,8 +27,9 @@ const (
 	maxGuard = time.Second
 
 	maxPatience = 1000 * maxWindow
-	mostAtOnce  = 50 // permits of one call
-	sickBurst   = 3  // answers of 503 among others teach, as in partnerauth.Quota
+	mostAtOnce  = 50  // permits of one call
+	mostCounted = 200 // of a process's own permits, for each call
+	sickBurst   = 3   // answers of 503 among others teach, as in partnerauth.Quota
 
 	callTime   = time.Second            // that Redis has for an answer
 	clientTime = 3 * time.Second        // that the client has for its retries
