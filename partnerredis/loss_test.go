@@ -194,7 +194,7 @@ func TestKilledProcess(t *testing.T) {
 		used float64
 	}{
 		{"answers in time", 0, 100, 0.95},
-		{"late answers", 0.25, most, 0},
+		{"late answers", 0.25, most, 0.9},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
