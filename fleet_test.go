@@ -228,6 +228,58 @@ func TestStoreThatFails(t *testing.T) {
 	})
 }
 
+// A lock that a Store gives when its fetch has ended, because the token was
+// rejected meanwhile, is given back. Else nobody could sign in any more.
+func TestLockThatComesTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := new(partner)
+		store := &memory{before: func(context.Context) error {
+			time.Sleep(time.Second) // whatever becomes of the context
+			return nil
+		}}
+		rt := p.fleet(1, store, samePassword)[0]
+		get(t, rt, "/")
+		time.Sleep(22 * time.Hour)
+		get(t, rt, "/") // starts a renewal: Load, TryLock
+		time.Sleep(1500 * time.Millisecond)
+		p.revokeAll()
+		began := time.Now()
+		get(t, rt, "/")
+		errorIf(t, time.Since(began) > 6*time.Second, "signed in after %v, want about 4 s: Load, TryLock, Load, Save", time.Since(began))
+		time.Sleep(10 * time.Second)
+		for key, locked := range store.locked {
+			errorIf(t, locked, "%s is still locked", key)
+		}
+	})
+}
+
+// A renewal that a rejection overtakes does not make the rejected token, which the
+// Store still has, one to send.
+func TestStoreHasARejectedToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, store := new(partner), new(memory)
+		source := p.fleet(1, store, samePassword)[0].Source.(*partnerauth.Source)
+		rt := p.transport(nil)
+		rt.Source = source
+		get(t, rt, "/")
+		rejected, err := source.Token()
+		must(t, err)
+		p.script = func(a asked) reply {
+			if a.op == "refresh" { // which is answered all the same
+				source.Invalidate(rejected)
+			}
+			return reply{}
+		}
+		time.Sleep(22 * time.Hour)
+		get(t, rt, "/")
+		synctest.Wait()
+		got, err := source.Token()
+		must(t, err)
+		errorIf(t, got.AccessToken == rejected.AccessToken, "got the token that was rejected")
+		errorIf(t, p.ops() != "login refresh login", "got %q, want login refresh login", p.ops())
+	})
+}
+
 // One Store serves all accounts, and what lies in it under one's key is of no use
 // for another.
 func TestStoreOfManyAccounts(t *testing.T) {

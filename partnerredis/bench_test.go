@@ -10,9 +10,9 @@ import (
 // BenchmarkPermit compares a grant with a PING in the same run: the least of
 // several rounds of both, since other programs disturb.
 func BenchmarkPermit(b *testing.B) {
-	for _, program := range programs() {
-		b.Run(program, func(b *testing.B) {
-			s := startProgram(b, program)
+	for _, name := range servers {
+		b.Run(name, func(b *testing.B) {
+			s := startProgram(b, name)
 			client := s.client()
 			defer client.Close()
 			q := &Quota{Client: client, Name: "bench", Requests: maxRequests, Window: time.Minute}
@@ -40,8 +40,7 @@ func grant(ctx context.Context, q *Quota) error {
 func pings(tb testing.TB, s *server) float64 {
 	client := s.client()
 	defer client.Close()
-	q := &Quota{Client: client, Name: "pings"}
-	q.Requests = maxRequests
+	q := &Quota{Client: client, Name: newID(), Requests: maxRequests}
 	ctx := context.Background()
 	time200 := func(f func() error) float64 {
 		start := time.Now()
@@ -64,16 +63,19 @@ func TestCost(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector slows the client and not the server")
 	}
-	for _, program := range programs() {
-		got := pings(t, startProgram(t, program))
-		for range 5 { // the others on this machine disturb
-			if got > 4 {
-				got = min(got, pings(t, startProgram(t, program)))
+	for _, name := range servers {
+		t.Run(name, func(t *testing.T) {
+			s := startProgram(t, name)
+			got := pings(t, s)
+			for range 5 { // the others on this machine disturb
+				if got > 4 {
+					got = min(got, pings(t, s))
+				}
 			}
-		}
-		t.Logf("%s: a grant costs %.2f PINGs", program, got)
-		if got > 4 {
-			t.Errorf("%s: a grant costs %.2f PINGs, want at most 4", program, got)
-		}
+			t.Logf("a grant costs %.2f PINGs", got)
+			if got > 4 {
+				t.Errorf("a grant costs %.2f PINGs, want at most 4", got)
+			}
+		})
 	}
 }

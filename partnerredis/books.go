@@ -20,8 +20,9 @@ type books struct {
 	waits []time.Duration // from then until more may be: 1, 2, 4, …, without those that are open
 	pause time.Time       // until when everybody pauses, here or by Redis
 
-	ticket string    // id of the place in the fleet's queue
-	turn   time.Time // when to ask again
+	ticket string        // id of the place in the fleet's queue
+	turn   time.Time     // when to ask again
+	linger time.Duration // after that, more places become free at once
 
 	asking  *call // for permits
 	telling *call // without asking for any
@@ -38,16 +39,43 @@ type books struct {
 	sweeping bool      // there is a timer for sweep
 	urgent   bool      // there is a pause that Redis is to hear of at once
 
-	lesson lesson // not told yet
+	lesson     lesson    // not told yet
+	took       time.Time // the last permit
+	well, sick int       // answers of this burst, and those of 503
 }
 
-// A lesson is how many permits were answered 429, and when the youngest of them
-// was granted, by Redis's clock.
+// A lesson is how many permits were refused, and when the youngest of them was
+// granted, by Redis's clock: negative if all were refused by 503.
 type lesson struct{ refused, refusals int64 }
 
 func (b *books) learn(l lesson) {
-	b.lesson.refused = max(b.lesson.refused, l.refused)
+	if b.lesson.refused <= 0 && l.refused <= 0 {
+		b.lesson.refused = min(b.lesson.refused, l.refused)
+	} else {
+		b.lesson.refused = max(b.lesson.refused, l.refused)
+	}
 	b.lesson.refusals += l.refusals
+}
+
+// judge learns from an answer: from every 429, and from a burst of 503 among
+// others, as an nginx answers.
+func (q *Quota) judge(p *permit, status int, pause time.Duration) {
+	switch {
+	case status == 429:
+		q.learn(lesson{p.granted, 1})
+		q.urgent = true
+	case status == 503 && pause <= 0:
+		if q.sick++; q.sick >= sickBurst && q.well > 0 {
+			refusals := int64(1)
+			if q.sick == sickBurst {
+				refusals = sickBurst
+			}
+			q.learn(lesson{-p.granted, refusals})
+			q.urgent = true
+		}
+	case status != 0:
+		q.well++
+	}
 }
 
 // A permit is a partnerauth.Permit.
@@ -60,7 +88,7 @@ type permit struct {
 
 	free     time.Time // when its place is, of one that is settled
 	unsent   bool
-	told     bool // that its answer is late
+	told     bool // Redis knows that it is late
 	reported bool // it is among the reports
 	due      bool // Redis has to hear of it even if nobody asks for a permit
 }
@@ -81,6 +109,10 @@ func (q *Quota) take(now time.Time) *permit {
 		q.granted = q.granted[1:]
 		if now.Sub(p.handed) <= q.set.lag && !q.pause.After(now) {
 			p.handed = now
+			if now.Sub(q.took) > q.set.guard {
+				q.well, q.sick = 0, 0
+			}
+			q.took = now
 			q.own = append(q.own, p)
 			q.arm()
 			return p
@@ -171,10 +203,7 @@ func (p *permit) Settle(status int, pause time.Duration) {
 	if until := now.Add(pause); pause > 0 && until.After(q.pause) {
 		q.pause, q.urgent = until, true
 	}
-	if status == 429 {
-		q.learn(lesson{p.granted, 1})
-		q.urgent = true
-	}
+	q.judge(p, status, pause)
 	q.arm()
 	if q.urgent {
 		q.tell(now)
@@ -191,8 +220,9 @@ func (p *permit) Return() {
 	p.q.arm()
 }
 
-// arm sees to it that what Redis has to hear is told in a quarter of a window,
-// which is long before it would give the place again.
+// arm sees to it that what Redis has to hear is told in half a window, which is
+// long before it would give the place again. Most of it goes along with the next
+// question until then.
 func (q *Quota) arm() {
 	if !q.sweeping {
 		q.sweeping = true
@@ -210,24 +240,33 @@ func (q *Quota) sweep() {
 		q.report(q.granted[0], true).unsent = true
 		q.granted = q.granted[1:]
 	}
-	out := len(q.granted) > 0
-	for _, p := range q.own {
-		if open := p.free.IsZero() && !p.unsent && !p.told; open && now.Sub(p.asked) > q.set.lag {
-			q.report(p, true).told = true
-		} else if open {
+	out, tell := q.unanswered(now) || len(q.granted) > 0, false
+	for _, p := range q.reports {
+		if age := now.Sub(p.asked); p.due && age < 2*q.set.window {
 			out = true
+			tell = tell || p.unsent || age > q.set.window/4
 		}
 	}
-	for _, p := range q.reports {
-		if p.due && now.Sub(p.handed) < 2*q.set.window {
-			q.tell(now)
-			out = true
-			break
-		}
+	if tell {
+		q.tell(now)
 	}
 	if out {
 		q.arm()
 	}
+}
+
+// unanswered reports those that are out for longer than lag, and whether any is
+// out.
+func (q *Quota) unanswered(now time.Time) (out bool) {
+	for _, p := range q.own {
+		if p.free.IsZero() && !p.unsent && !p.told {
+			out = true
+			if now.Sub(p.asked) > q.set.lag {
+				q.report(p, true)
+			}
+		}
+	}
+	return out
 }
 
 // estimate counts whole rounds of all places, since each serves again after a

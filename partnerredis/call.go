@@ -79,12 +79,17 @@ func (q *Quota) start(now time.Time, c *call) *call {
 	if least > 3*s.window { // clocks drift
 		least = 0
 	}
-	args := make([]any, 0, 17+2*len(q.reports))
+	mine, soonest := len(q.own), s.window+s.guard // until one of its own places is free
+	if mine <= mostCounted {
+		mine, soonest = q.busy(now)
+		soonest = min(soonest, s.window+s.guard)
+	}
+	args := make([]any, 0, 18+2*len(q.reports))
 	args = append(args, s.requests, micros(s.window), micros(s.guard), micros(s.lag), s.burst,
 		q.seen, micros(since), proof, micros(pause), c.lesson.refused, c.lesson.refusals,
-		micros(c.patience), c.want, len(q.own)+len(q.granted), micros(least), proofID, c.id)
+		micros(c.patience), c.want, mine+len(q.granted), micros(soonest), micros(least), proofID, c.id)
 	for _, p := range q.reports {
-		p.reported = false
+		p.reported, p.told = false, true
 		if left := q.taken(p, now); left > 0 || p.unsent {
 			args = append(args, p.id, micros(max(0, left)))
 		}
@@ -104,7 +109,7 @@ func (q *Quota) run(c *call, args []any) {
 	defer cancel()
 	defer time.AfterFunc(callTime, func() { q.fail(c, errSlow) }).Stop()
 	answer, err := runScript(ctx, q.Client, grantScript, q.set.keys, args).Int64Slice()
-	if err == nil && len(answer) < 5 {
+	if err == nil && len(answer) < 6 {
 		err = fmt.Errorf("an answer of %d numbers", len(answer))
 	}
 	if err != nil {
@@ -150,6 +155,7 @@ func (q *Quota) fail(c *call, err error) {
 	}
 	q.retry, q.waits = now.Add(retryEvery), nil
 	for _, p := range c.reports {
+		p.told = false
 		q.report(p, p.due)
 	}
 	for i := range c.want { // it may have run nevertheless
@@ -189,9 +195,10 @@ func (q *Quota) answered(c *call, answer []int64) {
 		c.tooLate = wait
 	case wait > 0:
 		q.ticket, q.turn = c.permitID(granted), now.Add(wait)
+		q.linger = time.Duration(answer[4]) * time.Microsecond
 	}
-	q.open, q.waits = int(answer[4]), q.waits[:0]
-	for _, wait := range answer[5:] {
+	q.open, q.waits = int(answer[5]), q.waits[:0]
+	for _, wait := range answer[6:] {
 		q.waits = append(q.waits, time.Duration(wait)*time.Microsecond)
 	}
 	q.arm()

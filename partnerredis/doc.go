@@ -20,21 +20,46 @@
 // is unknown, needs no deployment and goes on by itself after a restart or a
 // failover. Redis Functions would need the right to load them.
 //
+// # A grant's way
+//
+//	 a process                           Redis: one script           the partner
+//	──────────────────────────────────────────────────────────────────────────────
+//	 callers in line; the head asks
+//	 for as many as wait
+//	   │  what became of the last ones,
+//	   │  pauses, lessons, ticket
+//	   ├────────────────────────────────▶ clock, whatever TIME does
+//	   │                                  lost anything? all wait a Window
+//	   │                                  late answers; what was not sent
+//	   │                                  pause, lesson: everybody's
+//	   │                                  what is over goes
+//	   │                                  what is missing to a share: taken
+//	   │  permits, and a ticket           the rest: by turn
+//	   ◀────────────────────────────────┤
+//	   ├─ request ─────────────────────────────────────────────────▶ counts it
+//	   ◀─────────────────────────────────────────────────── headers ┤
+//	   │  Settle: the place is free one Window and a guard from now,
+//	   │  which goes along with the next question
+//	   │
+//	   │  sleeps until its turn, asks again, and so on
+//
 // A process waits with one ticket in a queue at the server, sleeps until its turn
-// and asks again, which tells it of pauses and late answers, gives it its share of
-// what there is among those who wait, and takes the next ticket along. Nobody polls
-// or subscribes, and an idle process sends nothing. After a Window without any
-// request, a burst begins with a fiftieth of the quota for each process and goes
-// on after the guard, at most 150 ms: until then the others have come, if there
-// are any.
+// and asks again, which tells it of pauses and late answers, gives it what is
+// missing to its share of the quota among those who wait, and takes the next ticket
+// along. Where more places become free soon after its turn, within a quarter of
+// the guard, it asks once for all of them. Nobody polls or subscribes, and an idle
+// process sends nothing. After a Window without any request, a burst begins with a
+// fiftieth of the quota for each process and goes on after the guard, at most
+// 150 ms: until then the others have come, if there are any.
 //
 // # What it costs
 //
-// One script a request at most, a tenth of one in a burst, whatever the wait: about
-// 11 commands and 50 µs of the server's time, three to four times a PING. A place is a member of a sorted
-// set, about 100 bytes, so a quota of 100 is 10 kB. Answers that take longer than
-// the guard's half (half a second; less for windows under 20 s) are told with the
-// next request, or within a quarter of the window by a script of their own.
+// One script a request at most, a tenth of one in a burst and a quarter of one
+// where eight processes are hungry, whatever the wait: about 11 commands and 30 to
+// 50 µs of the server's time, three to four times a PING. A place is a member of a sorted set,
+// about 100 bytes, so a quota of 100 is 10 kB. Answers that take longer than the
+// guard's half (half a second; less for windows under 20 s) are told along with the
+// next request, or within half a window by a script of their own.
 //
 // # What it keeps to
 //
@@ -45,9 +70,11 @@
 // replica that is behind), the first process whose last permit is missing has
 // everybody wait for a Window, in which all report what they know. Steps of the
 // server's clock do not count: the script's goes as fast as the clocks of those
-// who ask. What remains are requests that were under way, longer than lag,
-// when their process was killed or frozen; and permits that only the lost Redis
-// and processes that came since knew of.
+// who ask.
+//
+// What remains are requests that took longer than half the guard, and of which
+// their process had not told yet, when it was killed or frozen; and permits that
+// only the lost Redis and processes that came since knew of.
 //
 // # While Redis is away
 //
@@ -78,7 +105,7 @@
 //
 // An ACL for a quota named nowpost, and for tokens:
 //
-//	user quota on >… ~partnerauth:{nowpost}:* +eval +evalsha +time +hmget +hset +zadd +zcard +zrange +zrank +zrem +zremrangebyscore +zscore +pexpire
+//	user quota on >… ~partnerauth:{nowpost}:* +eval +evalsha +time +hmget +hset +zadd +zcard +zrange +zrank +zrem +zremrangebyscore +zrevrangebyscore +zscore +pexpire
 //	user token on >… ~partnerauth:* +eval +evalsha +get +set +del +pttl +pexpire
 //
 // beside what the client needs itself (+hello +ping +client, +cluster in a Cluster).

@@ -14,9 +14,6 @@ const window = 3 * time.Second
 // partner counted, and how many scripts a grant took.
 func hungry(t *testing.T, s *server, p *partner, n int, j job, during func(fleet)) (count, report, float64) {
 	t.Helper()
-	if raceEnabled {
-		t.Skip("measured without the race detector")
-	}
 	if j.Redis == nil {
 		j.Redis = []string{s.addr()}
 	}
@@ -47,6 +44,7 @@ func hungry(t *testing.T, s *server, p *partner, n int, j job, during func(fleet
 }
 
 func TestFleet(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name string
 		n    int
@@ -59,42 +57,38 @@ func TestFleet(t *testing.T) {
 		{name: "callers give up", n: 4, job: job{Hungry: 50, Giving: 300 * time.Millisecond}},
 		{name: "short deadlines", n: 4, job: job{Hungry: 20, Timeout: 200 * time.Millisecond}},
 	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			if test.job.Timeout > 0 && !*long {
-				t.Skip("-long")
-			}
-			if test.n == 20 || test.job.Hungry > 0 || test.late > 0 {
-				t.Parallel() // with others, whose load makes shares uneven
-			}
-			s := startServer(t)
-			p := newPartner(t, 100, window)
-			p.late = test.late
-			test.job.For = 3 * window
-			if test.n == 8 && test.late == 0 { // the first burst depends on when processes start
-				test.job.For = 5 * window
-			}
-			if *long {
-				p.window = time.Minute
-				test.job.For = 3 * p.window
-			}
-			c, _, perGrant := hungry(t, s, p, test.n, test.job, nil)
-			if c.refused > 0 || c.fullest > 100 {
-				t.Errorf("got %d refused, %d in the fullest window, want 0 and at most 100", c.refused, c.fullest)
-			}
-			if test.late > 0 {
-				return
-			}
-			if c.used < 0.95 {
-				t.Errorf("got %.1f %% used, want 95", 100*c.used)
-			}
-			fair := 0.8
-			if test.n == 20 {
-				fair = 0.6
-			}
-			if test.job.Hungry == 0 && (c.least < fair || perGrant > 1) {
-				t.Errorf("got %.2f of the mean for the least served, %.2f scripts a grant, want %.1f and 1", c.least, perGrant, fair)
-			}
-		})
+	for _, server := range servers {
+		for _, test := range tests {
+			t.Run(server+"/"+test.name, func(t *testing.T) {
+				if !*long && (test.job.Timeout > 0 || server != servers[0] && (test.job.Hungry > 0 || test.late > 0)) {
+					t.Skip("-long")
+				}
+				t.Parallel()
+				s := startProgram(t, server)
+				p := newPartner(t, 100, window)
+				p.late = test.late
+				test.job.For = 3 * window
+				if *long {
+					p.window = time.Minute
+					test.job.For = 3 * p.window
+				}
+				c, _, perGrant := hungry(t, s, p, test.n, test.job, nil)
+				if c.refused > 0 || c.fullest > 100 {
+					t.Errorf("got %d refused, %d in the fullest window, want 0 and at most 100", c.refused, c.fullest)
+				}
+				if perGrant > 1 {
+					t.Errorf("got %.2f scripts a grant, want at most 1", perGrant)
+				}
+				if test.late > 0 {
+					return
+				}
+				if c.used < 0.95 {
+					t.Errorf("got %.1f %% used, want 95", 100*c.used)
+				}
+				if test.job.Hungry == 0 && c.least < 0.8 {
+					t.Errorf("got %.2f of the mean for the least served, want 0.8", c.least)
+				}
+			})
+		}
 	}
 }

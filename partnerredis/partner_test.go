@@ -27,7 +27,8 @@ type partner struct {
 	last    time.Time   // refusal
 	paused  []time.Time // requests that came in a pause
 	pause   time.Time
-	leaky   int // requests of a burst, if it minds the pace instead
+	leaky   int  // requests of a burst, if it minds the pace instead
+	sick    bool // it refuses by 503, as an nginx does
 	level   float64
 }
 
@@ -67,6 +68,9 @@ func (p *partner) count(worker string) int {
 		if p.level >= float64(p.leaky) {
 			p.refused++
 			p.last = now
+			if p.sick {
+				return 503
+			}
 			return 429
 		}
 		p.level++

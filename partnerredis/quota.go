@@ -27,7 +27,9 @@ const (
 	maxGuard = time.Second
 
 	maxPatience = 1000 * maxWindow
-	mostAtOnce  = 50 // permits of one call
+	mostAtOnce  = 50  // permits of one call
+	mostCounted = 200 // of a process's own permits, for each call
+	sickBurst   = 3   // answers of 503 among others teach, as in partnerauth.Quota
 
 	callTime   = time.Second            // that Redis has for an answer
 	clientTime = 3 * time.Second        // that the client has for its retries
@@ -198,7 +200,11 @@ func (q *Quota) step(c *caller) (p *permit, n next, err error) {
 	case q.ticket != "" && turn > left:
 		return nil, n, &refusal{wait: turn, left: left}
 	case q.ticket != "" && q.turn.After(now):
-		return nil, next{nil, q.turn.Sub(now)}, nil
+		wait := q.turn.Sub(now)
+		if wait+q.linger < left {
+			wait += q.linger
+		}
+		return nil, next{nil, wait}, nil
 	}
 	if wait := q.estimate(now, 1); q.ticket == "" && wait > left {
 		return nil, n, &refusal{wait: wait, left: left}

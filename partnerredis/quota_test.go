@@ -3,9 +3,11 @@ package partnerredis
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -222,6 +224,48 @@ func TestOrder(t *testing.T) {
 	}
 }
 
+// TestShares has a burst divided among twenty who come at the same time, and
+// again when its places are free.
+func TestShares(t *testing.T) {
+	s := startServer(t)
+	const processes, bursts = 20, 2
+	var got [processes]atomic.Int64
+	ctx, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	for i := range processes {
+		q := newQuota(t, s)
+		l := newLine(q)
+		for range 20 {
+			all.Go(func() {
+				for {
+					p, err := l.permit(ctx)
+					if err != nil {
+						return
+					}
+					got[i].Add(1)
+					p.Settle(200, 0)
+				}
+			})
+		}
+	}
+	for burst := 1; burst <= bursts; burst++ {
+		until(t, 2*window, "the burst is over", func() bool {
+			sum := 0
+			for i := range got {
+				sum += int(got[i].Load())
+			}
+			return sum >= 100*burst
+		})
+		for i := range got {
+			if n := int(got[i].Load()); n < 4*burst || n > 6*burst {
+				t.Errorf("after %d bursts: got %d for process %d, want about %d", burst, n, i, 5*burst)
+			}
+		}
+	}
+	cancel()
+	all.Wait()
+}
+
 // TestPause is a 429 that one of four processes sees.
 func TestPause(t *testing.T) {
 	t.Parallel()
@@ -248,23 +292,50 @@ func TestPause(t *testing.T) {
 }
 
 // TestLesson has a partner that minds the pace, with bursts of 20. The first
-// burst teaches the fleet.
+// burst teaches the fleet; 503 teaches it nothing of the pace.
 func TestLesson(t *testing.T) {
 	t.Parallel()
-	s, p := startServer(t), newPartner(t, 100, window)
-	p.leaky = 20
-	start := time.Now()
-	c, r, _ := hungry(t, s, p, 4, job{For: 4 * window}, nil)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	after := 0
-	for _, at := range p.log {
-		if at.After(p.last.Add(time.Second)) {
-			after++
-		}
+	for _, sick := range []bool{false, true} {
+		t.Run(fmt.Sprintf("by 503 %v", sick), func(t *testing.T) {
+			t.Parallel()
+			s, p := startServer(t), newPartner(t, 100, window)
+			p.leaky, p.sick = 20, sick
+			start := time.Now()
+			c, r, _ := hungry(t, s, p, 4, job{For: 4 * window}, nil)
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			after := 0
+			for _, at := range p.log {
+				if at.After(p.last.Add(time.Second)) {
+					after++
+				}
+			}
+			t.Logf("last refusal after %v; then %d requests", p.last.Sub(start), after)
+			if p.last.Sub(start) > window || c.refused > 90 || !sick && r.Refused429 != c.refused || c.used < 0.8 {
+				t.Errorf("got %v, the last refusal after %v; want them all in the first burst", c, p.last.Sub(start))
+			}
+			state := s.client()
+			defer state.Close()
+			pace, err := state.HGet(context.Background(), "partnerauth:{test}:state", "pace").Float64()
+			if err != nil || (pace == 1) != sick {
+				t.Errorf("got a pace of %v, %v; want less than 1 unless by 503", pace, err)
+			}
+		})
 	}
-	t.Logf("last refusal after %v; then %d requests", p.last.Sub(start), after)
-	if p.last.Sub(start) > window || c.refused > 90 || r.Refused429 != c.refused || c.used < 0.8 {
-		t.Errorf("got %v, the last refusal after %v; want them all in the first burst", c, p.last.Sub(start))
+}
+
+// TestSickPartner answers 503 to some, which are no burst: that teaches nothing.
+func TestSickPartner(t *testing.T) {
+	q := newQuota(t, startServer(t))
+	for i := range 12 {
+		p, err := q.Permit(context.Background(), 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Settle([]int{200, 503}[i%2], 0)
+		pass(2 * window / 100)
+	}
+	if got := q.Estimate(1); got != 0 {
+		t.Errorf("got a wait of %v, want none", got)
 	}
 }

@@ -29,15 +29,15 @@ type server struct {
 	log     *bytes.Buffer
 }
 
-// programs are the servers that this machine has. TEST_REDIS_SERVER names another.
-func programs() (found []string) {
-	for _, name := range []string{"redis-server", "valkey-server", os.Getenv("TEST_REDIS_SERVER")} {
-		if path, err := exec.LookPath(name); name != "" && err == nil {
-			found = append(found, path)
-		}
+// servers are the programs that tests run against. TEST_REDIS_SERVER names one
+// more.
+var servers = func() []string {
+	names := []string{"redis-server", "valkey-server"}
+	if other := os.Getenv("TEST_REDIS_SERVER"); other != "" {
+		names = append(names, other)
 	}
-	return found
-}
+	return names
+}()
 
 func freePort(t testing.TB) int {
 	t.Helper()
@@ -56,20 +56,27 @@ func freePort(t testing.TB) int {
 	return 0
 }
 
-// startServer starts one on a free port of loopback with its files in a
-// directory of the test's.
+// startServer starts one of any kind, on a free port of loopback with its files
+// in a directory of the test's.
 func startServer(t testing.TB, args ...string) *server {
 	t.Helper()
-	found := programs()
-	if len(found) == 0 {
-		t.Skip("no redis-server here: partnerredis/install installs it")
+	for _, name := range servers {
+		if _, err := exec.LookPath(name); err == nil {
+			return startProgram(t, name, args...)
+		}
 	}
-	return startProgram(t, found[0], args...)
+	t.Skip("no redis-server here: partnerredis/install installs it")
+	return nil
 }
 
-func startProgram(t testing.TB, program string, args ...string) *server {
+// startProgram starts one of a kind that may be missing.
+func startProgram(t testing.TB, name string, args ...string) *server {
 	t.Helper()
-	s := &server{t: t, program: program, dir: t.TempDir(), port: freePort(t), args: args}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("no %s here: partnerredis/install installs it where a package has it", name)
+	}
+	s := &server{t: t, program: path, dir: t.TempDir(), port: freePort(t), args: args}
 	s.start()
 	t.Cleanup(s.kill)
 	return s
@@ -137,8 +144,15 @@ func (s *server) scripts() (n int) {
 	return n
 }
 
-// files is all that lies in the server's directory.
-func (s *server) files() (all []byte) {
+// contents is all that lies in the server and in its files.
+func (s *server) contents() (all []byte) {
+	c := s.client()
+	defer c.Close()
+	ctx := context.Background()
+	c.Save(ctx)
+	for _, name := range c.Keys(ctx, "*").Val() {
+		all = append(all, name+"\n"+c.Get(ctx, name).Val()+c.Dump(ctx, name).Val()...)
+	}
 	filepath.Walk(s.dir, func(path string, info os.FileInfo, err error) error {
 		if err == nil && info.Mode().IsRegular() {
 			data, _ := os.ReadFile(path)

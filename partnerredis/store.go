@@ -53,9 +53,9 @@ type sealKey struct {
 }
 
 // NewStore encrypts with AES-256-GCM: the first key seals, all open, so that keys
-// can be rotated: deploy the new one as second, then as first, then drop the old.
-// What none of them opens counts as absent. Each has 32 bytes; none, or another
-// length, is an error.
+// can be rotated: deploy the new one as second, then as first, and drop the old
+// when the tokens of that time are over. What none of them opens counts as absent.
+// Each has 32 bytes; none, or another length, is an error.
 func NewStore(client redis.Scripter, keys ...[]byte) (*Store, error) {
 	s := &Store{client: client}
 	if len(keys) == 0 {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/partnerauth/partnerauth"
+	"github.com/partnerauth/partnerauth/internal/partnertest"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
 )
@@ -34,8 +36,28 @@ func TestMain(m *testing.M) {
 	}
 	redis.SetLogger(silent{})
 	flag.Set("test.parallel", "4") // most of the time they wait for a window
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(plainDir)
+		os.Exit(code)
+	}))
 }
+
+var plainDir string
+
+// program is this one without the race detector, by which figures are measured.
+var program = sync.OnceValues(func() (path string, err error) {
+	if !raceEnabled {
+		return os.Args[0], nil
+	}
+	if plainDir, err = os.MkdirTemp("", "partnerredis-"); err != nil {
+		return "", err
+	}
+	path = filepath.Join(plainDir, "worker")
+	if out, err := exec.Command("go", "test", "-c", "-o", path, ".").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return path, nil
+})
 
 type silent struct{}
 
@@ -55,11 +77,14 @@ type job struct {
 	Timeout  time.Duration // of each caller, 0: none
 	For      time.Duration
 	Lock     string // a key to lock, and hold
+	Account  string // URL of a NowPost to sign in at and ask
+	Password string
 }
 
 // A report is what became of it.
 type report struct {
 	Sent, Refused429, Failed, GaveUp int
+	Refused401                       int
 	Overdue                          time.Duration // most that a caller came back after its deadline
 	Error                            string        // the last one
 	Goroutines                       int           // left at the end
@@ -80,6 +105,10 @@ func work(text string) {
 		lock, err := NewPlaintextStore(client).TryLock(context.Background(), j.Lock)
 		fmt.Println("locked", lock != nil, err)
 		select {}
+	}
+	if j.Account != "" {
+		j.account(client)
+		return
 	}
 	q := &Quota{Client: client, Name: j.Name, Requests: j.Requests, Window: j.Window, Replicas: j.Replicas}
 	redis.NewScript("return 1").Run(context.Background(), client, []string{"warm"}) // nobody is late for the first burst by its dialing
@@ -153,6 +182,57 @@ func (j job) run(q *Quota) (r report) {
 	return r
 }
 
+// account has goroutines that ask with the token that all processes share.
+func (j job) account(redis redis.Scripter) {
+	store, err := NewStore(redis, key(1))
+	if err != nil {
+		panic(err)
+	}
+	base := &http.Transport{MaxIdleConnsPerHost: j.Hungry}
+	client := &http.Client{Transport: &partnerauth.Transport{
+		Source:  partnerauth.NowPost{Email: partnertest.Email, Password: j.Password, BaseURL: j.Account, Store: store}.TokenSource(),
+		Limiter: &partnerauth.Quota{Requests: maxRequests},
+		Base:    named{base},
+	}}
+	fmt.Println("ready")
+	bufio.NewReader(os.Stdin).ReadString('\n')
+	end := time.Now().Add(j.For)
+	var r report
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for range j.Hungry {
+		all.Go(func() {
+			for ; time.Now().Before(end); pass(20 * time.Millisecond) {
+				resp, err := client.Get(j.Account + "/api/v1/orders")
+				mu.Lock()
+				r.Sent++
+				if err != nil {
+					r.Failed++
+					r.Error = err.Error()
+				} else if resp.StatusCode == 401 {
+					r.Refused401++
+				}
+				mu.Unlock()
+				if err == nil {
+					io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+				}
+			}
+		})
+	}
+	all.Wait()
+	json.NewEncoder(os.Stdout).Encode(r)
+}
+
+// named tells the partner which process it is that asks.
+type named struct{ base http.RoundTripper }
+
+func (n named) RoundTrip(req *http.Request) (*http.Response, error) {
+	req = req.Clone(req.Context())
+	req.Header.Set("Worker", fmt.Sprint(os.Getpid()))
+	return n.base.RoundTrip(req)
+}
+
 func (j job) send(client *http.Client, p partnerauth.Permit) int {
 	req, _ := http.NewRequest("GET", j.Partner, nil)
 	req.Header.Set("Worker", fmt.Sprint(os.Getpid()))
@@ -204,7 +284,11 @@ func startWorker(t testing.TB, j job) *worker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &worker{t: t, cmd: exec.Command(os.Args[0])}
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &worker{t: t, cmd: exec.Command(path)}
 	w.cmd.Env = append(os.Environ(), workerVariable+"="+string(text))
 	w.cmd.Stderr = os.Stderr
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -263,6 +347,7 @@ func (f fleet) wait() (sum report) {
 		r := w.report()
 		sum.Sent += r.Sent
 		sum.Refused429 += r.Refused429
+		sum.Refused401 += r.Refused401
 		sum.Failed += r.Failed
 		sum.GaveUp += r.GaveUp
 		sum.Overdue = max(sum.Overdue, r.Overdue)

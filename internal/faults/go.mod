@@ -2,11 +2,16 @@ module github.com/partnerauth/partnerauth/internal/faults
 
 go 1.26.0
 
-replace github.com/partnerauth/partnerauth => ../..
+replace (
+	github.com/partnerauth/partnerauth => ../..
+	github.com/partnerauth/partnerauth/partnerredis => ../../partnerredis
+)
 
 require (
 	github.com/Shopify/toxiproxy/v2 v2.12.0
-	github.com/partnerauth/partnerauth v0.0.0-00010101000000-000000000000
+	github.com/partnerauth/partnerauth v0.0.0
+	github.com/partnerauth/partnerauth/partnerredis v0.0.0
+	github.com/redis/go-redis/v9 v9.23.0
 	github.com/rs/zerolog v1.33.0
 	go.uber.org/goleak v1.3.0
 )
@@ -31,6 +36,7 @@ require (
 	go.opentelemetry.io/otel/log v1.47.0 // indirect
 	go.opentelemetry.io/otel/metric v1.47.0 // indirect
 	go.opentelemetry.io/otel/trace v1.47.0 // indirect
+	go.uber.org/atomic v1.12.0 // indirect
 	golang.org/x/oauth2 v0.37.0 // indirect
 	golang.org/x/sys v0.48.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
