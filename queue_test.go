@@ -96,6 +96,7 @@ func TestWaitersAreWoken(t *testing.T) {
 	}{
 		{"an answer frees its place a window later", 1, reply{status: 200, after: 10 * time.Second}, false, 10*time.Second + window + guard},
 		{"a request that fails, too", 1, reply{err: errTest, after: 10 * time.Second}, false, 10*time.Second + window + guard},
+		{"a request that never left", 1, reply{err: dialError("dial"), after: 10 * time.Second}, false, 10 * time.Second},
 		{"an answer that frees a later place", 2, reply{status: 200, after: 30 * time.Second}, false, window + guard},
 		{"a pause", 2, reply{status: 503, header: headers("Retry-After: 100"), after: 10 * time.Second}, false, 110 * time.Second},
 		{"whoever is ahead leaves", 1, reply{status: 200}, true, window + guard},
@@ -122,22 +123,63 @@ func TestWaitersAreWoken(t *testing.T) {
 			time.Sleep(time.Hour)
 		})
 	}
+	bubble(t, "whoever is first has lost its token", func(t *testing.T) {
+		p, quota := new(partner), &partnerauth.Quota{Requests: 2, Window: window}
+		one, two := p.transport(quota), (&partner{open: true}).custom(static("t"), quota)
+		get(t, one, "/")
+		wg := atOnce(1, func(int) { get(t, one, "/") })
+		synctest.Wait()
+		slow := p.transport(limiterFunc(func(ctx context.Context) error { return sleep(ctx, 3*time.Minute) }))
+		slow.Source = one.Source
+		time.AfterFunc(30*time.Second, func() { reject(one); slow.SignIn(t.Context()) })
+		took := elapsed(func() { get(t, two, "/waiter") })
+		errorIf(t, took != window+guard, "the second went after %v, want %v", took, window+guard)
+		wg.Wait()
+	})
 }
 
-// A request that comes back goes ahead of those that came later, who are told.
-func TestWaitersAreToldOfARetry(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		slow := readerFunc(func([]byte) (int, error) { time.Sleep(500 * time.Millisecond); return 0, io.EOF })
-		p := (&partner{open: true}).on("/back", reply{status: 429, header: headers("Retry-After: 1"), stream: io.NopCloser(slow)}, reply{})
-		rt := p.custom(static("t"), &partnerauth.Quota{Requests: 2, Window: 10 * time.Second})
-		began := time.Now()
-		get(t, rt, "/")
-		wg := atOnce(1, func(int) { get(t, rt, "/back") })
-		synctest.Wait()
-		_, err := try(deadline(t, 12*time.Second), rt, "/waiter")
-		took := time.Since(began)
-		errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited) || took != 500*time.Millisecond, "got %v after %v, want ErrRateLimited after 500ms", err, took)
-		wg.Wait()
+// Whoever waits is told at once when its turn comes to be too late.
+func TestWaitersAreTold(t *testing.T) {
+	slow := readerFunc(func([]byte) (int, error) { time.Sleep(500 * time.Millisecond); return 0, io.EOF })
+	for _, c := range []struct {
+		name     string
+		first    reply // that a call sent at the start gets after 10 s
+		login    bool  // another Transport signs in then
+		patience time.Duration
+		want     time.Duration // when it is told
+	}{
+		{"a pause", reply{status: 503, header: headers("Retry-After: 100")}, false, 90 * time.Second, 10 * time.Second},
+		{"a lesson", reply{status: 429, header: headers("Retry-After: 0")}, false, 80 * time.Second, 10 * time.Second},
+		{"a request that comes back", reply{status: 429, header: headers("Retry-After: 1"), stream: io.NopCloser(slow)}, false, 2 * time.Minute, 10500 * time.Millisecond},
+		{"a token request", reply{}, true, 90 * time.Second, 10 * time.Second},
+		{"somebody of another Transport ahead", reply{}, false, 65 * time.Second, 4*time.Second + 1}, // the first has no answer yet
+	} {
+		bubble(t, c.name, func(t *testing.T) {
+			c.first.after = 10 * time.Second
+			quota := &partnerauth.Quota{Requests: 2}
+			p := (&partner{open: true}).on("/first", c.first, reply{})
+			one, two := p.custom(static("t"), quota), p.custom(static("t"), quota)
+			get(t, one, "/")
+			first := newRequest(t, "POST", apiURL+"/first", "body")
+			if c.first.stream == nil {
+				first.GetBody = nil
+			}
+			wg := atOnce(1, func(int) { status(t, one, first) })
+			synctest.Wait()
+			wg.Go(func() { get(t, one, "/ahead") })
+			synctest.Wait()
+			if c.login {
+				time.AfterFunc(10*time.Second, func() { get(t, new(partner).transport(quota), "/") })
+			}
+			refused(t, deadline(t, c.patience), two, c.want)
+			wg.Wait()
+			time.Sleep(time.Hour)
+		})
+	}
+	bubble(t, "a login comes first", func(t *testing.T) {
+		rt := new(partner).on("login", reply{after: 10 * time.Second}).transport(&partnerauth.Quota{Requests: 1})
+		refused(t, deadline(t, 30*time.Second), rt, 0)
+		time.Sleep(time.Hour)
 	})
 }
 
