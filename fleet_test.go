@@ -161,10 +161,28 @@ func TestStoreRemembersRefusals(t *testing.T) {
 		}
 		errorIf(t, p.count("login") != 1, "a wrong password cost %d logins in 7 processes, want 1", p.count("login"))
 		errorIf(t, get(t, all[7], "/") != 200, "the process with the new password is kept out")
-		time.Sleep(2 * time.Second)
 		atOnce(7, func(i int) { get(t, all[i], "/") }).Wait() // with its token
 		errorIf(t, p.count("login") != 2, "%d logins, want one with each password", p.count("login"))
 	})
+}
+
+// A session goes on although its password was refused to another process since;
+// and where it ends, that password is not tried again.
+func TestSessionAfterARefusal(t *testing.T) {
+	for status, want := range map[int]string{0: "login login refresh", 401: "login login refresh"} {
+		synctest.Test(t, func(t *testing.T) {
+			p, store := new(partner), new(memory)
+			all := p.fleet(2, store, samePassword)
+			get(t, all[0], "/")
+			time.Sleep(20*time.Hour + 30*time.Minute) // past the renewal
+			clear(store.records)
+			p.on("login", reply{status: 401}).on("refresh", reply{status: status})
+			all[1].SignIn(t.Context())
+			get(t, all[0], "/")
+			synctest.Wait()
+			errorIf(t, p.ops() != want, "refresh answered %d: got %q, want %q", status, p.ops(), want)
+		})
+	}
 }
 
 // Processes that share a Store are to the partner as one, by the schedule, too.
@@ -431,6 +449,22 @@ func TestAbandonedPermitIsReturned(t *testing.T) {
 			errorIf(t, !slices.Equal(got, want), "%d behind: got %q, want %q", next, got, want)
 		})
 	}
+}
+
+// A permit that comes during a pause is one too many for later.
+func TestPermitOfAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wait := 5 * time.Second
+		l := &permits{before: func(ctx context.Context) error { return sleep(ctx, wait) }}
+		p := (&partner{open: true}).on("/first", reply{status: 503, header: headers("Retry-After: 60"), after: 8 * time.Second})
+		rt := p.custom(static("t"), l)
+		first := atOnce(1, func(int) { get(t, rt, "/first") })
+		time.Sleep(10 * time.Second) // the next is granted when the first is answered
+		get(t, rt, "/")
+		first.Wait()
+		got := l.ended(t)
+		errorIf(t, !slices.Equal(got, []string{"503 1m0s", "returned", "200 0s"}), "got %q", got)
+	})
 }
 
 // A refusal goes to the caller as it is; any other error names the limiter.

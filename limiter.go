@@ -76,9 +76,7 @@ func (l *limiterPacer) ask(w *waiter, ctx context.Context, waiting int) {
 		defer q.unlock()
 		now := time.Now()
 		l.asking, l.granted, l.permit = false, err == nil, permit
-		// During a pause, or when all have left, a permit would be one too many
-		// for later.
-		if len(q.lines) == 0 || now.Before(q.resume) {
+		if now.Before(q.resume) { // a permit would be one too many for later
 			l.idle()
 		}
 		if err != nil && w.in {

@@ -221,6 +221,7 @@ func TestRefusedAtOnce(t *testing.T) {
 		{"Quota", &partnerauth.Quota{}, 100, 0, 61 * time.Second},
 		{"Quota, one round of others ahead", &partnerauth.Quota{}, 100, 150, 122 * time.Second},
 		{"rate.Limiter", rate.NewLimiter(rate.Every(30*time.Second), 1), 1, 0, 30 * time.Second},
+		{"rate.Limiter, one ahead", rate.NewLimiter(rate.Every(30*time.Second), 1), 1, 1, time.Minute},
 		{"rate.Limiter that allows nothing", rate.NewLimiter(0, 2), 2, 0, time.Hour},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
