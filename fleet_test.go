@@ -506,8 +506,8 @@ func TestRefusalReadFromStore(t *testing.T) {
 				store.records[key] = kept{[]byte(record), time.Now().Add(left)}
 			}
 			second := p.fleet(1, store, samePassword)[0]
-			auth, _ := errors.AsType[*partnerauth.AuthError](second.SignIn(t.Context()))
-			errorIf(t, auth == nil || auth.RetryAfter != 2*time.Second || p.count("login") != 6, "got %#v after %d logins, want what is stored, for 2 s", auth, p.count("login"))
+			auth := authOf(second.SignIn(t.Context()))
+			errorIf(t, auth.RetryAfter != 2*time.Second || p.count("login") != 6, "got %#v after %d logins, want what is stored, for 2 s", auth, p.count("login"))
 			time.Sleep(2 * time.Second)
 			errorIf(t, second.SignIn(t.Context()) == nil || p.count("login") != 7, "%d logins, want another", p.count("login"))
 			time.Sleep(time.Hour)

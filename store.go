@@ -167,7 +167,7 @@ func (f *fetch) refusedElsewhere(r record, left time.Duration) (fetched, bool) {
 	if r.Count > 0 {
 		left -= countTime // in which it is only counted
 	}
-	if left <= 0 {
+	if left = min(left, refusals[len(refusals)-1]*3/2); left <= 0 {
 		return fetched{}, false
 	}
 	got := f.failed(r.Status, f.refusal(&http.Response{StatusCode: r.Status}, true))

@@ -111,6 +111,7 @@
 // beside what the client needs itself (+hello +ping +client, +cluster in a Cluster).
 //
 // A token's keys are named after a hash of the account, and its record is sealed;
-// who can write there can make processes sign in again, and no more. Who can write
-// a quota's keys can stop it or set it free.
+// who can write there can make processes sign in again, or, with an old record,
+// take a password for refused that once was, and no more. Who can write a quota's
+// keys can stop it or set it free.
 package partnerredis
