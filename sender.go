@@ -105,9 +105,6 @@ func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp 
 	}
 	switch {
 	case err != nil:
-		if resp != nil && resp.Body != nil {
-			resp.Body.Close()
-		}
 		if resp = nil; fromProxy(err) {
 			err = fmt.Errorf("%w: %w", errProxy, err)
 		}

@@ -40,15 +40,10 @@ func (s *sorted[K, V]) find(key K) (b, i int) {
 // insert adds an entry, before those of the same key.
 func (s *sorted[K, V]) insert(key K, value V) {
 	b, i := s.find(key)
-	switch {
-	case len(s.blocks) == 0:
+	if len(s.blocks) == 0 {
 		s.blocks = append(s.blocks, nil)
-	case len(s.blocks[b]) < blockSize:
-	case i == blockSize: // at the very end
-		b, i = b+1, 0
-		s.blocks = append(s.blocks, make([]entry[K, V], 0, blockSize))
-	default:
-		full := s.blocks[b]
+	}
+	if full := s.blocks[b]; len(full) == blockSize {
 		s.blocks = slices.Insert(s.blocks, b+1, slices.Clone(full[blockSize/2:]))
 		s.blocks[b] = slices.Delete(full, blockSize/2, blockSize)
 		if i > blockSize/2 {
