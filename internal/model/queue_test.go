@@ -172,6 +172,11 @@ func TestNoneRefusedInTime(t *testing.T) {
 		t.Run(news.name, rapid.MakeCheck(func(rt *rapid.T) {
 			p, _, i, turn := news.hurry(t, rt)
 			got := p.play(t, rt, deadline{i, turn + bit + news.slack(p, turn)})
+			for _, a := range got.all() {
+				if a.path == apiPath && a.status != 200 && a.back == turn {
+					rt.Skip("at the same time as the news, which was first this time")
+				}
+			}
 			if c := got.callers[i]; got.sent(c.id) < 0 {
 				rt.Errorf("call %d, begun at %v, deadline %v, has its turn at %v: got sent at %v (-1: never), end %v, %v",
 					c.id, c.start, turn+bit, turn, got.sent(c.id), c.end, c.err)
