@@ -510,74 +510,49 @@ func mapped(kvs []attribute.KeyValue) map[string]string {
 	return m
 }
 
-// error.type is the same on span and metric, and on the call span where the
-// attempt is what failed it.
+// error.type is the same on the span of what failed, on that of the call, and in
+// the metric. That of a login tells what was wrong with it.
 func TestErrorType(t *testing.T) {
-	gone, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	for _, c := range []struct {
-		ctx    context.Context
-		status int
-		err    error
+		op     string
+		reply  reply
 		want   string
+		status string // of the login
 	}{
-		{context.Background(), 399, nil, ""},
-		{context.Background(), 400, nil, "400"},
-		{context.Background(), 401, nil, "401"},
-		{context.Background(), 503, nil, "503"},
-		{context.Background(), 0, io.ErrUnexpectedEOF, "*errors.errorString"},
-		{context.Background(), 0, &tls.CertificateVerificationError{}, "*tls.CertificateVerificationError"},
-		{context.Background(), 0, errors.New("Forbidden"), "proxy_refused"},
-		{context.Background(), 0, context.DeadlineExceeded, "context.deadlineExceededError"},
-		{context.Background(), 0, context.Canceled, "*errors.errorString"}, // by the Base
-		{gone, 0, context.Canceled, ""},                                    // by the caller
+		{"call", reply{status: 399}, "", ""},
+		{"call", reply{status: 400}, "400", ""},
+		{"call", reply{err: &tls.CertificateVerificationError{}}, "*tls.CertificateVerificationError", ""},
+		{"call", reply{err: errors.New("Forbidden")}, "proxy_refused", ""},
+		{"call", reply{err: context.DeadlineExceeded}, "context.deadlineExceededError", ""},
+		{"call", reply{err: context.Canceled}, "*errors.errorString", ""}, // by the Base
+		{"call", reply{after: forever}, "", ""},                           // until the caller cancels
+		{"login", reply{status: 401}, "credentials_refused", "401"},
+		{"login", reply{status: 403, body: "{}"}, "credentials_refused", "403"},
+		{"login", reply{status: 403, body: "<html>"}, "403", "403"},
+		{"login", reply{status: 502}, "502", "502"},
+		{"login", reply{status: 302}, "302", "302"},
+		{"login", reply{err: errTest}, "*errors.errorString", ""},
+		{"login", reply{err: errors.New(`malformed HTTP response "x"`)}, "*errors.errorString", ""},
 	} {
-		rec := newRecording()
-		try(c.ctx, rec.plain(&partner{script: func(asked) reply {
-			if c.ctx == gone {
-				cancel()
-			}
-			return reply{status: c.status, err: c.err}
-		}}), "/")
-		for _, s := range rec.ended() {
-			if got, failed := attributeOf(s, "error.type"), s.Status().Code == codes.Error; got != c.want || failed != (c.want != "") || s.Status().Description != "" {
-				t.Errorf("%d %v: span %q has error.type %q and status %v, want %q", c.status, c.err, s.Name(), got, s.Status(), c.want)
-			}
-		}
-		points := rec.points(t)
-		if is := strings.Contains(points, "error.type="+c.want+" "); len(rec.ended()) != 2 || is != (c.want != "") || !is && strings.Contains(points, "error.type") {
-			t.Errorf("%d %v: got %d spans, want 2, and metrics with error.type %q:\n%s", c.status, c.err, len(rec.ended()), c.want, points)
-		}
-	}
-}
-
-// The error.type of a login that failed tells what was wrong, on its span, its
-// metric and the call's span alike.
-func TestErrorTypeOfFailedLogins(t *testing.T) {
-	for name, c := range map[string]struct {
-		reply        reply
-		want, status string
-	}{
-		"refused":        {reply{status: 401}, "credentials_refused", "401"},
-		"refused, 403":   {reply{status: 403, body: "{}"}, "credentials_refused", "403"},
-		"proxy's 403":    {reply{status: 403, body: "<html>"}, "403", "403"},
-		"away":           {reply{status: 502}, "502", "502"},
-		"redirect":       {reply{status: 302}, "302", "302"},
-		"network error":  {reply{err: errTest}, "*errors.errorString", ""},
-		"text in quotes": {reply{err: errors.New(`malformed HTTP response "x"`)}, "*errors.errorString", ""},
-	} {
-		bubble(t, name, func(t *testing.T) {
+		bubble(t, fmt.Sprintf("%s %d %v", c.op, c.reply.status, c.reply.err), func(t *testing.T) {
 			rec := newRecording()
-			_, err := try(t.Context(), rec.transport(new(partner).on("login", c.reply)), "/")
-			errorIf(t, err == nil, "got no error")
+			try(leaving(t, time.Minute), rec.transport(new(partner).on(c.op, c.reply)), "/")
 			synctest.Wait()
-			for _, span := range []string{"nowpost call", "partnerauth.token.fetch"} {
-				s := rec.byName(span)[0]
-				errorIf(t, attributeOf(s, "error.type") != c.want, "%s: error.type %q, want %q", span, attributeOf(s, "error.type"), c.want)
+			failed, metric := "GET", "http.client.request.duration s {"
+			if c.op == "login" {
+				failed, metric = "partnerauth.token.fetch", "partnerauth.token.fetch.duration s {"
 			}
+			for _, name := range []string{"nowpost call", failed} {
+				s := rec.byName(name)[0]
+				got, status := attributeOf(s, "error.type"), s.Status()
+				errorIf(t, got != c.want || (status.Code == codes.Error) != (c.want != "") || status.Description != "",
+					"span %q has error.type %q and status %v, want %q", name, got, status, c.want)
+			}
+			points, want := rec.points(t), c.want != ""
+			errorIf(t, strings.Contains(points, metric+"error.type="+c.want+" ") != want || strings.Contains(points, "error.type") != want,
+				"want error.type %q in the metrics:\n%s", c.want, points)
 			got := attributeOf(rec.byName("nowpost call")[0], "partnerauth.token.status_code")
 			errorIf(t, got != c.status, "status_code %q, want %q", got, c.status)
-			errorIf(t, !strings.Contains(rec.points(t), "fetch.duration s {error.type="+c.want+" "), "metrics:\n%s", rec.points(t))
 		})
 	}
 }
