@@ -333,13 +333,13 @@ func (l *permits) ended(t *testing.T) (all []string) {
 func TestPermitsAreSettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &permits{}
-		p := new(partner).on("call", reply{}, reply{err: errBusy}, reply{err: dialing}, busy("7"), reply{}, reply{status: 429}, reply{}, reply{status: 503, header: headers("Retry-After: 3")}, reply{})
+		p := new(partner).on("call", reply{}, reply{err: errBusy}, reply{err: dialing}, busy("7"), reply{status: 401}, reply{}, reply{status: 429}, reply{}, reply{status: 503, header: headers("Retry-After: 3")}, reply{})
 		rt := p.transport(l)
 		for range 7 {
 			try(t.Context(), rt, "/")
 		}
 		got := l.ended(t)
-		want := []string{"200 0s", "200 0s", "0 0s", "returned", "429 7s", "200 0s", "429 1m0s", "200 0s", "503 3s", "200 0s"}
+		want := []string{"200 0s", "200 0s", "0 0s", "returned", "429 7s", "401 0s", "200 0s", "200 0s", "429 1m0s", "200 0s", "503 3s", "200 0s"}
 		errorIf(t, !slices.Equal(got, want), "got %q, want %q", got, want)
 	})
 }
