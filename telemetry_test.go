@@ -216,17 +216,8 @@ func pace(share float64) string {
 // sameLines compares two drawings; want may be indented.
 func sameLines(t testing.TB, what, got, want string) {
 	t.Helper()
-	if want := dedent(want); got != want {
-		t.Errorf("%s:\n--- got\n%s--- want\n%s", what, got, want)
-	}
-}
-
-func dedent(s string) string {
-	lines := strings.Split(strings.Trim(s, "\n\t"), "\n")
-	for i := range lines {
-		lines[i] = strings.TrimLeft(lines[i], "\t") + "\n"
-	}
-	return strings.Join(lines, "")
+	want = regexp.MustCompile(`(?m)^\t*`).ReplaceAllString(strings.Trim(want, "\n\t"), "") + "\n"
+	errorIf(t, got != want, "%s:\n--- got\n%s--- want\n%s", what, got, want)
 }
 
 // A scene is a recorded Transport in a bubble, whose partner takes 300 ms for a
