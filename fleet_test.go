@@ -381,18 +381,6 @@ func TestAbandonedPermitIsReturned(t *testing.T) {
 	}
 }
 
-// A refusal goes to the caller as it is; any other error names the limiter.
-func TestPermitLimiterThatRefuses(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		refusal := fmt.Errorf("away: %w", partnerauth.ErrRateLimited)
-		for _, want := range []error{refusal, errTest} {
-			p := new(partner)
-			err := p.sentNothing(t, t.Context(), p.custom(static("t"), &permits{before: func(context.Context) error { return want }}))
-			errorIf(t, !errors.Is(err, want) || (want == refusal) != (err == want), "got %v, want %v", err, want)
-		}
-	})
-}
-
 // A refusal that is read from a Store holds for as long as it says there, and
 // counts for what it says, if that makes sense.
 func TestRefusalReadFromStore(t *testing.T) {
