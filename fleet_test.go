@@ -403,13 +403,13 @@ func (l *permits) ended(t *testing.T) (all []string) {
 func TestPermitsAreSettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &permits{}
-		p := new(partner).on("call", reply{}, reply{err: errBusy}, reply{err: dialing}, busy("7"), reply{}, reply{status: 429}, reply{}, reply{status: 503, header: headers("Retry-After: 3")}, reply{})
+		p := new(partner).on("call", reply{}, reply{err: errBusy}, reply{err: dialing}, busy("7"), reply{status: 401}, reply{}, reply{status: 429}, reply{}, reply{status: 503, header: headers("Retry-After: 3")}, reply{})
 		rt := p.transport(l)
 		for range 7 {
 			try(t.Context(), rt, "/")
 		}
 		got := l.ended(t)
-		want := []string{"200 0s", "200 0s", "0 0s", "returned", "429 7s", "200 0s", "429 1m0s", "200 0s", "503 3s", "200 0s"}
+		want := []string{"200 0s", "200 0s", "0 0s", "returned", "429 7s", "401 0s", "200 0s", "200 0s", "429 1m0s", "200 0s", "503 3s", "200 0s"}
 		errorIf(t, !slices.Equal(got, want), "got %q, want %q", got, want)
 	})
 }
@@ -454,8 +454,7 @@ func TestAbandonedPermitIsReturned(t *testing.T) {
 // A permit that comes during a pause is one too many for later.
 func TestPermitOfAPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		wait := 5 * time.Second
-		l := &permits{before: func(ctx context.Context) error { return sleep(ctx, wait) }}
+		l := &permits{before: func(ctx context.Context) error { return sleep(ctx, 5*time.Second) }}
 		p := (&partner{open: true}).on("/first", reply{status: 503, header: headers("Retry-After: 60"), after: 8 * time.Second})
 		rt := p.custom(static("t"), l)
 		first := atOnce(1, func(int) { get(t, rt, "/first") })
@@ -464,18 +463,6 @@ func TestPermitOfAPause(t *testing.T) {
 		first.Wait()
 		got := l.ended(t)
 		errorIf(t, !slices.Equal(got, []string{"503 1m0s", "returned", "200 0s"}), "got %q", got)
-	})
-}
-
-// A refusal goes to the caller as it is; any other error names the limiter.
-func TestPermitLimiterThatRefuses(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		refusal := fmt.Errorf("away: %w", partnerauth.ErrRateLimited)
-		for _, want := range []error{refusal, errTest} {
-			p := new(partner)
-			err := p.sentNothing(t, t.Context(), p.custom(static("t"), &permits{before: func(context.Context) error { return want }}))
-			errorIf(t, !errors.Is(err, want) || (want == refusal) != (err == want), "got %v, want %v", err, want)
-		}
 	})
 }
 

@@ -36,6 +36,22 @@ var insecure = []string{
 	"http://notlocalhost", "http://127.1", "http://2130706433", "http://[::ffff:10.0.0.1]",
 }
 
+// alike are hosts that only look like each other, or that Unicode folds into one.
+var alike = [][2]string{
+	{"https://σ.example", "https://ς.example"},
+	{"https://straße.example", "https://straẞe.example"},
+	{"https://İ.example", "https://i.example"},
+	{apiURL, "https://api.example."},
+	{apiURL, "https://api.example.evil.example"},
+	{"https://api.example:8443", apiURL},
+	{apiURL, "https://evil.example/https://api.example"},
+	{apiURL, `https://api.example%2f@evil.example`},
+	{"http://127.0.0.1:443", "https://127.0.0.1"},
+	{"http://127.0.0.1", "http://127.0.0.2"},
+	{"http://[::1]", "http://127.0.0.1"},
+	{"https://[fe80::1%25eth0]", "https://[fe80::1%25eth1]"},
+}
+
 // baseURLs are ways to write a BaseURL; "" is NowPost's own.
 var baseURLs = []string{
 	"", "https://api.example", "HTTPS://API.Example/", "https://api.example:443/x", "https://api.example//",
@@ -64,19 +80,33 @@ func TestBaseURLs(t *testing.T) {
 	}
 }
 
+// Nobody makes us send a token elsewhere or sign a stranger's wish, whether by a
+// redirect, at whatever hop, or by a URL without TLS.
 func TestTokenStaysAtItsOrigin(t *testing.T) {
-	for target, pinned := range map[string]bool{
-		"https://api.example:8443/orders": false, // another port of the same host
-		"https://evil.example/orders":     false,
-		"http://evil.example/orders":      false,
-		"https://www.api.example/orders":  false,
-		"HTTPS://API.Example:443/orders":  true, // the same, written otherwise
-		"/orders":                         true,
+	const away = "https://evil.example/go"
+	for _, c := range []struct {
+		start, via, target string // via is where start redirects to
+		logins             int
+		pinned             bool
+	}{
+		{apiURL + "/via", apiURL + "/go", "https://api.example:8443/orders", 1, false}, // another port of the same host
+		{apiURL + "/via", apiURL + "/go", "https://evil.example/orders", 1, false},
+		{apiURL + "/via", apiURL + "/go", "http://evil.example/orders", 1, false},
+		{apiURL + "/via", apiURL + "/go", "https://www.api.example/orders", 1, false},
+		{apiURL + "/via", apiURL + "/go", "HTTPS://API.Example:443/orders", 1, true}, // the same, written otherwise
+		{apiURL + "/via", apiURL + "/go", "/orders", 1, true},
+		{apiURL + "/via", away, apiURL + "/orders", 1, false},
+		{"https://evil.example/via", apiURL + "/go", "/orders", 0, false}, // two hops ago
+		{"http://api.example.evil.example/via", away, apiURL + "/orders", 0, false},
 	} {
-		p := new(partner).on("/go", reply{status: 307, header: headers("Location: " + target)})
-		p.open = true
-		last := p.follow(t, apiURL+"/go")
-		errorIf(t, last.path != "/orders" || (last.token != "") != pinned, "%s: %s was sent the token %q", target, last.url, last.token)
+		p := new(partner).on("/via", reply{status: 307, header: headers("Location: " + c.via)})
+		p.on("/go", reply{status: 307, header: headers("Location: " + c.target)}).open = true
+		resp, err := (&http.Client{Transport: p.transport(nil)}).Get(c.start)
+		must(t, err)
+		resp.Body.Close()
+		last := p.seen()[len(p.seen())-1]
+		errorIf(t, last.path != "/orders" || (last.token != "") != c.pinned || p.count("login") != c.logins,
+			"%s to %s: %s was sent the token %q after %d logins", c.start, c.target, last.url, last.token, p.count("login"))
 	}
 
 	for _, target := range []string{"http://api.example/v1/orders", "http://API.example.:80/"} {
@@ -89,16 +119,6 @@ func TestTokenStaysAtItsOrigin(t *testing.T) {
 			t.Errorf("%s: got %v, body closed %d times, want ErrInsecureURL, once, nothing sent", target, err, body.closed.Load())
 		}
 	}
-}
-
-// follow follows redirects from a URL, and returns the last request.
-func (p *partner) follow(t *testing.T, from string) asked {
-	t.Helper()
-	resp, err := (&http.Client{Transport: p.transport(nil)}).Get(from)
-	must(t, err)
-	resp.Body.Close()
-	log := p.seen()
-	return log[len(log)-1]
 }
 
 func TestHostOfAnotherAuthority(t *testing.T) {
@@ -125,17 +145,6 @@ func TestHostOfAnotherAuthority(t *testing.T) {
 	}
 }
 
-// Nobody elsewhere makes us sign by a redirect, at whatever hop.
-func TestRedirectFromElsewhere(t *testing.T) {
-	for start, logins := range map[string]int{"https://evil.example/go": 0, apiURL + "/via": 1, "http://api.example.evil.example/go": 0} {
-		p := new(partner).on("/via", reply{status: 307, header: headers("Location: https://evil.example/go")})
-		p.on("/go", reply{status: 307, header: headers("Location: " + apiURL + "/orders")}).open = true
-		last := p.follow(t, start)
-		errorIf(t, last.path != "/orders" || last.token != "" || p.count("login") != logins,
-			"%s: %s was sent the token %q after %d logins", start, last.url, last.token, p.count("login"))
-	}
-}
-
 // What goes elsewhere goes to the Base as it is, costs no permit, and leaves no
 // trace.
 func TestElsewhereIsUntouched(t *testing.T) {
@@ -156,40 +165,8 @@ func TestElsewhereIsUntouched(t *testing.T) {
 	}
 }
 
-// Hosts that only look like the pinned one, or that Unicode folds into it, are
-// others.
-func TestHostsThatFoldAlike(t *testing.T) {
-	t.Parallel()
-	for _, c := range [][2]string{
-		{"https://σ.example", "https://ς.example"},
-		{"https://straße.example", "https://straẞe.example"},
-		{"https://İ.example", "https://i.example"},
-		{"https://api.example", "https://api.example."},
-		{"https://api.example", "https://api.example.evil.example"},
-		{"https://api.example", "https://api.example:444"},
-		{"https://api.example:8443", "https://api.example"},
-		{"https://api.example", "https://evil.example/https://api.example"},
-		{"https://api.example", "https://api.example@evil.example"},
-		{"https://api.example", `https://api.example%2f@evil.example`},
-		{"http://127.0.0.1:443", "https://127.0.0.1"},
-		{"http://127.0.0.1", "http://127.0.0.2"},
-		{"http://[::1]", "http://127.0.0.1"},
-	} {
-		errorIf(t, dialed(t, c[0]) == dialed(t, c[1]), "%s and %s are both %s", c[0], c[1], dialed(t, c[0]))
-		checkPinning(t, c[0], c[1])
-	}
-}
-
 // dialed is where net/http connects to for a URL, "" if nowhere.
-func dialed(t *testing.T, rawURL string) string {
-	u, err := url.Parse(rawURL)
-	if err != nil {
-		return ""
-	}
-	return dialedURL(u)
-}
-
-func dialedURL(u *url.URL) string {
+func dialed(u *url.URL) string {
 	var to string
 	dial := func(scheme string) func(context.Context, string, string) (net.Conn, error) {
 		return func(_ context.Context, _, addr string) (net.Conn, error) {
@@ -208,17 +185,15 @@ func dialedURL(u *url.URL) string {
 // what is sent where.
 func checkPinning(t *testing.T, base, target string) {
 	t.Helper()
-	if base == "" {
-		base = partnerauth.NowPostBaseURL
-	}
+	own, _ := url.Parse(cmp.Or(base, partnerauth.NowPostBaseURL))
 	rt := &partnerauth.Transport{
 		Source: partnerauth.NowPost{Email: "e", Password: "Planted-Secret", BaseURL: base}.TokenSource(),
 		Base: &partner{script: func(a asked) reply {
-			to := dialedURL(a.to)
+			to := dialed(a.to)
 			login := strings.Contains(a.body, "Planted-Secret")
 			errorIf(t, login && a.op != "login", "the password was sent to %s", a.url)
 			if login || strings.Contains(fmt.Sprint(a.header, a.url), "Planted-Token") {
-				want := dialed(t, base)
+				want := dialed(own)
 				errorIf(t, to != want, "%s, that is %q, was sent a secret of %s, that is %q", a.url, to, base, want)
 				errorIf(t, !confidential(to), "%s was sent a secret in the clear", to)
 			}
@@ -258,10 +233,11 @@ func FuzzURLs(f *testing.F) {
 		f.Add(url, loginAt(url))
 		f.Add(apiURL, url)
 	}
-	f.Add("https://σ.example", "https://ς.example")
-	f.Add("https://api.example", "https://api.example:443?q#f")
-	f.Add("https://api.example", "HTTPS://API.EXAMPLE:0443")
-	f.Add("https://[fe80::1%25eth0]", "https://[fe80::1%25eth1]")
+	for _, urls := range alike {
+		f.Add(urls[0], urls[1])
+	}
+	f.Add(apiURL, "https://api.example:443?q#f")
+	f.Add(apiURL, "HTTPS://API.EXAMPLE:0443")
 	f.Add("http://[::%25\x8e]", "http://[::%25\x8e]") // cannot be parsed from what it prints as
 	f.Fuzz(func(t *testing.T, base, target string) {
 		checkPinning(t, base, target)

@@ -3,6 +3,7 @@ package partnerauth_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -112,15 +113,19 @@ func TestHungAndGivenUpCalls(t *testing.T) {
 	}
 }
 
+// A refusal by a Limiter goes to the caller as it is; any other error names it.
 func TestLimiterThatFails(t *testing.T) {
-	for _, cold := range []bool{false, true} {
-		p, failing := new(partner), limiterFunc(func(context.Context) error { return errTest })
-		rt := p.custom(static("t"), failing)
-		if cold {
-			rt = p.transport(failing)
+	for _, want := range []error{fmt.Errorf("away: %w", partnerauth.ErrRateLimited), errTest} {
+		fails := func(context.Context) error { return want }
+		for _, l := range []partnerauth.Limiter{limiterFunc(fails), &permits{before: fails}} {
+			p := new(partner)
+			for name, rt := range map[string]*partnerauth.Transport{"with a token": p.custom(static("t"), l), "cold": p.transport(l)} {
+				err := p.sentNothing(t, t.Context(), rt)
+				errorIf(t, !errors.Is(err, want), "%T, %s: got %v, want %v", l, name, err, want)
+				asIs := name != "cold" && want != errTest // there it is inside an AuthError
+				errorIf(t, (err == want) != asIs, "%T, %s: got %v", l, name, err)
+			}
 		}
-		err := p.sentNothing(t, t.Context(), rt)
-		errorIf(t, !errors.Is(err, errTest), "cold %t: got %v, want the limiter's error", cold, err)
 	}
 }
 

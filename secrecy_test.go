@@ -24,7 +24,6 @@ import (
 	"golang.org/x/oauth2"
 
 	"github.com/partnerauth/partnerauth"
-	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
 
 // A hunt plants secrets and searches what comes out for them.
@@ -492,52 +491,6 @@ func TestSecretsInCalls(t *testing.T) {
 			h.exported(test.name, rec)
 		})
 	}
-}
-
-// On real connections: sign in, call, 401, redirect, refusal; with a Source that
-// everybody asks.
-func TestSecretsInALife(t *testing.T) {
-	h := newHunt(t)
-	password := h.plant("password")
-	server, plain := onSockets(t, partnertest.Options{TLS: true, Password: password})
-	rec := newRecording()
-	rt := rec.transport(roundTripFunc(plain.Base.RoundTrip)) // fmt would race with the inside of a Base at work
-	source := partnerauth.NowPost{Email: partnertest.Email, Password: password, BaseURL: server.URL}.TokenSource()
-	rt.Source = source
-	client := &http.Client{Transport: rt}
-	call := func(method, path string, want int) {
-		t.Helper()
-		req := newRequest(t, method, server.URL+path+"?key="+url.QueryEscape(h.plant("query value")), h.plant("body"))
-		req.Header.Set("X-Key", url.QueryEscape(h.plant("header")))
-		resp, err := client.Do(req)
-		if want == 0 {
-			h.failed(path, errors.Unwrap(err)) // the *url.Error has the URL, and is http.Client's
-			return
-		}
-		must(t, err)
-		defer resp.Body.Close()
-		a := resp.Request.Header["Authorization"]
-		errorIf(t, a != nil || resp.StatusCode != want, "%s %s: got status %d, want %d, and resp.Request has Authorization %q", method, path, resp.StatusCode, want, a)
-		token, err := source.Token()
-		must(t, err)
-		h.watch("token", token.AccessToken, false)
-	}
-	server.Inject(partnertest.Fault{Path: "/moved", Status: 307, Header: headers("Location: /api/v1/orders?" + rand.Text())})
-	server.Inject(partnertest.Fault{Path: "/reset", Reset: true})
-	call("GET", "/api/v1/orders", 200)
-	server.RevokeAll()
-	call("GET", "/api/v1/orders", 200)
-	call("POST", "/api/v1/orders", 400)
-	call("GET", "/api/v1/nothing", 404)
-	call("GET", "/moved", 200)
-	call("POST", "/reset", 0)
-	server.Inject(partnertest.Fault{Path: loginPath, Status: 403, Body: h.plantAnswer("answer"), Header: headers("X-Answer: " + h.plantAnswer("header of an answer"))})
-	server.RevokeAll()
-	call("GET", "/api/v1/orders", 0)
-	h.exported("a life", rec)
-	h.printed("the client", client)
-	h.printed("the Transport", rt)
-	h.printed("the Source", source)
 }
 
 // A source of the user's own may fail with the whole answer in its error. What

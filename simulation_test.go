@@ -39,20 +39,6 @@ func slidingLog() policy {
 	}
 }
 
-// slidingCounter weighs the count of the window before.
-func slidingCounter() policy {
-	counts := map[int]float64{}
-	return func(at time.Duration) bool {
-		whole, part := math.Modf(at.Minutes())
-		w := int(whole)
-		if counts[w-1]*(1-part)+counts[w]+1 > 100 {
-			return false
-		}
-		counts[w]++
-		return true
-	}
-}
-
 // wholeSeconds is a sliding log on a clock that has no fractions, and that keeps
 // what came exactly a minute ago.
 func wholeSeconds() policy {
@@ -273,7 +259,6 @@ func TestStrictServers(t *testing.T) {
 		{"nginx burst=20, 503", limitReq(20, 503, true), 90, 40, 5, 40},
 		{"nginx, 429", limitReq(0, 429, false), 70, 100, 10, 30},
 		{"haproxy, 429", counting(haproxy), 95, 40, 5, 10},
-		{"httprate, 429", counting(slidingCounter), 95, 40, 5, 5},
 	} {
 		for seed := range uint64(2) {
 			s := c.make()

@@ -216,17 +216,8 @@ func pace(share float64) string {
 // sameLines compares two drawings; want may be indented.
 func sameLines(t testing.TB, what, got, want string) {
 	t.Helper()
-	if want := dedent(want); got != want {
-		t.Errorf("%s:\n--- got\n%s--- want\n%s", what, got, want)
-	}
-}
-
-func dedent(s string) string {
-	lines := strings.Split(strings.Trim(s, "\n\t"), "\n")
-	for i := range lines {
-		lines[i] = strings.TrimLeft(lines[i], "\t") + "\n"
-	}
-	return strings.Join(lines, "")
+	want = regexp.MustCompile(`(?m)^\t*`).ReplaceAllString(strings.Trim(want, "\n\t"), "") + "\n"
+	errorIf(t, got != want, "%s:\n--- got\n%s--- want\n%s", what, got, want)
 }
 
 // A scene is a recorded Transport in a bubble, whose partner takes 300 ms for a
@@ -307,24 +298,16 @@ func TestSpanTree(t *testing.T) {
 		want    string
 	}{
 		{name: "cold call", cold: true, play: func(s *scene) { s.call(ctx, "/first", 200) }, want: signIn},
-		{name: "429 in spite of the quota", play: func(s *scene) {
-			s.on("call", slowDown(), got(200))
-			s.call(ctx, "/orders", 200)
-		}, want: `
-			nowpost call INTERNAL Unset @0s+5.2s http.response.status_code=200 partnerauth.attempts=2 partnerauth.rate_limit.pace=below 1 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=cache
-			  GET CLIENT Error @0s+100ms error.type=429 http.response.status_code=429 url.full=~/orders
-			  partnerauth.rate_limit.wait INTERNAL Unset @100ms+5s partnerauth.rate_limit.result=acquired
-			  GET CLIENT Unset @5.1s+100ms http.request.resend_count=1 http.response.status_code=200 url.full=~/orders`},
-		{name: "429 and 401 in one call, under a template, by another limiter", limiter: after7s(math.MaxInt), play: func(s *scene) {
-			s.on("call", slowDown(), got(401), got(200))
+		{name: "401, and 429 in spite of the quota, in one call, under a template", play: func(s *scene) {
+			s.on("call", got(401), slowDown(), got(200))
 			s.call(partnerauth.WithURLTemplate(ctx, "/orders/{id}"), "/7", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+5.6s http.response.status_code=200 partnerauth.attempts=3 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=login
-			  GET /orders/{id} CLIENT Error @0s+100ms error.type=429 http.response.status_code=429 url.full=~/7 url.template=/orders/{id}
-			  partnerauth.rate_limit.wait INTERNAL Unset @100ms+5s partnerauth.rate_limit.result=acquired
-			  GET /orders/{id} CLIENT Error @5.1s+100ms error.type=401 http.request.resend_count=1 http.response.status_code=401 url.full=~/7 url.template=/orders/{id}
-			  partnerauth.token.fetch INTERNAL Unset @5.2s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=unauthorized
-			    POST CLIENT Unset @5.2s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
+			nowpost call INTERNAL Unset @0s+5.6s http.response.status_code=200 partnerauth.attempts=3 partnerauth.rate_limit.pace=below 1 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=cache
+			  GET /orders/{id} CLIENT Error @0s+100ms error.type=401 http.response.status_code=401 url.full=~/7 url.template=/orders/{id}
+			  partnerauth.token.fetch INTERNAL Unset @100ms+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=unauthorized
+			    POST CLIENT Unset @100ms+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
+			  GET /orders/{id} CLIENT Error @400ms+100ms error.type=429 http.request.resend_count=1 http.response.status_code=429 url.full=~/7 url.template=/orders/{id}
+			  partnerauth.rate_limit.wait INTERNAL Unset @500ms+5s partnerauth.rate_limit.result=acquired
 			  GET /orders/{id} CLIENT Unset @5.5s+100ms http.request.resend_count=2 http.response.status_code=200 url.full=~/7 url.template=/orders/{id}`},
 		{name: "wait for the quota, of login and call", cold: true, limiter: after7s(0), play: func(s *scene) { s.call(ctx, "/orders", 200) }, want: `
 			nowpost call INTERNAL Unset @0s+14.4s http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=7 partnerauth.token.source=login
@@ -341,15 +324,6 @@ func TestSpanTree(t *testing.T) {
 			nowpost call INTERNAL Unset @50ms+350ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=shared
 			  partnerauth.token.wait INTERNAL Unset @50ms+250ms ->partnerauth.token.fetch@0s
 			  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/plans`},
-		{name: "background refresh", play: func(s *scene) {
-			time.Sleep(due)
-			s.call(ctx, "/orders", 200)
-			time.Sleep(time.Second)
-		}, want: `
-			nowpost call INTERNAL Unset @15m0s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
-			  GET CLIENT Unset @15m0s+100ms http.response.status_code=200 url.full=~/orders
-			partnerauth.token.fetch INTERNAL Unset @15m0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=refresh partnerauth.token.trigger=expiring ->nowpost call@15m0s
-			  POST CLIENT Unset @15m0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/refresh`},
 		{name: "refresh refused, login in the same fetch", play: func(s *scene) {
 			s.on("refresh", got(401))
 			time.Sleep(due)
@@ -510,74 +484,49 @@ func mapped(kvs []attribute.KeyValue) map[string]string {
 	return m
 }
 
-// error.type is the same on span and metric, and on the call span where the
-// attempt is what failed it.
+// error.type is the same on the span of what failed, on that of the call, and in
+// the metric. That of a login tells what was wrong with it.
 func TestErrorType(t *testing.T) {
-	gone, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	for _, c := range []struct {
-		ctx    context.Context
-		status int
-		err    error
+		op     string
+		reply  reply
 		want   string
+		status string // of the login
 	}{
-		{context.Background(), 399, nil, ""},
-		{context.Background(), 400, nil, "400"},
-		{context.Background(), 401, nil, "401"},
-		{context.Background(), 503, nil, "503"},
-		{context.Background(), 0, io.ErrUnexpectedEOF, "*errors.errorString"},
-		{context.Background(), 0, &tls.CertificateVerificationError{}, "*tls.CertificateVerificationError"},
-		{context.Background(), 0, errors.New("Forbidden"), "proxy_refused"},
-		{context.Background(), 0, context.DeadlineExceeded, "context.deadlineExceededError"},
-		{context.Background(), 0, context.Canceled, "*errors.errorString"}, // by the Base
-		{gone, 0, context.Canceled, ""},                                    // by the caller
+		{"call", reply{status: 399}, "", ""},
+		{"call", reply{status: 400}, "400", ""},
+		{"call", reply{err: &tls.CertificateVerificationError{}}, "*tls.CertificateVerificationError", ""},
+		{"call", reply{err: errors.New("Forbidden")}, "proxy_refused", ""},
+		{"call", reply{err: context.DeadlineExceeded}, "context.deadlineExceededError", ""},
+		{"call", reply{err: context.Canceled}, "*errors.errorString", ""}, // by the Base
+		{"call", reply{after: forever}, "", ""},                           // until the caller cancels
+		{"login", reply{status: 401}, "credentials_refused", "401"},
+		{"login", reply{status: 403, body: "{}"}, "credentials_refused", "403"},
+		{"login", reply{status: 403, body: "<html>"}, "403", "403"},
+		{"login", reply{status: 502}, "502", "502"},
+		{"login", reply{status: 302}, "302", "302"},
+		{"login", reply{err: errTest}, "*errors.errorString", ""},
+		{"login", reply{err: errors.New(`malformed HTTP response "x"`)}, "*errors.errorString", ""},
 	} {
-		rec := newRecording()
-		try(c.ctx, rec.plain(&partner{script: func(asked) reply {
-			if c.ctx == gone {
-				cancel()
-			}
-			return reply{status: c.status, err: c.err}
-		}}), "/")
-		for _, s := range rec.ended() {
-			if got, failed := attributeOf(s, "error.type"), s.Status().Code == codes.Error; got != c.want || failed != (c.want != "") || s.Status().Description != "" {
-				t.Errorf("%d %v: span %q has error.type %q and status %v, want %q", c.status, c.err, s.Name(), got, s.Status(), c.want)
-			}
-		}
-		points := rec.points(t)
-		if is := strings.Contains(points, "error.type="+c.want+" "); len(rec.ended()) != 2 || is != (c.want != "") || !is && strings.Contains(points, "error.type") {
-			t.Errorf("%d %v: got %d spans, want 2, and metrics with error.type %q:\n%s", c.status, c.err, len(rec.ended()), c.want, points)
-		}
-	}
-}
-
-// The error.type of a login that failed tells what was wrong, on its span, its
-// metric and the call's span alike.
-func TestErrorTypeOfFailedLogins(t *testing.T) {
-	for name, c := range map[string]struct {
-		reply        reply
-		want, status string
-	}{
-		"refused":        {reply{status: 401}, "credentials_refused", "401"},
-		"refused, 403":   {reply{status: 403, body: "{}"}, "credentials_refused", "403"},
-		"proxy's 403":    {reply{status: 403, body: "<html>"}, "403", "403"},
-		"away":           {reply{status: 502}, "502", "502"},
-		"redirect":       {reply{status: 302}, "302", "302"},
-		"network error":  {reply{err: errTest}, "*errors.errorString", ""},
-		"text in quotes": {reply{err: errors.New(`malformed HTTP response "x"`)}, "*errors.errorString", ""},
-	} {
-		bubble(t, name, func(t *testing.T) {
+		bubble(t, fmt.Sprintf("%s %d %v", c.op, c.reply.status, c.reply.err), func(t *testing.T) {
 			rec := newRecording()
-			_, err := try(t.Context(), rec.transport(new(partner).on("login", c.reply)), "/")
-			errorIf(t, err == nil, "got no error")
+			try(leaving(t, time.Minute), rec.transport(new(partner).on(c.op, c.reply)), "/")
 			synctest.Wait()
-			for _, span := range []string{"nowpost call", "partnerauth.token.fetch"} {
-				s := rec.byName(span)[0]
-				errorIf(t, attributeOf(s, "error.type") != c.want, "%s: error.type %q, want %q", span, attributeOf(s, "error.type"), c.want)
+			failed, metric := "GET", "http.client.request.duration s {"
+			if c.op == "login" {
+				failed, metric = "partnerauth.token.fetch", "partnerauth.token.fetch.duration s {"
 			}
+			for _, name := range []string{"nowpost call", failed} {
+				s := rec.byName(name)[0]
+				got, status := attributeOf(s, "error.type"), s.Status()
+				errorIf(t, got != c.want || (status.Code == codes.Error) != (c.want != "") || status.Description != "",
+					"span %q has error.type %q and status %v, want %q", name, got, status, c.want)
+			}
+			points, want := rec.points(t), c.want != ""
+			errorIf(t, strings.Contains(points, metric+"error.type="+c.want+" ") != want || strings.Contains(points, "error.type") != want,
+				"want error.type %q in the metrics:\n%s", c.want, points)
 			got := attributeOf(rec.byName("nowpost call")[0], "partnerauth.token.status_code")
 			errorIf(t, got != c.status, "status_code %q, want %q", got, c.status)
-			errorIf(t, !strings.Contains(rec.points(t), "fetch.duration s {error.type="+c.want+" "), "metrics:\n%s", rec.points(t))
 		})
 	}
 }
