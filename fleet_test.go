@@ -30,40 +30,37 @@ type kept struct {
 	ends   time.Time
 }
 
-func (m *memory) enter(ctx context.Context) error {
+// do does f, if before lets it.
+func (m *memory) do(ctx context.Context, f func()) error {
 	m.mu.Lock()
-	m.asked++
-	m.mu.Unlock()
-	if m.before == nil {
-		return nil
+	if m.asked++; m.locked == nil {
+		m.locked, m.records = map[string]bool{}, map[string]kept{}
 	}
-	return m.before(ctx)
+	m.mu.Unlock()
+	if m.before != nil {
+		if err := m.before(ctx); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f()
+	return nil
 }
 
 func (m *memory) Load(ctx context.Context, key string) ([]byte, time.Duration, error) {
-	if err := m.enter(ctx); err != nil {
-		return nil, 0, err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	k := m.records[key]
-	return k.record, time.Until(k.ends), nil
+	var k kept
+	err := m.do(ctx, func() { k = m.records[key] })
+	return k.record, time.Until(k.ends), err
 }
 
-func (m *memory) TryLock(ctx context.Context, key string) (partnerauth.Lock, error) {
-	if err := m.enter(ctx); err != nil {
-		return nil, err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.locked[key] {
-		return nil, nil
-	}
-	if m.locked == nil {
-		m.locked, m.records = map[string]bool{}, map[string]kept{}
-	}
-	m.locked[key] = true
-	return memoryLock{m, key}, nil
+func (m *memory) TryLock(ctx context.Context, key string) (lock partnerauth.Lock, err error) {
+	err = m.do(ctx, func() {
+		if !m.locked[key] {
+			m.locked[key], lock = true, memoryLock{m, key}
+		}
+	})
+	return lock, err
 }
 
 type memoryLock struct {
@@ -72,13 +69,7 @@ type memoryLock struct {
 }
 
 func (l memoryLock) Save(ctx context.Context, record []byte, good time.Duration) error {
-	if err := l.enter(ctx); err != nil {
-		return err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.records[l.key] = kept{record, time.Now().Add(good)}
-	return nil
+	return l.do(ctx, func() { l.records[l.key] = kept{record, time.Now().Add(good)} })
 }
 
 func (l memoryLock) Unlock(context.Context) error {
@@ -169,7 +160,8 @@ func TestStoreRemembersRefusals(t *testing.T) {
 // A session goes on although its password was refused to another process since;
 // and where it ends, that password is not tried again.
 func TestSessionAfterARefusal(t *testing.T) {
-	for status, want := range map[int]string{0: "login login refresh", 401: "login login refresh"} {
+	const want = "login login refresh"
+	for _, status := range []int{0, 401} {
 		synctest.Test(t, func(t *testing.T) {
 			p, store := new(partner), new(memory)
 			all := p.fleet(2, store, samePassword)
@@ -261,9 +253,8 @@ func TestLockThatComesTooLate(t *testing.T) {
 		get(t, rt, "/") // starts a renewal: Load, TryLock
 		time.Sleep(1500 * time.Millisecond)
 		p.revokeAll()
-		began := time.Now()
-		get(t, rt, "/")
-		errorIf(t, time.Since(began) > 6*time.Second, "signed in after %v, want about 4 s: Load, TryLock, Load, Save", time.Since(began))
+		took := elapsed(func() { get(t, rt, "/") })
+		errorIf(t, took > 6*time.Second, "signed in after %v, want about 4 s: Load, TryLock, Load, Save", took)
 		time.Sleep(10 * time.Second)
 		for key, locked := range store.locked {
 			errorIf(t, locked, "%s is still locked", key)
@@ -469,17 +460,14 @@ func TestPermitOfAPause(t *testing.T) {
 // A refusal that is read from a Store holds for as long as it says there, and
 // counts for what it says, if that makes sense.
 func TestRefusalReadFromStore(t *testing.T) {
-	for name, change := range map[string]func(record string) (string, time.Duration){
-		"at its end": func(record string) (string, time.Duration) { return record, time.Hour + 2*time.Second },
-		"without a count": func(record string) (string, time.Duration) {
-			return strings.Replace(record, `"count":6`, `"count":0`, 1), 2 * time.Second
-		},
-		"counted down": func(record string) (string, time.Duration) {
-			return strings.Replace(record, `"count":6`, `"count":-6`, 1), 2 * time.Second
-		},
-		"counted up": func(record string) (string, time.Duration) {
-			return strings.Replace(record, `"count":6`, `"count":9223372036854775807`, 1), time.Hour + 2*time.Second
-		},
+	for name, c := range map[string]struct {
+		count string
+		left  time.Duration
+	}{
+		"at its end":      {"6", time.Hour + 2*time.Second},
+		"without a count": {"0", 2 * time.Second},
+		"counted down":    {"-6", 2 * time.Second},
+		"counted up":      {"9223372036854775807", time.Hour + 2*time.Second},
 	} {
 		bubble(t, name, func(t *testing.T) {
 			p, store := new(partner).on("login", reply{status: 401}), new(memory)
@@ -489,8 +477,8 @@ func TestRefusalReadFromStore(t *testing.T) {
 				time.Sleep(time.Second)
 			}
 			for key, k := range store.records {
-				record, left := change(string(k.record))
-				store.records[key] = kept{[]byte(record), time.Now().Add(left)}
+				record := strings.Replace(string(k.record), `"count":6`, `"count":`+c.count, 1)
+				store.records[key] = kept{[]byte(record), time.Now().Add(c.left)}
 			}
 			second := p.fleet(1, store, samePassword)[0]
 			auth := authOf(second.SignIn(t.Context()))

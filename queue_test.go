@@ -279,42 +279,7 @@ func TestTokenThatEndsInTheQueueIsReplaced(t *testing.T) {
 	})
 }
 
-// A Limiter may ignore its context and answer when whoever asked has gone: then
-// the permit is not kept for a later caller, and nobody hangs.
-func TestLimiterThatIgnoresItsContext(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		asked := make(chan chan error)
-		limiter := limiterFunc(func(context.Context) error {
-			c := make(chan error)
-			asked <- c
-			return <-c
-		})
-		p := (&partner{open: true}).on("call", reply{status: 503, header: headers("Retry-After: 10")})
-		rt := p.custom(static("t"), limiter)
-		go try(t.Context(), rt, "/")
-		one := <-asked
-		ctx, cancel := context.WithCancel(t.Context())
-		go try(ctx, rt, "/")
-		synctest.Wait()
-		one <- nil // the first goes and starts a pause, during which the second is granted
-		two := <-asked
-		synctest.Wait()
-		two <- nil
-		synctest.Wait()
-		cancel()
-		time.Sleep(time.Hour)
-		before := len(p.seen())
-		go try(t.Context(), rt, "/")
-		three := <-asked // which deadlocks if it is not asked
-		n := len(p.seen()) - before
-		errorIf(t, n != 0, "%d requests went without asking the Limiter", n)
-		three <- errTest
-		synctest.Wait()
-	})
-}
-
-// The same with real goroutines, for the race detector: order, cancellation and
-// refusal.
+// Order, cancellation and refusal with real goroutines, for the race detector.
 func TestQueueRaces(t *testing.T) {
 	t.Parallel()
 	limiter := rate.NewLimiter(1000, 1)

@@ -37,9 +37,11 @@ func pauseOf(status int, h http.Header, now time.Time) (time.Duration, bool) {
 	if wait, ok := policies(h["Ratelimit"]); ok {
 		return wait, true
 	}
-	for _, prefix := range []string{"Ratelimit-", "X-Ratelimit-"} {
-		if left := h[prefix+"Remaining"]; len(left) == 0 && limited || len(left) > 0 && left[0] != "" && strings.Trim(left[0], "0") == "" {
-			if wait, ok := waitOf(h[prefix+"Reset"], h, now); ok {
+	for _, name := range [...]struct{ remaining, reset string }{
+		{"Ratelimit-Remaining", "Ratelimit-Reset"}, {"X-Ratelimit-Remaining", "X-Ratelimit-Reset"},
+	} {
+		if left := h[name.remaining]; len(left) == 0 && limited || len(left) > 0 && left[0] != "" && strings.Trim(left[0], "0") == "" {
+			if wait, ok := waitOf(h[name.reset], h, now); ok {
 				return wait, true
 			}
 		}

@@ -14,19 +14,32 @@ import (
 const redacted = "REDACTED"
 
 // redactURL is u without anything that could be a secret: no user, no query
-// values, no fragment. A pair of the query that has no name is all value.
+// values, no fragment.
 func redactURL(u *url.URL) string {
-	plain := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}
+	var b strings.Builder
+	path := u.EscapedPath()
+	b.Grow(len(u.Scheme) + len(u.Host) + len(path) + 2*len(u.RawQuery) + 4*len(redacted))
+	b.WriteString(u.Scheme)
+	b.WriteString("://")
 	if u.User != nil {
-		plain.User = url.UserPassword(redacted, redacted)
+		b.WriteString(redacted + ":" + redacted + "@")
 	}
-	if u.RawQuery != "" {
-		plain.RawQuery = queryPair.ReplaceAllString(u.RawQuery, "${1}"+redacted)
+	b.WriteString(u.Host)
+	b.WriteString(path)
+	separator := byte('?')
+	for query := u.RawQuery; query != ""; separator = '&' {
+		var pair string
+		pair, query, _ = strings.Cut(query, "&")
+		b.WriteByte(separator)
+		// a pair without a name is all value
+		if name, _, ok := strings.Cut(pair, "="); ok {
+			b.WriteString(name)
+			b.WriteByte('=')
+		}
+		b.WriteString(redacted)
 	}
-	return plain.String()
+	return b.String()
 }
-
-var queryPair = regexp.MustCompile(`([^&=]*=)?[^&]*`)
 
 // A reworded error is another one in all but its text, which had something in
 // it that must not be shown. It keeps the other out of reach for errors.As.

@@ -127,6 +127,10 @@ func (t *telemetry) startCall(ctx context.Context) (context.Context, trace.Span)
 
 // endCall tells what the parts of a call have come to.
 func (t *telemetry) endCall(span trace.Span, c *call, resp *http.Response, err error) {
+	if !span.IsRecording() {
+		span.End()
+		return
+	}
 	var kv [6]attribute.KeyValue
 	list := append(kv[:0], keyAttempts.Int(c.attempts), keyWaitTime.Float64(c.waited.Seconds()))
 	if len(t.provider) > 0 && c.lease != nil {
