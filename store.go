@@ -73,9 +73,10 @@ func (f *fetch) throughStore() fetched {
 
 // lock takes the Store's lock, nil if somebody else has it. One that comes when
 // f has stopped waiting is given back, or nobody could sign in any more.
-func (f *fetch) lock() (lock Lock, err error) {
+func (f *fetch) lock() (Lock, error) {
+	var lock Lock
 	var decided atomic.Bool // whether it came in time
-	_, err = within3s(f.ctx, f, func(ctx context.Context) (any, error) {
+	_, err := within3s(f.ctx, f, func(ctx context.Context) (any, error) {
 		got, err := f.source.provider.store.TryLock(ctx, f.source.provider.key)
 		if err != nil || got == nil {
 			return nil, err
