@@ -10,7 +10,7 @@ type failures struct {
 	err    *AuthError
 	count  int
 	until  time.Time // no fetch starts before
-	secret string    // of the last login
+	secret string    // that was refused, if that is what failed
 }
 
 // refusals is how long refused credentials are not sent again, the last for all

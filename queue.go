@@ -210,6 +210,13 @@ func (q *queue) wakeFirst() {
 	}
 }
 
+// wait is estimate, for one who does not wait yet.
+func (q *queue) wait(now time.Time, w *waiter) time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.estimate(now, w)
+}
+
 // foretell asks a PermitLimiter how long w has to wait, without the lock.
 func (q *queue) foretell(w *waiter) time.Duration {
 	l, ok := q.pacer.(*limiterPacer)

@@ -17,11 +17,12 @@ var errInsisted = errors.New("partnerauth: the source has no other token")
 // so has made everything ready for it.
 func (c *call) again(resp *http.Response) bool {
 	c.body = nil
+	now := time.Now()
 	switch {
 	case resp.StatusCode == http.StatusUnauthorized && !c.unauthorized && !outOfScope(resp) && c.waiter.tokens.reject(c.lease):
 		c.reason = unauthorized
-	case resp.StatusCode == http.StatusTooManyRequests && !c.limited:
-		c.reason, c.until = rateLimited, time.Now().Add(2*c.queue.window+1)
+	case resp.StatusCode == http.StatusTooManyRequests && !c.limited && c.worthWaiting(now):
+		c.reason, c.until = rateLimited, now.Add(2*c.queue.window+1)
 	default:
 		return false
 	}
@@ -48,6 +49,14 @@ func outOfScope(resp *http.Response) bool {
 		}
 	}
 	return false
+}
+
+// worthWaiting reports whether the next turn comes before the deadline and
+// within two windows. Where it does not, the answer is not even read.
+func (c *call) worthWaiting(now time.Time) bool {
+	wait := c.queue.wait(now, &waiter{line: c.line, ticket: c.ticket})
+	deadline, bounded := c.ctx.Deadline()
+	return wait <= 2*c.queue.window && (!bounded || !now.Add(wait).After(deadline))
 }
 
 // giveUp ends the call without another attempt: with the answer to the last one if

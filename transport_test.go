@@ -200,6 +200,17 @@ func TestRateLimitedAnswers(t *testing.T) {
 		})
 	}
 
+	bubble(t, "one that is not worth waiting for is not even read", func(t *testing.T) {
+		endless, _ := io.Pipe()
+		r := busy("121")
+		r.stream = endless
+		rt, req := new(partner).on("call", r).transport(nil), newRequest(t, "GET", apiURL, "")
+		took := elapsed(func() {
+			resp, err := rt.RoundTrip(req)
+			errorIf(t, err != nil || resp.StatusCode != 429, "got %v, %v", resp, err)
+		})
+		errorIf(t, took > 0, "the 429 was returned after %v, want at once", took)
+	})
 	bubble(t, "everybody pauses, queued requests too", func(t *testing.T) {
 		p := new(partner).on("/first", busy("30"), reply{}, busy("30"))
 		rt := p.transport(&partnerauth.Quota{})

@@ -56,10 +56,10 @@
 //
 // One script a request at most, a tenth of one in a burst and a quarter of one
 // where eight processes are hungry, whatever the wait: about 11 commands and 30 to
-// 50 µs of the server's time, three to four times a PING. A place is a member of a sorted set,
-// about 100 bytes, so a quota of 100 is 10 kB. Answers that take longer than the
-// guard's half (half a second; less for windows under 20 s) are told along with the
-// next request, or within half a window by a script of their own.
+// 50 µs of the server's time, about four times a PING. A place is a member of a
+// sorted set, about 100 bytes, so a quota of 100 is 10 kB. Answers that take longer
+// than the guard's half (half a second; less for windows under 20 s) are told along
+// with the next request, or within half a window by a script of their own.
 //
 // # What it keeps to
 //
