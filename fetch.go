@@ -183,7 +183,7 @@ func (f *fetch) locked(ctx context.Context, lock Lock) result {
 	got := f.fromPartner(ctx)
 	f.saving.Store(got.lease) // a rejection may overtake it while it is saved
 	if ctx.Err() == nil {
-		f.save(ctx, lock, got)
+		f.save(ctx, lock, &got)
 	}
 	return got
 }
@@ -212,6 +212,10 @@ func (f *fetch) stored(ctx context.Context, forRefresh bool) (result, bool) {
 
 // refusedElsewhere returns the refusal of the same request to another process.
 func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Duration) (result, bool) {
+	now := time.Now()
+	if f.refusal.holds(now) && !f.refusal.mayAsk(f.began) {
+		return f.held(now), string(r.Digest) == f.refusal.record // as this process knows
+	}
 	req, digest, _, err := f.build(ctx, login)
 	if err != nil {
 		return result{}, false
@@ -220,26 +224,27 @@ func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Durati
 	if !r.of(digest) {
 		return result{}, false
 	}
-	now := time.Now()
-	if f.refusal.holds(now) && digest == f.refusal.digest { // as this process knows
-		return f.held(now), true
+	if f.refusal.holds(now) && digest == f.refusal.digest {
+		got := f.held(now)
+		got.refusal.record = string(r.Digest)
+		return got, true
 	}
 	if r.Count > 0 {
 		left -= countTime // in which it is only counted
 	}
 	if left = min(left, refusalTimes[len(refusalTimes)-1]*3/2); left <= 0 {
-		f.refusal.count = max(f.refusal.count, r.Count)
+		f.refusal.count = max(f.refusal.count, min(r.Count, len(refusalTimes)))
 		return result{}, false
 	}
 	got := f.refused(login, &http.Response{StatusCode: r.Status}, "", r.Wrong)
 	got.err.RetryAfter = left
-	got.refusal = refusal{err: got.err, count: max(r.Count, 1), until: now.Add(left), digest: digest}
+	got.refusal = refusal{err: got.err, count: min(max(r.Count, 1), len(refusalTimes)), until: now.Add(left), digest: digest, record: string(r.Digest)}
 	return got, true
 }
 
 // save puts the result into the Store: a token, or a refusal for as long as that is to
 // be remembered.
-func (f *fetch) save(ctx context.Context, lock Lock, got result) {
+func (f *fetch) save(ctx context.Context, lock Lock, got *result) {
 	switch {
 	case got.lease != nil && got.from != fromStore:
 		good := time.Until(got.lease.ends)
@@ -248,6 +253,7 @@ func (f *fetch) save(ctx context.Context, lock Lock, got result) {
 	case got.lease == nil && !got.sentNothing && got.err.isRefusal():
 		r := record{Refused: true, Wrong: errors.Is(got.err, ErrCredentials), Status: got.err.StatusCode, Count: got.refusal.count}
 		r.setDigest(got.refusal.digest)
+		got.refusal.record = string(r.Digest)
 		f.vault.save(ctx, lock, r, got.err.RetryAfter+countTime)
 	}
 }
@@ -351,6 +357,9 @@ func discardRequest(req *http.Request, _ error) {
 // exchange is one try of an operation: a request is built and sent, and its answer
 // read.
 func (f *fetch) exchange(ctx context.Context, op string, resend int) result {
+	if op == login && f.refusal.holds(f.began) && !f.refusal.mayAsk(f.began) {
+		return f.held(time.Now()) // there is a Store, which was asked
+	}
 	req, digest, to, err := f.build(ctx, op)
 	now := time.Now()
 	switch {
@@ -726,6 +735,7 @@ type refusal struct {
 	count  int
 	until  time.Time     // the same request is not sent before
 	digest requestDigest // of the request that was refused
+	record string        // what a Store keeps of the digest, as far as that is known
 	varies bool          // SignIn returns another request each time, so time alone counts
 	asked  time.Time     // when SignIn was last asked for another request
 }
@@ -742,6 +752,9 @@ var refusalTimes = [...]time.Duration{
 }
 
 func (r *refusal) holds(now time.Time) bool { return r.err != nil && now.Before(r.until) }
+
+// mayAsk reports whether SignIn may be asked for another request.
+func (r *refusal) mayAsk(now time.Time) bool { return !r.varies && now.Sub(r.asked) >= askEvery }
 
 // with returns the refusal after another one.
 func (r refusal) with(err *AuthError, digest requestDigest) refusal {
