@@ -523,7 +523,10 @@ func (f *fetch) readToken(resp *http.Response, body []byte) (*oauth2.Token, erro
 	if scheme, rest, ok := strings.Cut(token.AccessToken, " "); ok && strings.EqualFold(scheme, "Bearer") {
 		token.AccessToken = strings.TrimSpace(rest)
 	}
-	if token.RefreshToken == "" && f.refreshes != nil {
+	switch {
+	case f.account.Refresh == nil:
+		token.RefreshToken = "" // it is of no use
+	case token.RefreshToken == "" && f.refreshes != nil:
 		token.RefreshToken = f.refreshes.RefreshToken
 	}
 	switch {
@@ -649,6 +652,9 @@ func (f *fetch) failed(op string, status int, err error) result {
 	return result{from: op, err: &AuthError{Provider: f.account.Name, Op: op, StatusCode: status, At: time.Now(), Err: err}}
 }
 
+// maxID is the longest X-Request-Id that is kept, if it is one of hexadecimal digits.
+const maxID = 64
+
 // kept returns the little of an answer that helps to find out what went wrong.
 func kept(resp *http.Response, word string) *oauth2.RetrieveError {
 	header := http.Header{}
@@ -657,6 +663,9 @@ func kept(resp *http.Response, word string) *oauth2.RetrieveError {
 	}
 	if kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err == nil {
 		header.Set("Content-Type", named(kind, "application/json", "application/problem+json", "text/html", "text/plain"))
+	}
+	if id := resp.Header.Get("X-Request-Id"); len(id) <= maxID && strings.Trim(id, "0123456789abcdefABCDEF-") == "" {
+		header.Set("X-Request-Id", id)
 	}
 	e := &oauth2.RetrieveError{Response: &http.Response{
 		Status: statusText(resp.StatusCode), StatusCode: resp.StatusCode,
@@ -715,7 +724,7 @@ type setback struct {
 }
 
 // with returns the setback after another failure.
-func (b *setback) with(err *AuthError, renewal bool, window time.Duration) *setback {
+func (b *setback) with(err *AuthError, renewal bool) *setback {
 	next := &setback{err: err, count: 1}
 	if b != nil {
 		next.count = b.count + 1
@@ -724,7 +733,7 @@ func (b *setback) with(err *AuthError, renewal bool, window time.Duration) *setb
 	next.until = err.At.Add(err.RetryAfter)
 	next.callers = next.until
 	if renewal && err.StatusCode == http.StatusTooManyRequests {
-		next.callers = err.At.Add(min(err.RetryAfter, window))
+		next.callers = err.At // they wait for the queue, for a window at most
 	}
 	return next
 }

@@ -308,7 +308,7 @@ func (s *Source) holdLocked(f *fetch, got result) {
 		s.refusal = got.refusal
 	default:
 		key := s.setbackKey(f.way)
-		s.setbacks[key] = s.setbacks[key].with(got.err, f.renews != nil, f.way.queue.window)
+		s.setbacks[key] = s.setbacks[key].with(got.err, f.renews != nil)
 	}
 }
 
