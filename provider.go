@@ -125,6 +125,13 @@ func newAccount(p Provider) *account {
 	return a
 }
 
+// savesBeforeExit reports whether renewals have to be waited for, as the program may
+// end at any time.
+func (a *account) savesBeforeExit() bool {
+	store, ok := a.Store.(interface{ SavesBeforeExit() bool })
+	return ok && store.SavesBeforeExit()
+}
+
 // readTokenResponse reads the answer of RFC 6749, section 5.1.
 func readTokenResponse(_ http.Header, body []byte) (*oauth2.Token, error) {
 	var answer struct {

@@ -113,8 +113,7 @@ type attempt struct {
 	sender *sender // whose requests must not come back to it
 
 	permit    permit
-	origin    *origin
-	endpoint  *endpoint
+	to        target
 	lease     *lease                                   // the token for the copy; nil: none
 	authorize func(*http.Request, *oauth2.Token) error // nil: set the Authorization header
 	body      io.ReadCloser                            // for the copy; nil: that of the request
@@ -129,6 +128,12 @@ type attempt struct {
 
 	copy    http.Request
 	carrier carrier
+}
+
+// A target is where requests go.
+type target struct {
+	origin   *origin
+	endpoint *endpoint
 }
 
 type attemptKey struct{}
@@ -168,13 +173,13 @@ func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp 
 		if a.forToken {
 			template = a.template
 		}
-		s.telemetry.metrics.recordAttempt(ctx, a.endpoint, now.Sub(a.permit.at), req.Method, template, resp, failed.kind)
+		s.telemetry.metrics.recordAttempt(ctx, a.to.endpoint, now.Sub(a.permit.at), req.Method, template, resp, failed.kind)
 		s.telemetry.endAttempt(span, req.Method, req.URL, resp, a.reason, failed)
 		if err != nil {
 			err = withoutToken(err, a.lease.text())
 		}
 	}()
-	ctx, span = s.telemetry.startAttempt(ctx, a.endpoint, req.Method, a.template, a.resend)
+	ctx, span = s.telemetry.startAttempt(ctx, a.to.endpoint, req.Method, a.template, a.resend)
 	inVain := func() bool { return false }
 	if s.failing.Load() {
 		ctx, inVain = watched(ctx)
@@ -267,8 +272,8 @@ func (a *attempt) authorized() error {
 	switch {
 	case err != nil:
 		err = withText(err, strings.ReplaceAll(err.Error(), a.lease.text(), redacted))
-	case a.copy.URL == nil || !a.origin.matches(a.copy.URL) || a.origin.misdirected(&a.copy) != nil:
-		err = fmt.Errorf("the request would go to another host than %s", a.origin.host)
+	case a.copy.URL == nil || !a.to.origin.matches(a.copy.URL) || a.to.origin.misdirected(&a.copy) != nil:
+		err = fmt.Errorf("the request would go to another host than %s", a.to.origin.host)
 	default:
 		return nil
 	}
