@@ -343,7 +343,7 @@ func (f *fetch) build(ctx context.Context, op string) (*http.Request, requestDig
 	if err != nil {
 		return nil, requestDigest{}, nil, err
 	}
-	digest, to, err := account.prepare(req)
+	digest, to, err := prepare(req)
 	return req, digest, to, err
 }
 

@@ -136,11 +136,9 @@ type target struct {
 	endpoint *endpoint
 }
 
-type attemptKey struct{}
-
 // Value implements context.Context.
 func (a *attempt) Value(key any) any {
-	if key == (attemptKey{}) {
+	if key == attemptKey {
 		return a
 	}
 	return a.Context.Value(key)
@@ -151,12 +149,12 @@ var errOwnBase = errors.New("partnerauth: the Transport is its own Base: Transpo
 
 // sentBy reports whether ctx is that of an attempt by s.
 func (s *sender) sentBy(ctx context.Context) bool {
-	a, ok := ctx.Value(attemptKey{}).(*attempt)
+	a, ok := ctx.Value(attemptKey).(*attempt)
 	for ok {
 		if a.sender == s {
 			return true
 		}
-		a, ok = a.Context.Value(attemptKey{}).(*attempt)
+		a, ok = a.Context.Value(attemptKey).(*attempt)
 	}
 	return false
 }
@@ -217,12 +215,10 @@ func missingBody(req *http.Request, resp *http.Response) io.ReadCloser {
 	if resp.ContentLength <= 0 || req.Method == http.MethodHead {
 		return http.NoBody
 	}
-	return io.NopCloser(failingReader{})
+	missing, end := io.Pipe()
+	end.CloseWithError(io.ErrUnexpectedEOF)
+	return missing
 }
-
-type failingReader struct{}
-
-func (failingReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
 // watched returns ctx with a watch for the connection, which reports whether a Base
 // of net/http has looked for one in vain. It costs something, and so is for times
@@ -352,16 +348,14 @@ func failureOf(ctx context.Context, resp *http.Response, err error) failure {
 	return failure{}
 }
 
-type senderKey struct{}
-
 // withSender lets a source of the user's own that wraps a Source send its token
 // requests like those of a Source.
 func withSender(ctx context.Context, s *sender) context.Context {
-	return context.WithValue(ctx, senderKey{}, s)
+	return context.WithValue(ctx, senderKey, s)
 }
 
 func senderFrom(ctx context.Context) *sender {
-	s, _ := ctx.Value(senderKey{}).(*sender)
+	s, _ := ctx.Value(senderKey).(*sender)
 	return s
 }
 
