@@ -134,7 +134,7 @@ func (f *fetch) run(ctx context.Context, parent trace.SpanContext, finish func(*
 		if value := recover(); value != nil {
 			got = f.failed(login, 0, errPanic(value))
 		}
-		finish(f, got)
+		defer finish(f, got)         // when its span has ended: the program may end then
 		defer func() { recover() }() // of telemetry
 		f.endSpan(ctx, got)
 	}()

@@ -193,7 +193,7 @@ func (c *call) admit(ctx context.Context) (permit, error) {
 		if p, err = c.queue(ctx, l); err != errNotUsable {
 			return p, err
 		}
-		if from != fromCache { // it was fetched for this call
+		if !l.accepted.Load() { // it served nobody
 			outlived++
 		}
 	}
@@ -216,9 +216,9 @@ func (c *call) queue(ctx context.Context, l *lease) (permit, error) {
 	return p, nil
 }
 
-// maxOutlived is how many tokens that were fetched for a call may end before its
-// turn. Without a bound, a short-lived token and a long queue would cost one login
-// after the other.
+// maxOutlived is how many tokens may end before the turn of a call without having
+// served any other. Without a bound, tokens that live shorter than a turn takes would
+// cost one login after the other.
 const maxOutlived = 1
 
 var errOutlived = errors.New("the tokens end before the turn of a request comes")
