@@ -23,9 +23,15 @@ func StartNdovu(o Options) *Ndovu {
 func NewNdovu(o Options) *Ndovu {
 	o.Lifetime = or(o.Lifetime, time.Hour)
 	n := &Ndovu{newServer(o, "/api/v3/partners/auth")}
-	n.mux.HandleFunc("POST /api/v3/partners/auth", n.logIn)
-	n.mux.HandleFunc("GET /api/v3/partners/{shortName}/plans", n.listPlans)
+	n.endpoint("POST /api/v3/partners/auth", n.logIn)
+	n.endpoint("GET /api/v3/partners/{shortName}/plans", n.listPlans)
 	return n
+}
+
+// SetClientSecret changes the secret that a login is accepted with. Tokens that
+// were issued stay good.
+func (n *Ndovu) SetClientSecret(secret string) {
+	n.note(func() { n.opts.ClientSecret = secret })
 }
 
 func (n *Ndovu) logIn(w http.ResponseWriter, r *http.Request) {
@@ -39,7 +45,7 @@ func (n *Ndovu) logIn(w http.ResponseWriter, r *http.Request) {
 		say(w, http.StatusBadRequest, "Missing or malformed Authorization header")
 		return
 	}
-	if id != n.opts.ClientID || secret != n.opts.ClientSecret {
+	if id != n.opts.ClientID || secret != read(n.Server, func() string { return n.opts.ClientSecret }) {
 		say(w, http.StatusUnauthorized, "Invalid client credentials")
 		return
 	}

@@ -27,14 +27,20 @@ func StartNowPost(o Options) *NowPost {
 func NewNowPost(o Options) *NowPost {
 	o.Lifetime = or(o.Lifetime, 24*time.Hour)
 	n := &NowPost{Server: newServer(o, "/api/v1/auth/login")}
-	n.mux.HandleFunc("POST /api/v1/auth/login", n.logIn)
-	n.mux.HandleFunc("POST /api/v1/auth/refresh", n.refresh)
-	n.mux.HandleFunc("POST /partner/api-keys", n.createKey)
-	n.mux.HandleFunc("POST /api/v1/orders", n.authorized("orders:write", n.createOrder))
-	n.mux.HandleFunc("GET /api/v1/orders", n.authorized("orders:read", n.listOrders))
-	n.mux.HandleFunc("GET /api/v1/orders/{id}", n.authorized("orders:read", n.showOrder))
-	n.mux.HandleFunc("POST /api/v1/orders/{id}/cancel", n.authorized("orders:write", n.cancelOrder))
+	n.endpoint("POST /api/v1/auth/login", n.logIn)
+	n.endpoint("POST /api/v1/auth/refresh", n.refresh)
+	n.endpoint("POST /partner/api-keys", n.createKey)
+	n.endpoint("POST /api/v1/orders", n.authorized("orders:write", n.createOrder))
+	n.endpoint("GET /api/v1/orders", n.authorized("orders:read", n.listOrders))
+	n.endpoint("GET /api/v1/orders/{id}", n.authorized("orders:read", n.showOrder))
+	n.endpoint("POST /api/v1/orders/{id}/cancel", n.authorized("orders:write", n.cancelOrder))
 	return n
+}
+
+// SetPassword changes the password that a login is accepted with. Tokens that
+// were issued stay good.
+func (n *NowPost) SetPassword(password string) {
+	n.note(func() { n.opts.Password = password })
 }
 
 func (n *NowPost) logIn(w http.ResponseWriter, r *http.Request) {
@@ -47,7 +53,7 @@ func (n *NowPost) logIn(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, "email and password are required, and nothing else")
 		return
 	}
-	if got["email"] != n.opts.Email || got["password"] != n.opts.Password {
+	if got["email"] != n.opts.Email || got["password"] != read(n.Server, func() string { return n.opts.Password }) {
 		fail(w, http.StatusUnauthorized, "Invalid email or password")
 		return
 	}
@@ -131,7 +137,7 @@ func (n *NowPost) createKey(w http.ResponseWriter, r *http.Request) {
 	}
 	k.ID, k.IsActive, k.CreatedAt, k.UpdatedAt = "key_"+rand.Text()[:12], true, now, now
 	k.Permissions = append([]string{}, k.Permissions...) // [] rather than null
-	secret := &grant{id: "npk_" + rand.Text(), apiKey: true, permissions: k.Permissions}
+	secret := &grant{id: "npk_" + rand.Text(), apiKey: true, opaque: true, permissions: k.Permissions}
 	if k.ExpiresAt != nil {
 		secret.expires = *k.ExpiresAt
 	}

@@ -1,6 +1,7 @@
-// Package partnertest stands in for the two partners: servers on real sockets,
-// or in memory, that follow the partners' pages, keep real accounts, orders and
-// quotas, remember every request, and fail on demand.
+// Package partnertest has stand-ins for partners: servers on real sockets, or in
+// memory, that follow the partners' pages, keep real accounts, orders and
+// quotas, remember every request, and fail on demand. Module partnertest is what
+// users of the package see of it.
 package partnertest
 
 import (
@@ -13,6 +14,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -64,6 +67,26 @@ type Options struct {
 
 	ShortName string // Ndovu: the partner's short name; "": "acme"
 
+	// Provider: where it signs in; "": TokenPath.
+	SignInPath string
+
+	// Provider: reports whether a sign-in has the right credentials; nil: RFC 6749
+	// with ClientID and ClientSecret.
+	Accepts func(*http.Request) bool
+
+	// Provider: where a token is renewed, which may be SignInPath; "": nowhere.
+	RefreshPath string
+
+	// Provider: writes the answer to a sign-in or a refresh; nil: RFC 6749's.
+	Answer func(http.ResponseWriter, Grant)
+
+	// Provider: the header and the scheme that a token is sent with. Both "":
+	// "Authorization" and "Bearer"; TokenType alone "": the token and nothing else.
+	TokenHeader, TokenType string
+
+	// Provider: answers requests that carry a good token; nil: {}.
+	Handler http.Handler
+
 	// To serve on, for Start; nil: a free port of 127.0.0.1.
 	Listener net.Listener
 
@@ -77,7 +100,8 @@ type Server struct {
 	URL string // without a slash at the end
 
 	opts  Options
-	login string // path of the token request
+	login string   // path of the token request
+	paths []string // of the endpoints, with {name} for what varies
 	mux   *http.ServeMux
 	http  *httptest.Server // nil: in memory
 	vault *vault
@@ -138,6 +162,38 @@ func newServer(o Options, login string) *Server {
 	s.URL = o.URL
 	s.base, s.stop = context.WithCancel(context.Background())
 	return s
+}
+
+// endpoint adds what answers a method and a path, in the form of http.ServeMux.
+func (s *Server) endpoint(pattern string, h http.HandlerFunc) {
+	_, path, _ := strings.Cut(pattern, " ")
+	s.paths = append(s.paths, path)
+	s.mux.HandleFunc(pattern, h)
+}
+
+// Paths returns those of the server's endpoints, with {name} for what varies.
+func (s *Server) Paths() []string { return slices.Compact(slices.Sorted(slices.Values(s.paths))) }
+
+// Reaches reports whether a Fault's Path, "" and prefixes included, is that of
+// an endpoint.
+func (s *Server) Reaches(path string) bool {
+	prefix, open := strings.CutSuffix(path, "*")
+	return path == "" || slices.ContainsFunc(s.paths, func(known string) bool {
+		if open && strings.HasPrefix(known, prefix) {
+			return true
+		}
+		fixed, _, varies := strings.Cut(known, "{")
+		if open && varies && strings.HasPrefix(prefix, fixed) {
+			return true
+		}
+		return matches(known, path)
+	})
+}
+
+// matches compares a path with a known one, element by element.
+func matches(known, path string) bool {
+	k, p := strings.Split(known, "/"), strings.Split(path, "/")
+	return slices.EqualFunc(k, p, func(k, p string) bool { return k == p || strings.HasPrefix(k, "{") && p != "" })
 }
 
 // listen makes the server one on a real socket.

@@ -20,8 +20,9 @@ type vault struct {
 	lifetime time.Duration
 	key      []byte // signs the JWTs
 
-	mu     sync.Mutex
-	grants map[string]*grant // by jti, or by the API key itself
+	mu        sync.Mutex
+	grants    map[string]*grant // by jti, or by the token itself if it is opaque
+	refreshes map[string]bool   // refresh tokens, which end with the vault
 }
 
 // grant is what a bearer may do, and until when. The expiry is exact, which a
@@ -30,6 +31,7 @@ type grant struct {
 	id          string
 	expires     time.Time // zero: never
 	apiKey      bool
+	opaque      bool     // no JWT
 	permissions []string // of an API key; none: all
 }
 
@@ -47,7 +49,7 @@ var b64 = base64.RawURLEncoding
 var jwtHeader = b64.EncodeToString([]byte(`{"alg":"HS256","typ":"JWT"}`))
 
 func newVault(now func() time.Time, lifetime time.Duration) *vault {
-	return &vault{now: now, lifetime: lifetime, key: []byte(rand.Text()), grants: map[string]*grant{}}
+	return &vault{now: now, lifetime: lifetime, key: []byte(rand.Text()), grants: map[string]*grant{}, refreshes: map[string]bool{}}
 }
 
 // issue signs a new token for subject and tells when it ends.
@@ -63,6 +65,29 @@ func (v *vault) issue(subject string) (token string, expires time.Time) {
 	return signed + "." + b64.EncodeToString(v.sign(signed)), g.expires
 }
 
+// issueOpaque returns a new token that says nothing of itself.
+func (v *vault) issueOpaque() string {
+	g := &grant{id: "tok_" + rand.Text(), expires: v.now().Add(v.lifetime), opaque: true}
+	v.keep(g)
+	return g.id
+}
+
+// issueRefresh returns a new refresh token. It is good for any number of
+// renewals.
+func (v *vault) issueRefresh() string {
+	token := "ref_" + rand.Text()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.refreshes[token] = true
+	return token
+}
+
+func (v *vault) renews(token string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.refreshes[token]
+}
+
 func (v *vault) keep(g *grant) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -76,7 +101,14 @@ func (v *vault) bearer(r *http.Request) *grant {
 	if !ok || !strings.EqualFold(scheme, "Bearer") || len(r.Header["Authorization"]) != 1 {
 		return nil
 	}
-	id := token
+	return v.find(token)
+}
+
+// good reports whether a token is neither forged, expired nor revoked.
+func (v *vault) good(token string) bool { return v.find(token) != nil }
+
+func (v *vault) find(token string) *grant {
+	id, ok := token, true
 	if strings.Contains(token, ".") {
 		if id, ok = v.verify(token); !ok {
 			return nil
@@ -85,7 +117,7 @@ func (v *vault) bearer(r *http.Request) *grant {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	g := v.grants[id]
-	if g == nil || g.apiKey != (id == token) || !g.expires.IsZero() && !v.now().Before(g.expires) {
+	if g == nil || g.opaque != (id == token) || !g.expires.IsZero() && !v.now().Before(g.expires) {
 		return nil
 	}
 	return g
