@@ -10,20 +10,20 @@ import (
 	"time"
 )
 
-// NowPost stands in for the parcel partner.
+// NowPost is a stand-in for the parcel partner.
 type NowPost struct {
 	*Server
 	orders orderBook
 }
 
-// StartNowPost starts a NowPost; the caller closes it.
+// StartNowPost starts a NowPost on a socket. The caller must close it.
 func StartNowPost(o Options) *NowPost {
 	n := NewNowPost(o)
 	n.listen()
 	return n
 }
 
-// NewNowPost returns a NowPost in memory, which RoundTrip reaches.
+// NewNowPost returns a NowPost in memory. Requests reach it through RoundTrip.
 func NewNowPost(o Options) *NowPost {
 	o.Lifetime = or(o.Lifetime, 24*time.Hour)
 	n := &NowPost{Server: newServer(o, "/api/v1/auth/login")}
@@ -37,8 +37,7 @@ func NewNowPost(o Options) *NowPost {
 	return n
 }
 
-// SetPassword changes the password that a login is accepted with. Tokens that
-// were issued stay good.
+// SetPassword changes the password that a login needs. Tokens stay good.
 func (n *NowPost) SetPassword(password string) {
 	n.note(func() { n.opts.Password = password })
 }
@@ -96,7 +95,7 @@ func (n *NowPost) grant(w http.ResponseWriter, enveloped bool) {
 	}
 	layout := "2006-01-02T15:04:05Z"
 	if n.opts.Lifetime%time.Second != 0 {
-		// Whole seconds would end a short token before it began.
+		// In whole seconds a short token could expire before it is issued.
 		layout = "2006-01-02T15:04:05.000Z"
 	}
 	writeJSON(w, http.StatusOK, struct {
@@ -161,8 +160,8 @@ func (n *NowPost) authorized(permission string, next http.HandlerFunc) http.Hand
 	}
 }
 
-// readJSON reads a JSON body, or answers 400 and reports false. It quotes
-// nothing of what it read.
+// readJSON reads a JSON body. If it is not one, it answers 400, without quoting
+// it, and returns false.
 func readJSON(w http.ResponseWriter, r *http.Request, into any) bool {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || !strings.EqualFold(t, "application/json") {
 		fail(w, http.StatusBadRequest, "Content-Type must be application/json")

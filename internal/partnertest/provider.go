@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// TokenPath is where a Provider signs in unless Options say otherwise.
+// TokenPath is where a Provider signs in unless Options set another path.
 const TokenPath = "/oauth/token"
 
 // A Grant is what a Provider issues to a request that signed in or renewed.
@@ -19,20 +19,20 @@ type Grant struct {
 	Lifetime     time.Duration
 }
 
-// Provider stands in for a partner that is described by its Options. Without
-// any, it follows RFC 6749 with client credentials.
+// Provider is a stand-in for the partner that its Options describe. Without any,
+// it follows RFC 6749 with client credentials.
 type Provider struct {
 	*Server
 }
 
-// StartProvider starts a Provider; the caller closes it.
+// StartProvider starts a Provider on a socket. The caller must close it.
 func StartProvider(o Options) *Provider {
 	p := NewProvider(o)
 	p.listen()
 	return p
 }
 
-// NewProvider returns a Provider in memory, which RoundTrip reaches.
+// NewProvider returns a Provider in memory. Requests reach it through RoundTrip.
 func NewProvider(o Options) *Provider {
 	o.Lifetime = or(o.Lifetime, time.Hour)
 	o.SignInPath = or(o.SignInPath, TokenPath)
@@ -82,8 +82,8 @@ func (p *Provider) signIn(w http.ResponseWriter, r *http.Request) {
 	p.grant(w)
 }
 
-// refresh accepts a refresh token under any name in the body, or a good token
-// where it is usually sent.
+// refresh accepts a refresh token in any field of the body, or a good token where
+// it is usually sent.
 func (p *Provider) refresh(w http.ResponseWriter, r *http.Request) {
 	good := p.authorized(r)
 	for _, value := range fields(r) {
@@ -107,7 +107,7 @@ func (p *Provider) grant(w http.ResponseWriter) {
 	p.opts.Answer(w, g)
 }
 
-// answer is section 5.1 of RFC 6749.
+// answer writes the answer of RFC 6749, section 5.1.
 func (p *Provider) answer(w http.ResponseWriter, g Grant) {
 	writeJSON(w, http.StatusOK, struct {
 		AccessToken  string  `json:"access_token"`
@@ -117,8 +117,9 @@ func (p *Provider) answer(w http.ResponseWriter, g Grant) {
 	}{g.Token, or(p.opts.TokenType, "Bearer"), g.Lifetime.Seconds(), g.RefreshToken})
 }
 
-// clientCredentials checks section 4.4 of RFC 6749, with the client's
-// credentials in the header or in the form, as section 2.3.1 allows.
+// clientCredentials checks a request by RFC 6749, section 4.4, with the client's
+// credentials in the header or in the form, as section 2.3.1 allows. In the header
+// they may be escaped or not, since clients differ.
 func (p *Provider) clientCredentials(r *http.Request) bool {
 	got := fields(r)
 	id, secret, basic := r.BasicAuth()
@@ -130,8 +131,8 @@ func (p *Provider) clientCredentials(r *http.Request) bool {
 		(id == wantID && secret == wantSecret || basic && id == url.QueryEscape(wantID) && secret == url.QueryEscape(wantSecret))
 }
 
-// authorized reports whether a request carries a good token, once, where the
-// partner wants it.
+// authorized reports whether a request carries one good token where the partner
+// expects it.
 func (p *Provider) authorized(r *http.Request) bool {
 	values := r.Header[p.opts.TokenHeader]
 	if len(values) != 1 {
@@ -148,8 +149,8 @@ func (p *Provider) authorized(r *http.Request) bool {
 	return p.vault.good(token)
 }
 
-// fields are the text fields of a body, a form or a JSON object. The body can be
-// read again afterwards.
+// fields returns the text fields of a body that is a form or a JSON object. The
+// body can be read again afterwards.
 func fields(r *http.Request) map[string]string {
 	body, _ := io.ReadAll(r.Body)
 	r.Body = io.NopCloser(strings.NewReader(string(body)))
