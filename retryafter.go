@@ -3,7 +3,6 @@ package partnerauth
 import (
 	"math"
 	"net/http"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -47,6 +46,11 @@ func pauseOf(status int, h http.Header, now time.Time) (time.Duration, bool) {
 		}
 	}
 	return 0, false
+}
+
+// retryAfter reads the Retry-After of an answer that came now, whatever its status.
+func retryAfter(h http.Header, now time.Time) (time.Duration, bool) {
+	return waitOf(h["Retry-After"], h, now)
 }
 
 // waitOf reads the first value that makes sense: seconds, a time since 1970, or a
@@ -147,8 +151,3 @@ func joined(fields []string) string {
 	}
 	return strings.Join(fields, ",")
 }
-
-// withoutQuoted cuts what stands between quotes.
-func withoutQuoted(v string) string { return quoted.ReplaceAllString(v, `""`) }
-
-var quoted = regexp.MustCompile(`(?s)"(\\.|[^"\\])*("|\\?$)`)

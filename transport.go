@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"sync"
 	"time"
 
@@ -16,131 +15,235 @@ import (
 	"golang.org/x/oauth2"
 )
 
-// A Transport is an http.RoundTripper that puts a token on requests to its
-// Origins, keeps them inside the quota, and traces them. Requests to anywhere
-// else go to the Base as they are, so that a redirect takes no token along:
-// where a 401 surprises you, compare the hosts.
+// A Transport is an http.RoundTripper that puts a token on requests to its Origins,
+// keeps them inside the quota, and traces them. Requests to anywhere else go to the
+// Base as they are, so a redirect does not carry the token away. If a 401 surprises
+// you, compare the hosts.
 //
-// A request answered 401 is sent once more with a new token, and one answered
-// 429 once more after the pause that the answer asks for, if its body can be had
-// again (http.NoBody or GetBody), and for 429 if the pause is within the
-// context's deadline and at most two windows. Everything else is an answer and
-// is returned as it is.
+// A request that is answered 401 is sent once more with a new token, and one that is
+// answered 429 once more after the pause that the answer asks for, if its body can be
+// replayed (none, http.NoBody, or GetBody) and, for 429, if the pause ends before the
+// context's deadline and within two windows. Every other answer is returned as it is.
+// GetBody is called only after the Base has closed the first body.
 //
-// Errors, beside those of Base: [*AuthError] where there is no token,
-// [ErrRateLimited] where the turn would come after the deadline,
-// [ErrInsecureURL], one for a request whose Host or URL.Opaque names another host
-// than its URL, and the context's. Time in the queue counts towards
-// http.Client.Timeout.
+// Beside those of Base, errors are [*AuthError] if there is no token,
+// [*RateLimitError] if the turn would come after the deadline, [ErrInsecureURL], an
+// error for a request whose Host or URL.Opaque names another host than its URL, and
+// the context's. Time in the queue counts towards http.Client.Timeout.
 //
-// A Transport needs a Source; other zero values mean the stated defaults. It is
-// safe for concurrent use and must not be changed or copied after first use.
+// A Transport needs a Source; other zero values mean the stated defaults. It is safe
+// for concurrent use and must not be changed or copied after first use. There is
+// nothing to close.
 type Transport struct {
-	// Source has the tokens; required. A source of your own that has the methods
-	// TokenContext or Invalidate of [Source] is treated like one; of one that has
-	// not, a 401 is returned as it is.
+	// Source has the tokens; required. Your own source that has the methods
+	// TokenContext or Invalidate of [Source] is asked by them. One that has not is
+	// asked by Token, one question at a time, and its 401 is returned as it is. It
+	// gets no renewal ahead of expiry, no Store and no back-off: describe the partner
+	// by a [Provider] to have these.
 	Source oauth2.TokenSource
 
 	// Base sends the requests; nil is http.DefaultTransport.
 	Base http.RoundTripper
 
-	// Limiter is asked before each attempt, token requests included; nil is a
-	// new zero Quota: 100 requests in any minute.
+	// Limiter is asked before each attempt, token requests included; nil is a new
+	// zero Quota: 100 requests in any minute.
 	Limiter Limiter
 
 	// Origins are URLs with the schemes, hosts and ports that may see the token;
-	// their paths do not matter. Empty is that of a *Source's BaseURL. For any
-	// other source they are required.
+	// their paths do not matter. nil is that of a *Source's BaseURL. They are
+	// required for any other source.
 	Origins []string
 
 	TracerProvider trace.TracerProvider          // nil is OpenTelemetry's global
 	MeterProvider  metric.MeterProvider          // nil is OpenTelemetry's global
 	Propagator     propagation.TextMapPropagator // nil is OpenTelemetry's global, which then sends no baggage
 
-	once    sync.Once
-	account *account
-	err     error
+	once   sync.Once
+	client *client // a pointer, which fmt does not follow
+	err    error
 }
 
-// An account is a Transport's configuration, made ready for use.
-type account struct {
-	sender
-	tokens  tokenCache
-	origins []*origin
+// A client is a Transport's configuration, made ready for use. It does not change.
+type client struct {
+	sender    sender
+	tokens    tokens
+	origins   []*origin
+	endpoints []*endpoint // of origins
+	authorize func(*http.Request, *oauth2.Token) error
+	oauth     http.RoundTripper // Base of token requests; nil: that of the Transport
+}
+
+// tokens is where a Transport's calls get their tokens.
+type tokens interface {
+	// lease returns a token to send and where it came from, "cache" or how it was
+	// fetched. after is the rejected one that it has to replace, nil if there is none.
+	lease(ctx context.Context, via *sender, after *lease) (l *lease, from string, err error)
+	// newest returns the token to send in place of l after a wait: l itself, another,
+	// or nil if one has to be asked for. It does not wait.
+	newest(ctx context.Context, via *sender, l *lease) *lease
+	// usable reports whether newest would return a token. It is called with the
+	// queue's lock held.
+	usable(l *lease) bool
+	// reject is told that a request with l was answered 401, and reports whether
+	// another token can be had.
+	reject(l *lease) bool
+	// surely reports whether a token asked for after a rejection is another one.
+	surely() bool
 }
 
 // RoundTrip implements http.RoundTripper.
-func (t *Transport) RoundTrip(req *http.Request) (resp *http.Response, err error) {
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.once.Do(t.init)
 	to, err := t.destination(req)
 	if err != nil {
 		closeBody(req.Body)
 		return nil, err
 	}
-	if to == nil {
-		return t.account.roundTripper().RoundTrip(req)
+	if to < 0 {
+		return t.client.pass(req)
 	}
-	a := t.account
-	ctx, span := a.startCall(req.Context())
-	c := call{account: a, req: req, origin: to, body: req.Body}
-	c.waiter = waiter{queue: a.queue, line: &a.line, ctx: ctx, tokens: a.tokens, via: &a.sender}
-	defer func() { c.endCall(span, &c, resp, err) }()
-	return c.roundTrip()
+	return t.client.call(req, to)
 }
 
-// destination is the pinned origin that req goes to, nil if it goes elsewhere or
-// somebody elsewhere has sent it here.
-func (t *Transport) destination(req *http.Request) (*origin, error) {
-	if t.err != nil {
-		return nil, t.err
+// call sends one request of a caller until there is an answer for it.
+func (t *client) call(req *http.Request, to int) (resp *http.Response, err error) {
+	began := time.Now()
+	ctx, span := t.sender.telemetry.startCall(req.Context())
+	c := call{client: t, req: req, to: to, body: req.Body, ticket: t.sender.queue.newTicket(priorityOf(ctx))}
+	defer func() { c.end(ctx, span, began, resp, err) }()
+	if ctx.Err() != nil {
+		return c.giveUp(ctx, ended(ctx))
 	}
-	if req.URL == nil {
-		return nil, errors.New("partnerauth: the request has no URL")
-	}
-	to, err := pinned(t.account.origins, req.URL)
-	if to == nil || err != nil {
-		return nil, err
-	}
-	if req.URL.Opaque != "" || req.Host != "" && !to.matches(&url.URL{Scheme: to.scheme, Host: req.Host}) {
-		return nil, fmt.Errorf("partnerauth: the request's Host or URL.Opaque names another host than its URL, %s", to.host)
-	}
-	for r := req.Response; r != nil && r.Request != nil && r.Request.URL != nil; r = r.Request.Response {
-		if from, err := pinned(t.account.origins, r.Request.URL); from == nil || err != nil {
-			return nil, nil // signing it would be a stranger's wish
+	for {
+		resp, err := c.attempt(ctx)
+		if err != nil || !c.again(ctx, resp) {
+			return resp, err
 		}
 	}
-	return to, nil
 }
 
-// SignIn returns nil as soon as there is a good token, for which it signs in by
-// t's own Base, queue and telemetry if there is none, or else the error that a
-// call would meet. It waits for no permit of its own. Asked every second, as by a
-// readiness probe, it costs no more token requests than calls do.
+// attempt waits for a token and a permit, and sends the request once.
+func (c *call) attempt(ctx context.Context) (*http.Response, error) {
+	bounded, cancel := c.bounded(ctx)
+	defer cancel()
+	p, err := c.admit(bounded)
+	if err != nil {
+		return c.giveUp(ctx, err)
+	}
+	c.discard()
+	s := &c.client.sender
+	a := &attempt{
+		sender: s, permit: p, origin: c.client.origins[c.to], endpoint: c.client.endpoints[c.to], lease: c.lease,
+		authorize: c.client.authorize, body: c.trackedBody(), template: templateOf(ctx), resend: c.attempts,
+	}
+	c.attempts++
+	resp, err := s.send(ctx, c.req, a)
+	if c.reason != "" {
+		s.telemetry.metrics.addResend(ctx, c.reason)
+	}
+	c.pace = p.pace
+	return resp, err
+}
+
+// admit waits for a token, and then for a permit to send one request with it: never
+// the other way round, or a hundred who hold permits would wait for a login that
+// needs one. A token that ends meanwhile is replaced, and the permit given back.
+func (c *call) admit(ctx context.Context) (permit, error) {
+	tokens, s := c.client.tokens, &c.client.sender
+	for outlived := 0; ; {
+		if outlived > maxOutlived {
+			return permit{}, &AuthError{Provider: s.provider, Op: login, At: time.Now(), Err: errOutlived}
+		}
+		l, from, err := tokens.lease(ctx, s, c.rejected)
+		if err != nil {
+			return permit{}, err
+		}
+		c.from = from
+		p, ok := s.tryAcquire(ctx, c.ticket)
+		if c.lease = l; ok {
+			return p, nil
+		}
+		p, waited, err := s.acquire(ctx, c.ticket, func() bool { return tokens.usable(l) })
+		c.waited += waited
+		switch {
+		case err == nil:
+			if c.lease = tokens.newest(ctx, s, l); c.lease != nil {
+				return p, nil
+			}
+			s.giveBack(p)
+		case err != errNotUsable:
+			return permit{}, err
+		}
+		if from != fromCache { // it was fetched for this call
+			outlived++
+		}
+	}
+}
+
+// maxOutlived is how many tokens that were fetched for a call may end before its
+// turn. Without a bound, a short-lived token and a long queue would cost one login
+// after the other.
+const maxOutlived = 1
+
+var errOutlived = errors.New("the tokens end before the turn of a request comes")
+
+// bounded returns the context for the wait for an attempt: a request answered 429 is
+// not held back for longer than was worth waiting for.
+func (c *call) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if c.reason != rateLimited {
+		return ctx, func() {}
+	}
+	return context.WithDeadline(ctx, c.until)
+}
+
+// pass sends a request that goes elsewhere as it is.
+func (t *client) pass(req *http.Request) (*http.Response, error) {
+	base := t.sender.roundTripper()
+	if _, ok := base.(*http.Transport); ok {
+		return base.RoundTrip(req)
+	}
+	marked := *req.WithContext(&attempt{Context: req.Context(), sender: &t.sender})
+	resp, err := base.RoundTrip(&marked)
+	if resp != nil && resp.Request == &marked {
+		resp.Request = req
+	}
+	return resp, err
+}
+
+// destination returns which of the origins req goes to; -1 if it goes elsewhere, or
+// was sent here by somebody else.
+func (t *Transport) destination(req *http.Request) (int, error) {
+	switch {
+	case t.err != nil:
+		return -1, t.err
+	case t.client.sender.sentBy(req.Context()):
+		return -1, errOwnBase
+	}
+	return signable(t.client.origins, req)
+}
+
+// SignIn returns nil as soon as there is a good token. If there is none, it signs in
+// by t's own Base, queue and telemetry; its error is the one that a call would get.
+// It waits for no permit of its own. Call it at start-up, or as a readiness probe:
+// once a second, it costs no more token requests than calls do.
 func (t *Transport) SignIn(ctx context.Context) error {
 	t.once.Do(t.init)
 	if t.err != nil {
 		return t.err
 	}
-	l, err := t.account.tokens.ask(ctx, &t.account.sender, false)
-	if l == nil && err == nil {
-		_, err = t.Source.(*Source).wait(ctx, &t.account.sender)
-	}
+	_, _, err := t.client.tokens.lease(ctx, &t.client.sender, nil)
 	return err
 }
 
-// CloseIdleConnections does that for the Base, and for that of the provider's
-// token requests, if they can. http.Client has a method of the same name that
-// calls it.
+// CloseIdleConnections calls the method of that name of the Base, and of the
+// provider's Base for token requests, if they have it. http.Client's method of the
+// same name calls it.
 func (t *Transport) CloseIdleConnections() {
 	t.once.Do(t.init)
 	if t.err != nil {
 		return
 	}
-	bases := []http.RoundTripper{t.account.roundTripper()}
-	if s, ok := t.Source.(*Source); ok {
-		bases = append(bases, s.provider.base)
-	}
-	for _, base := range bases {
+	for _, base := range []http.RoundTripper{t.client.sender.roundTripper(), t.client.oauth} {
 		if base, ok := base.(interface{ CloseIdleConnections() }); ok {
 			base.CloseIdleConnections()
 		}
@@ -149,133 +252,108 @@ func (t *Transport) CloseIdleConnections() {
 
 func (t *Transport) init() {
 	t.err = errors.New("partnerauth: a provider of telemetry panicked at first use")
-	t.err = t.prepare()
+	t.client, t.err = t.prepare()
 }
 
-// prepare makes the account.
-func (t *Transport) prepare() error {
-	source, ours := t.Source.(*Source)
+// prepare checks the configuration and makes it ready.
+func (t *Transport) prepare() (*client, error) {
+	c := &client{}
 	provider := ""
-	a := &account{tokens: source}
+	source, ours := t.Source.(*Source)
 	switch {
 	case t.Source == nil:
-		return configError("", "Transport.Source is nil")
-	case ours && (source == nil || source.provider == nil):
-		return errNoProvider
-	case ours && source.provider.err != nil:
-		return source.provider.err
+		return nil, configError("", "Transport.Source is nil")
+	case ours && (source == nil || source.account == nil):
+		return nil, errNoProvider
+	case ours && source.account.err != nil:
+		return nil, source.account.err
 	case ours:
-		provider = source.provider.name
-		a.origins = []*origin{source.provider.origin}
+		provider, c.authorize, c.oauth = source.account.Name, source.account.Authorize, source.account.Base
+		c.tokens, c.origins = source, []*origin{source.account.origin}
 	case len(t.Origins) == 0:
-		return configError("", "Transport.Origins is empty, and only a *Source knows its own")
+		return nil, configError("", "Transport.Origins is empty, and only a *Source knows its own")
 	default:
-		a.tokens = newCustomSource(t.Source)
+		c.tokens = newCustomSource(t.Source)
 	}
 	if len(t.Origins) > 0 {
-		a.origins = nil
+		c.origins = nil
 	}
 	for i, url := range t.Origins {
 		o, err := parseOrigin(fmt.Sprintf("Transport.Origins[%d]", i), url)
 		if err != nil {
-			return configError("", "%w", err)
+			return nil, configError("", "%w", err)
 		}
-		a.origins = append(a.origins, o)
+		c.origins = append(c.origins, o)
 	}
-	var err error
-	if a.queue, err = queueOf(t.Limiter); err != nil {
-		return err
+	queue, err := queueOf(t.Limiter)
+	if err != nil {
+		return nil, err
 	}
-	a.base = t.Base
-	a.telemetry = newTelemetry(provider, t.TracerProvider, t.MeterProvider, t.Propagator)
-	t.account = a
-	return nil
+	s := &c.sender
+	s.base, s.queue, s.provider = t.Base, queue, provider
+	s.telemetry = newTelemetry(provider, t.TracerProvider, t.MeterProvider, t.Propagator)
+	for _, o := range c.origins {
+		c.endpoints = append(c.endpoints, newEndpoint(o.host, o.portNumber(), s.telemetry.provider))
+	}
+	return c, nil
+}
+
+// Client returns a new http.Client for the account: that of a Transport with a new
+// TokenSource, p.Base, and otherwise the defaults. Share it: each Client has a token
+// and a quota of its own.
+func (p Provider) Client() *http.Client {
+	return &http.Client{Transport: &Transport{Source: p.TokenSource(), Base: p.Base}}
 }
 
 // A call is one RoundTrip to a pinned origin.
 type call struct {
-	*account
-	waiter // for the next attempt; its place in the queue is the same for all
+	client *client
 	req    *http.Request
-	origin *origin
-	body   io.ReadCloser // of the next attempt, until it is handed to the Base
+	to     int    // index of its origin
+	ticket ticket // its place in the queue, the same for all attempts
 
-	permit   permit // of the last attempt
+	// of the last attempt
 	attempts int
-	waited   time.Duration // for permits
+	lease    *lease
+	from     string        // where the token came from
+	waited   time.Duration // for permits, of all attempts
+	pace     float64       // of the quota
 
-	unauthorized, limited bool           // has been sent again after 401, after 429
-	reason                string         // why the next attempt is made; "": it is the first
-	until                 time.Time      // how long a 429 is held back for it
-	kept                  *http.Response // what is returned if it cannot be made
+	// of the next attempt
+	body     io.ReadCloser  // until it is handed to the Base
+	sent     *sentBody      // that was handed over, if it has to be waited for
+	reason   string         // "": it is the first
+	rejected *lease         // that was answered 401
+	until    time.Time      // how long a 429 is held back for it
+	kept     *http.Response // what is returned if it cannot be made
+
+	unauthorized, limited bool // it has been sent again after 401, after 429
 }
 
-// Why a request is sent once more. The other reason is unauthorized.
-const rateLimited = "rate_limited"
-
-// roundTrip sends the request until there is an answer for the caller.
-func (c *call) roundTrip() (*http.Response, error) {
-	if c.ctx.Err() != nil {
-		return c.giveUp(ended(c.ctx))
+// end records what the call amounts to.
+func (c *call) end(ctx context.Context, span trace.Span, began time.Time, resp *http.Response, err error) {
+	failed := failureOf(ctx, resp, err)
+	t := c.client.sender.telemetry
+	t.metrics.recordCall(ctx, time.Since(began), templateOf(ctx), failed.kind)
+	sum := callSummary{attempts: c.attempts, waited: c.waited, pace: c.pace}
+	if !span.IsRecording() {
+		span.End()
+		return
 	}
-	for {
-		err := errNoToken
-		for err == errNoToken {
-			err = c.admit()
-		}
-		if err != nil {
-			return c.giveUp(err)
-		}
-		c.discard()
-		a := &attempt{
-			permit: c.permit, origin: c.origin, authorization: c.lease.authorization,
-			body: c.body, template: templateOf(c.ctx), resend: c.attempts,
-		}
-		c.attempts++
-		c.resent = true
-		resp, err := c.send(c.ctx, c.req, a)
-		if c.reason != "" {
-			c.addResend(c.ctx, c.reason)
-		}
-		if err != nil || !c.again(resp) {
-			return resp, err
-		}
+	if c.lease != nil {
+		sum.tokenSource = c.from
 	}
-}
-
-// admit waits for a token and for leave to send one request with it. It never
-// holds a permit while it waits for a token, or a hundred who hold permits would
-// wait for a login that needs one.
-func (c *call) admit() (err error) {
-	ctx := c.ctx
-	defer func() { c.ctx = ctx }()
-	if c.reason == rateLimited {
-		bounded, cancel := context.WithDeadline(ctx, c.until)
-		defer cancel()
-		c.ctx = bounded
+	if resp != nil {
+		sum.status = resp.StatusCode
 	}
-	c.queue.arrive(&c.waiter, classOf(ctx))
-	c.from = "cache"
-	if c.lease, err = c.waiter.tokens.ask(c.ctx, c.via, c.reason == unauthorized); err != nil {
-		return err
+	if auth, ok := errors.AsType[*AuthError](err); ok {
+		sum.tokenStatus = auth.StatusCode
 	}
-	var waited time.Duration
-	c.permit, waited, err = c.sender.admit(ctx, &c.waiter, c.lease != nil)
-	c.waited += waited
-	return err
-}
-
-// A contextKey is the key of something that a context carries for this package.
-type contextKey int
-
-const (
-	classKey    contextKey = iota // of WithLowPriority
-	templateKey                   // of WithURLTemplate
-	senderKey                     // of withSender
-)
-
-func closeBody(body io.Closer) {
-	if body != nil {
-		body.Close()
+	if limited, ok := errors.AsType[interface {
+		error
+		RetryAfter() time.Duration
+	}](err); ok && errors.Is(err, ErrRateLimited) {
+		sum.retryAfter = limited.RetryAfter()
 	}
+	t.endCall(span, sum, failed)
 }
