@@ -109,7 +109,8 @@ func retryAfter(err error) (value string, ok bool) {
 	if auth, is := errors.AsType[*partnerauth.AuthError](err); is { // no token
 		after, ok = auth.RetryAfter, true
 	}
-	var queue interface{ RetryAfter() time.Duration } // no turn within the deadline
+	// No turn within the deadline: a *partnerauth.RateLimitError, or the error of a Limiter that several processes share.
+	var queue interface{ RetryAfter() time.Duration }
 	if errors.As(err, &queue) {
 		after, ok = max(after, queue.RetryAfter()), true
 	}
