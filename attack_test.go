@@ -171,7 +171,7 @@ var userCode = map[string]struct {
 	"Permit, call":      {false, true, func(rt *partnerauth.Transport, r *trap) { rt.Limiter = &permits{before: r.ask} }},
 	"Propagator, login": {false, false, func(rt *partnerauth.Transport, r *trap) { rt.Propagator = trappedPropagator{trap: r} }},
 	"Propagator, call":  {true, true, func(rt *partnerauth.Transport, r *trap) { rt.Propagator = trappedPropagator{trap: r} }},
-	"TokenSource": {true, true, func(rt *partnerauth.Transport, r *trap) {
+	"TokenSource": {false, true, func(rt *partnerauth.Transport, r *trap) {
 		rt.Source, rt.Origins = tokenFunc(func() (*oauth2.Token, error) { r.spring(); return static("t").Token() }), []string{apiURL}
 	}},
 	"PasswordFunc": {false, false, func(rt *partnerauth.Transport, r *trap) {

@@ -71,19 +71,6 @@ func (c *customSource) telling() <-chan struct{} {
 	}
 }
 
-// within reports whether done is closed within limit and before ctx ends.
-func within(ctx context.Context, limit time.Duration, done <-chan struct{}) bool {
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	select {
-	case <-done:
-		return true
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	return false
-}
-
 // token asks the source by TokenContext if it has that, else by Token: beside the
 // caller, who may leave, and one question at a time.
 func (c *customSource) token(ctx context.Context, via *sender) (*oauth2.Token, error) {

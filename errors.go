@@ -100,7 +100,7 @@ func (e *AuthError) cause() string {
 	if e.Err == nil || has[*oauth2.RetrieveError](e.Err) {
 		return statusText(e.StatusCode)
 	}
-	return e.Err.Error()
+	return strings.ReplaceAll(e.Err.Error(), ": partnerauth: ", ": ") // the prefix is there already
 }
 
 // Unwrap returns Err.
@@ -141,15 +141,11 @@ func configError(provider, format string, args ...any) *AuthError {
 // deadline of its context. Nothing was sent. It matches [ErrRateLimited] and
 // context.DeadlineExceeded.
 type RateLimitError struct {
-	wait  time.Duration // until the turn would have come, as far as it is known
-	left  time.Duration // until the deadline
-	cause error         // of the Limiter's own; nil if there is none
+	wait time.Duration // until the turn would have come, as far as it is known
+	left time.Duration // until the deadline
 }
 
 func (e *RateLimitError) Error() string {
-	if e.cause != nil {
-		return fmt.Sprintf("partnerauth: %v: the limiter failed: %v", ErrRateLimited, e.cause)
-	}
 	if e.left <= 0 {
 		return fmt.Sprintf("partnerauth: %v: the deadline passed while waiting", ErrRateLimited)
 	}
@@ -161,9 +157,6 @@ func (e *RateLimitError) Error() string {
 func (e *RateLimitError) Is(target error) bool {
 	return target == ErrRateLimited || target == context.DeadlineExceeded
 }
-
-// Unwrap returns the Limiter's error, nil if it had none.
-func (e *RateLimitError) Unwrap() error { return e.cause }
 
 // Timeout returns true, as net.Error has it.
 func (e *RateLimitError) Timeout() bool { return true }
@@ -192,18 +185,9 @@ func (e *AuthError) isRefusal() bool {
 	return ok && answer.refusal
 }
 
-// A panicError is a panic in code that was given to this package: its type and
-// where it was, but not its value, which may hold a secret.
-type panicError struct {
-	kind  string
-	stack []byte
-}
-
-func newPanicError(value any) *panicError {
-	return &panicError{fmt.Sprintf("%T", value), debug.Stack()}
-}
-
-func (e *panicError) Error() string { return "panic of type " + e.kind + "\n" + string(e.stack) }
+// errPanic returns the error for a panic in foreign code: its type and where it was, but
+// not its value, which may hold a secret.
+func errPanic(value any) error { return fmt.Errorf("panic of type %T\n%s", value, debug.Stack()) }
 
 var errGoexit = errors.New("the goroutine was ended by runtime.Goexit")
 

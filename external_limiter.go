@@ -68,19 +68,18 @@ func (l *externalLimiter) ask(head *waiter, waiting int) {
 // wait waits for the limiter on behalf of head, in a goroutine of its own.
 func (l *externalLimiter) wait(head *waiter, waiting int) {
 	var granted Permit
-	var none permit
 	err := errGoexit
 	defer func() {
 		if value := recover(); value != nil {
-			err = newPanicError(value)
+			err = errPanic(value)
 		}
-		err = l.explain(head, err) // outside the lock: errors.Is calls foreign code
 		q := l.queue
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		l.asking, l.granted, l.permit = false, err == nil, granted
 		if err != nil && q.removeLocked(head) {
-			head.endLocked(none, err)
+			head.err = err
+			close(head.done)
 		}
 		q.dispatchLocked(time.Now())
 	}()
@@ -89,6 +88,7 @@ func (l *externalLimiter) wait(head *waiter, waiting int) {
 	} else {
 		err = l.limiter.Wait(head.ctx)
 	}
+	err = l.explain(head, err)
 }
 
 // explain returns what a caller is told of a limiter's error: an error that Is
@@ -112,7 +112,7 @@ func (l *externalLimiter) explain(head *waiter, err error) error {
 // about others.
 func (l *externalLimiter) estimate(now time.Time, pause time.Duration, k int, _ bool) time.Duration {
 	if l.permits != nil {
-		return max(pause, l.ownEstimate(k))
+		return max(pause, l.permits.Estimate(k))
 	}
 	r, ok := l.limiter.(*rate.Limiter)
 	if !ok || r.Limit() == rate.Inf || r.Burst() < 1 {
@@ -123,17 +123,6 @@ func (l *externalLimiter) estimate(now time.Time, pause time.Duration, k int, _ 
 		k--
 	}
 	return pause + untilTokens(r, now.Add(pause), k)
-}
-
-// ownEstimate returns the PermitLimiter's estimate. A panic must not leave the queue
-// locked.
-func (l *externalLimiter) ownEstimate(k int) (wait time.Duration) {
-	defer func() {
-		if recover() != nil {
-			wait = 0
-		}
-	}()
-	return l.permits.Estimate(k)
 }
 
 func (l *externalLimiter) take(now time.Time, low bool) permit {
@@ -197,17 +186,4 @@ func (l *externalLimiter) trouble(ended context.Context) error {
 		return err
 	}
 	return nil
-}
-
-// untilTokens returns how long it takes l to have k tokens.
-func untilTokens(l *rate.Limiter, now time.Time, k int) time.Duration {
-	missing := float64(k) - l.TokensAt(now)
-	if missing <= 0 {
-		return 0
-	}
-	seconds := missing / float64(l.Limit())
-	if seconds > (never / 4).Seconds() {
-		return never / 4
-	}
-	return time.Duration(seconds * float64(time.Second))
 }

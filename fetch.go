@@ -19,6 +19,13 @@ import (
 	"golang.org/x/oauth2"
 )
 
+// How a token is fetched. These are the Op of an AuthError as well.
+const (
+	login     = "login"
+	refresh   = "refresh"
+	fromStore = "store" // another process has fetched it
+)
+
 const (
 	wireLimit = 30 * time.Second // for all requests of one fetch together, waits not counted
 	// loginShare is what a refresh leaves of wireLimit for the login after it.
@@ -38,7 +45,8 @@ const (
 // that was refused, done without sending anything; else refresh, if that is no use
 // login; then a lease, an error, or neither if a rejection has overtaken it.
 type fetch struct {
-	source    *Source
+	account   *account
+	known     *knownTokens
 	way       *sender // of the Transport that needs the token
 	sender    *sender // the way, with the Base of token requests
 	began     time.Time
@@ -51,7 +59,8 @@ type fetch struct {
 	done   chan struct{}      // closed at its end, or when a rejection has overtaken it
 	got    result             // set before done is closed, unless it was overtaken
 	cancel context.CancelFunc
-	queued atomic.Bool // it waits for a permit
+	queued atomic.Bool           // it waits for a permit
+	saving atomic.Pointer[lease] // that it has got
 
 	// Only its own goroutine uses what follows.
 	refusal refusal
@@ -80,11 +89,12 @@ type result struct {
 	refusal       refusal // if err is one
 }
 
-// newFetch returns a fetch that run starts with the context that is returned.
-func newFetch(s *Source, way *sender, now time.Time) (*fetch, context.Context) {
-	f := &fetch{source: s, way: way, sender: way, began: now, done: make(chan struct{})}
-	if base := s.account.Base; base != nil {
-		f.sender = way.withBase(base)
+// newFetch returns a fetch for run, which is to be called with the context that is
+// returned.
+func newFetch(account *account, known *knownTokens, way *sender, now time.Time) (*fetch, context.Context) {
+	f := &fetch{account: account, known: known, way: way, sender: way, began: now, done: make(chan struct{})}
+	if account.Base != nil {
+		f.sender = way.withBase(account.Base)
 	}
 	f.wanted, f.want = context.WithCancel(context.Background())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -93,20 +103,6 @@ func newFetch(s *Source, way *sender, now time.Time) (*fetch, context.Context) {
 }
 
 func (f *fetch) isWanted() bool { return f.wanted.Err() != nil }
-
-// wait waits for f's token. It returns neither a token nor an error if a rejection has
-// overtaken f.
-func (f *fetch) wait(ctx context.Context) (*lease, string, error) {
-	select {
-	case <-f.done:
-		if f.got.err != nil {
-			return nil, "", f.got.err
-		}
-		return f.got.lease, f.got.from, nil
-	case <-ctx.Done():
-		return nil, "", f.source.gaveUp(ctx, f)
-	}
-}
 
 // waitsFor returns what f waits for, if that is a permit, for a caller whose context has
 // ended: what is wrong with the Limiter, or that it takes too long.
@@ -124,17 +120,16 @@ func (f *fetch) waitsFor(ctx context.Context) error {
 	return &RateLimitError{wait: q.wait(time.Now(), forToken)}
 }
 
-// run fetches, in a goroutine of its own. Whatever foreign code does in it, those who
-// wait get an answer and the next fetch works.
-func (f *fetch) run(ctx context.Context, parent trace.SpanContext) {
+// run fetches. Whatever foreign code does in it, finish is called with a result.
+func (f *fetch) run(ctx context.Context, parent trace.SpanContext, finish func(*fetch, result)) {
 	f.trace.parent = parent
 	got := f.failed(login, 0, errGoexit)
 	defer f.cancel()
 	defer func() {
 		if value := recover(); value != nil {
-			got = f.failed(login, 0, newPanicError(value))
+			got = f.failed(login, 0, errPanic(value))
 		}
-		f.source.finish(f, got)
+		finish(f, got)
 		defer func() { recover() }() // of telemetry
 		f.endSpan(ctx, got)
 	}()
@@ -143,11 +138,11 @@ func (f *fetch) run(ctx context.Context, parent trace.SpanContext) {
 
 // get gets a token from the Store or the partner.
 func (f *fetch) get(ctx context.Context) result {
-	store := f.source.account.Store
+	store := f.account.Store
 	if store == nil {
 		return f.fromPartner(ctx)
 	}
-	f.vault = &vault{store: store, key: f.source.account.key, failed: func(err error) {
+	f.vault = &vault{store: store, key: f.account.key, failed: func(err error) {
 		f.traced(ctx, fromStore)
 		f.trace.span.AddEvent("partnerauth.store.failed", trace.WithAttributes(semconv.ErrorTypeKey.String(errorType(err))))
 	}}
@@ -186,7 +181,8 @@ func (f *fetch) locked(ctx context.Context, lock Lock) result {
 		return got
 	}
 	got := f.fromPartner(ctx)
-	if ctx.Err() == nil && !f.source.overtaken(f, got.lease) {
+	f.saving.Store(got.lease) // a rejection may overtake it while it is saved
+	if ctx.Err() == nil {
 		f.save(ctx, lock, got)
 	}
 	return got
@@ -205,7 +201,7 @@ func (f *fetch) stored(ctx context.Context, forRefresh bool) (result, bool) {
 		return result{}, false
 	case r.Refused:
 		return f.refusedElsewhere(ctx, r, left)
-	case !sendable(r.Token) || left < minLifetime || r.Token == f.renews.text() || !f.source.mayUse(r.Token):
+	case !sendable(r.Token) || left < minLifetime || r.Token == f.renews.text() || f.known.forbids(r.Token):
 		return result{}, false
 	}
 	now := time.Now()
@@ -331,7 +327,7 @@ func (f *fetch) left(op string) time.Duration {
 
 // build asks the provider for the request of an operation, and prepares it.
 func (f *fetch) build(ctx context.Context, op string) (*http.Request, requestDigest, *origin, error) {
-	account := f.source.account
+	account := f.account
 	req, err := bounded(ctx, wireLimit, discardRequest, func(ctx context.Context) (*http.Request, error) {
 		if op == refresh {
 			return account.Refresh(ctx, f.refreshes)
@@ -359,7 +355,7 @@ func (f *fetch) exchange(ctx context.Context, op string, resend int) result {
 	now := time.Now()
 	switch {
 	case err != nil:
-		return result{err: &AuthError{Provider: f.source.account.Name, Op: "config", At: now, Err: err}}
+		return result{err: &AuthError{Provider: f.account.Name, Op: "config", At: now, Err: err}}
 	case op == login && f.refusal.holds(now):
 		if got, ok := f.checkRefusal(ctx, now, digest); !ok {
 			closeBody(req.Body)
@@ -494,7 +490,7 @@ func (f *fetch) read(op string, resp *http.Response, body []byte, digest request
 		return f.unusable(op, resp, err)
 	}
 	l := newLease(token, f.lifetime(token, resp.Header, sent), sent, received)
-	if l.expiredOnArrival && f.source.hadLife(l.text()) {
+	if l.expiredOnArrival && f.known.hadLife(l.text()) {
 		got := f.unusable(op, resp, errors.New("the token has expired"))
 		got.again = true // the partner will notice
 		return got
@@ -507,7 +503,7 @@ func (f *fetch) readToken(resp *http.Response, body []byte) (*oauth2.Token, erro
 	if encoding := resp.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
 		return nil, fmt.Errorf("the answer has a Content-Encoding, %s, that was not undone: Base asks for it", named(encoding, "gzip", "deflate", "br", "zstd", "compress"))
 	}
-	read, err := f.source.account.ReadToken(resp.Header, body)
+	read, err := f.account.ReadToken(resp.Header, body)
 	switch {
 	case err != nil:
 		return nil, err
@@ -551,7 +547,7 @@ func (f *fetch) lifetime(token *oauth2.Token, header http.Header, sent time.Time
 	if lifetime, ok := lifetimeOf(token, date, sent); ok {
 		return lifetime
 	}
-	return f.source.account.lifetime
+	return f.account.lifetime
 }
 
 // rejected returns the result of an answer of status 4xx or 5xx.
@@ -618,7 +614,7 @@ func isHTML(resp *http.Response, body []byte) bool {
 // means.
 func (f *fetch) refused(op string, resp *http.Response, why string, wrong bool) result {
 	reason := statusText(resp.StatusCode)
-	if hint := f.source.account.Hints[resp.StatusCode]; why == "" {
+	if hint := f.account.Hints[resp.StatusCode]; why == "" {
 		why = hint
 	}
 	if why != "" {
@@ -641,7 +637,7 @@ func (f *fetch) unusable(op string, resp *http.Response, err error) result {
 }
 
 func (f *fetch) failed(op string, status int, err error) result {
-	return result{from: op, err: &AuthError{Provider: f.source.account.Name, Op: op, StatusCode: status, At: time.Now(), Err: err}}
+	return result{from: op, err: &AuthError{Provider: f.account.Name, Op: op, StatusCode: status, At: time.Now(), Err: err}}
 }
 
 // kept returns the little of an answer that helps to find out what went wrong.
@@ -699,4 +695,67 @@ func (f *fetch) spanContext() trace.SpanContext {
 		return *place
 	}
 	return trace.SpanContext{}
+}
+
+// A setback is why fetches on one way have failed since the last success.
+type setback struct {
+	err     *AuthError
+	count   int
+	until   time.Time // no renewal starts before
+	callers time.Time // no fetch that callers wait for starts before
+}
+
+// with returns the setback after another failure.
+func (b *setback) with(err *AuthError, renewal bool, window time.Duration) *setback {
+	next := &setback{err: err, count: 1}
+	if b != nil {
+		next.count = b.count + 1
+	}
+	err.RetryAfter = max(err.RetryAfter, backoff(next.count-1, 500*time.Millisecond, 30*time.Second))
+	next.until = err.At.Add(err.RetryAfter)
+	next.callers = next.until
+	if renewal && err.StatusCode == http.StatusTooManyRequests {
+		next.callers = err.At.Add(min(err.RetryAfter, window))
+	}
+	return next
+}
+
+// A refusal is what the partner's considered answers to credentials have led to.
+type refusal struct {
+	err    *AuthError // nil: there was none
+	count  int
+	until  time.Time     // the same request is not sent before
+	digest requestDigest // of the request that was refused
+	varies bool          // SignIn returns another request each time, so time alone counts
+	asked  time.Time     // when SignIn was last asked for another request
+}
+
+// askEvery is how often SignIn is asked for another request while a refusal holds.
+const askEvery = time.Second
+
+// refusalTimes are how long refused credentials are not sent again, the last for all
+// that follow: partners lock accounts, for the process with the new password as well
+// as for the one with the old. That is at most 10 requests in the first hour and about
+// 100 a day.
+var refusalTimes = [...]time.Duration{
+	time.Second, 5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 15 * time.Minute,
+}
+
+func (r *refusal) holds(now time.Time) bool { return r.err != nil && now.Before(r.until) }
+
+// with returns the refusal after another one.
+func (r refusal) with(err *AuthError, digest requestDigest) refusal {
+	wait := refusalTimes[min(r.count, len(refusalTimes)-1)]
+	err.RetryAfter = max(err.RetryAfter, wait+rand.N(wait/2))
+	return refusal{err: err, count: r.count + 1, until: err.At.Add(err.RetryAfter), digest: digest, varies: r.varies}
+}
+
+// backoff returns the wait after n failures: at least first, doubling, at most most,
+// spread over half of itself so that many processes do not come at once.
+func backoff(n int, first, most time.Duration) time.Duration {
+	d := most * 2 / 3
+	if n < 16 {
+		d = min(d, first<<n)
+	}
+	return d + rand.N(d/2)
 }

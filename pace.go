@@ -291,3 +291,16 @@ func (p *pace) apply(now time.Time, o outcome, l lesson) {
 		p.bucket.ReserveN(now, n)
 	}
 }
+
+// untilTokens returns how long it takes l to have k tokens.
+func untilTokens(l *rate.Limiter, now time.Time, k int) time.Duration {
+	missing := float64(k) - l.TokensAt(now)
+	if missing <= 0 {
+		return 0
+	}
+	seconds := missing / float64(l.Limit())
+	if seconds > (never / 4).Seconds() {
+		return never / 4
+	}
+	return time.Duration(seconds * float64(time.Second))
+}

@@ -200,10 +200,6 @@ func notJSON(err error) error {
 	return errors.New(what)
 }
 
-// A requestDigest identifies a token request that was refused, without keeping the
-// secret in it.
-type requestDigest [sha256.Size]byte
-
 // maxSignInBody is the largest body of a token request.
 const maxSignInBody = 1 << 20
 

@@ -185,9 +185,11 @@ func (q *queue) join(w *waiter) {
 	defer q.mu.Unlock()
 	now := time.Now()
 	i := q.rank(w.ticket)
-	if w.deadline.IsZero() || !q.refuseLocked(now, w, i+1) {
-		q.waiters = slices.Insert(q.waiters, i, w)
+	if w.err = q.tooLate(now, w, i+1); w.err != nil {
+		close(w.done)
+		return
 	}
+	q.waiters = slices.Insert(q.waiters, i, w)
 	q.dispatchLocked(now)
 }
 
@@ -237,12 +239,6 @@ func (q *queue) popLocked() {
 	}
 }
 
-// endLocked ends w's wait, which is out of the queue.
-func (w *waiter) endLocked(p permit, err error) {
-	w.permit, w.err = p, err
-	close(w.done)
-}
-
 // dispatchLocked grants what can be granted now, and sees to it that the rest is
 // granted when it can be.
 func (q *queue) dispatchLocked(now time.Time) {
@@ -250,7 +246,8 @@ func (q *queue) dispatchLocked(now time.Time) {
 		head := q.waiters[0]
 		if head.usable != nil && !head.usable() {
 			q.popLocked()
-			head.endLocked(permit{}, errNotUsable)
+			head.err = errNotUsable
+			close(head.done)
 			continue
 		}
 		if wait := q.waitOf(now, head); wait > 0 {
@@ -258,7 +255,8 @@ func (q *queue) dispatchLocked(now time.Time) {
 			return
 		}
 		q.popLocked()
-		head.endLocked(q.pacer.take(now, head.ticket.low()), nil)
+		head.permit = q.pacer.take(now, head.ticket.low())
+		close(head.done)
 	}
 	if q.asker != nil {
 		q.asker.idle()
@@ -299,16 +297,17 @@ func (q *queue) dispatch() {
 // release ends permit p. status is that of the answer, 0 if there was none, and named
 // the pause that it asks of everybody, if it names one; nobody but the request itself
 // is paused for longer than most. It returns the pause of the request.
-func (q *queue) release(now time.Time, p permit, o outcome, status int, named, most time.Duration, isNamed bool) (time.Duration, verdict) {
-	pause, v := q.releaseLocked(now, p, o, named, most, isNamed)
-	switch { // outside the lock: this may be foreign code
-	case p.external == nil:
-	case o != unused:
-		p.external.Settle(status, min(pause, most))
-	default:
-		q.giveBack(p)
-	}
-	return pause, v
+func (q *queue) release(now time.Time, p permit, o outcome, status int, named, most time.Duration, isNamed bool) (pause time.Duration, v verdict) {
+	defer func() { // outside the lock: this may be foreign code
+		switch {
+		case p.external == nil:
+		case o != unused:
+			p.external.Settle(status, min(pause, most))
+		case !q.kept(p):
+			p.external.Return()
+		}
+	}()
+	return q.releaseLocked(now, p, o, named, most, isNamed)
 }
 
 func (q *queue) releaseLocked(now time.Time, p permit, o outcome, named, most time.Duration, isNamed bool) (time.Duration, verdict) {
@@ -327,14 +326,8 @@ func (q *queue) releaseLocked(now time.Time, p permit, o outcome, named, most ti
 	return pause, v
 }
 
-// giveBack returns a PermitLimiter's permit that was not used, to the next in the
-// queue if there is one.
-func (q *queue) giveBack(p permit) {
-	if !q.kept(p) {
-		p.external.Return()
-	}
-}
-
+// kept keeps a PermitLimiter's permit that was not used for the next in the queue, and
+// reports whether there is one.
 func (q *queue) kept(p permit) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -349,35 +342,46 @@ func (q *queue) refuse(w *waiter) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
-	if i := q.rank(w.ticket); i < len(q.waiters) && q.waiters[i] == w && q.refuseLocked(now, w, i+1) {
+	i := q.rank(w.ticket)
+	if i == len(q.waiters) || q.waiters[i] != w {
+		return
+	}
+	if w.err = q.tooLate(now, w, i+1); w.err != nil {
 		q.removeLocked(w)
+		close(w.done)
 		q.dispatchLocked(now)
 	}
 }
 
-// refuseLocked ends w's wait if its turn, the k-th from now, comes after its
-// deadline. w is not taken out of the queue.
-func (q *queue) refuseLocked(now time.Time, w *waiter, k int) bool {
-	wait := q.estimate(now, k, w.ticket.low())
-	left := w.deadline.Sub(now)
-	if wait <= left {
-		return false
+// tooLate returns a *RateLimitError if w's turn, the k-th from now, comes after its
+// deadline.
+func (q *queue) tooLate(now time.Time, w *waiter, k int) error {
+	if w.deadline.IsZero() {
+		return nil
 	}
-	w.endLocked(permit{}, &RateLimitError{wait: wait, left: left})
-	return true
+	wait, left := q.estimate(now, k, w.ticket.low()), w.deadline.Sub(now)
+	if wait <= left {
+		return nil
+	}
+	return &RateLimitError{wait: wait, left: left}
 }
 
-// refuseAllLocked refuses all whose turn comes after their deadline now. Those who
-// are refused are ahead of nobody.
+// refuseAllLocked refuses all whose turn comes after their deadline now. Those who are
+// refused are ahead of nobody. Nothing changes until all are known, since Estimate,
+// which is foreign code, may panic.
 func (q *queue) refuseAllLocked(now time.Time) {
-	kept := q.waiters[:0]
-	for _, w := range q.waiters {
-		if w.deadline.IsZero() || !q.refuseLocked(now, w, len(kept)+1) {
-			kept = append(kept, w)
+	var refused []*waiter
+	for i, w := range q.waiters {
+		if w.err = q.tooLate(now, w, i+1-len(refused)); w.err != nil {
+			refused = append(refused, w)
 		}
 	}
-	clear(q.waiters[len(kept):])
-	q.waiters = kept
+	if len(refused) > 0 {
+		q.waiters = slices.DeleteFunc(q.waiters, func(w *waiter) bool { return w.err != nil })
+	}
+	for _, w := range refused {
+		close(w.done)
+	}
 }
 
 // estimate returns how long the k-th request from now has to wait at least, if nobody

@@ -23,57 +23,111 @@ const (
 // answered 401.
 var errSameToken = errors.New("partnerauth: the source has no other token")
 
-// again reports whether the request is to be sent again after resp, and if so has made
-// everything ready for it.
-func (c *call) again(ctx context.Context, resp *http.Response) bool {
-	if resp.StatusCode != http.StatusUnauthorized {
-		c.lease.accept()
-	}
-	now := time.Now()
-	reason := c.decide(ctx, now, resp)
+// A retry is what a call keeps for its next attempt.
+type retry struct {
+	req  *http.Request
+	body io.ReadCloser // of the next attempt, until it is handed over
+	sent *sentBody     // that was handed over, if it has to be waited for
+
+	reason   string         // why there is a next attempt; "": it is the first
+	kept     *http.Response // what is returned if there is none after all
+	rejected *lease         // that was answered 401
+	until    time.Time      // how long a 429 is held back
+
+	unauthorized, limited bool // it was sent again after a 401, after a 429
+}
+
+// decide returns why the request is to be sent again after resp, "" if it is not. A 429
+// is only worth it if the next turn comes soon enough. wait returns how long it takes.
+func (r *retry) decide(ctx context.Context, now time.Time, resp *http.Response, window time.Duration, wait func() time.Duration) string {
 	switch {
-	case reason == "":
-		return false
-	case reason == unauthorized && !c.client.tokens.reject(c.lease):
-		return false
-	case !c.replayable():
+	case resp.StatusCode == http.StatusUnauthorized && !r.unauthorized && !outOfScope(resp):
+		return unauthorized
+	case resp.StatusCode != http.StatusTooManyRequests || r.limited:
+		return ""
+	}
+	next := wait()
+	deadline, bounded := ctx.Deadline()
+	if next > 2*window || bounded && now.Add(next).After(deadline) {
+		return ""
+	}
+	r.until = now.Add(2*window + 1)
+	return rateLimited
+}
+
+// prepare makes everything ready for another attempt, for that reason and after resp. It
+// reports whether it could: if not, resp is still to be returned.
+func (r *retry) prepare(ctx context.Context, reason string, resp *http.Response, l *lease) bool {
+	if !replayable(r.req) {
 		return false
 	}
 	buffer(resp)
-	if !c.replay(ctx) {
+	if !r.replay(ctx) {
 		return false
 	}
-	c.kept, c.reason, c.rejected = resp, reason, nil
-	switch reason {
-	case unauthorized:
-		c.unauthorized, c.rejected = true, c.lease
-		if c.client.tokens.surely() {
-			c.discard() // there will be another answer
-		}
-	case rateLimited:
-		c.limited, c.until = true, now.Add(2*c.client.sender.queue.window+1)
+	r.kept, r.reason, r.rejected = resp, reason, nil
+	if reason == rateLimited {
+		r.limited = true
+	} else {
+		r.unauthorized, r.rejected = true, l
 	}
 	return true
 }
 
-// decide returns why the request is to be sent again after resp, "" if it is not.
-func (c *call) decide(ctx context.Context, now time.Time, resp *http.Response) string {
-	switch {
-	case resp.StatusCode == http.StatusUnauthorized && !c.unauthorized && !outOfScope(resp):
-		return unauthorized
-	case resp.StatusCode == http.StatusTooManyRequests && !c.limited && c.worthWaiting(ctx, now):
-		return rateLimited
+// giveUp ends the call without another attempt: with the answer to the last one if
+// there was only a better one to be had, else with err.
+func (r *retry) giveUp(ctx context.Context, err error) (*http.Response, error) {
+	closeBody(r.body)
+	optional := err == errSameToken || r.reason == rateLimited && errors.Is(err, context.DeadlineExceeded)
+	if optional && r.kept != nil && ctx.Err() == nil {
+		return r.kept, nil
 	}
-	return ""
+	r.discard()
+	return nil, err
 }
 
-// worthWaiting reports whether the next turn comes before the deadline and within two
-// windows. If it does not, the answer is not even read.
-func (c *call) worthWaiting(ctx context.Context, now time.Time) bool {
-	q := c.client.sender.queue
-	wait := q.wait(now, c.ticket)
-	deadline, bounded := ctx.Deadline()
-	return wait <= 2*q.window && (!bounded || !now.Add(wait).After(deadline))
+// discard closes an answer that nobody will see.
+func (r *retry) discard() {
+	if r.kept != nil {
+		r.kept.Body.Close()
+		r.kept = nil
+	}
+}
+
+// replayable reports whether a request has no body, or one that GetBody returns again.
+func replayable(req *http.Request) bool {
+	return req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
+}
+
+// replay gets the body for another attempt. GetBody may rewind what the Base still
+// reads, which would cut the upload short, so it is called when the Base is done with
+// the first body. That is waited for, but not for long.
+func (r *retry) replay(ctx context.Context) bool {
+	if r.req.Body == nil || r.req.Body == http.NoBody {
+		r.body = r.req.Body
+		return true
+	}
+	if r.sent != nil && !within(ctx, replayTime, r.sent.done) {
+		return false
+	}
+	body, err := r.req.GetBody()
+	if err != nil || body == nil {
+		return false
+	}
+	r.body = body
+	return true
+}
+
+// handOver returns the body of the next attempt. One that GetBody might rewind is
+// watched.
+func (r *retry) handOver() io.ReadCloser {
+	body := r.body
+	r.body, r.sent = nil, nil
+	if body == nil || body == http.NoBody || r.req.GetBody == nil || copiedByGetBody(r.req) {
+		return body
+	}
+	r.sent = &sentBody{body: body, done: make(chan struct{})}
+	return r.sent
 }
 
 // outOfScope reports whether a 401 says that the token is good, but not for this
@@ -85,64 +139,6 @@ func outOfScope(resp *http.Response) bool {
 		}
 	}
 	return false
-}
-
-// giveUp ends the call without another attempt: with the answer to the last one if
-// there was only a better one to be had, else with err.
-func (c *call) giveUp(ctx context.Context, err error) (*http.Response, error) {
-	closeBody(c.body)
-	c.body = nil
-	optional := err == errSameToken || c.reason == rateLimited && errors.Is(err, context.DeadlineExceeded)
-	if optional && c.kept != nil && ctx.Err() == nil {
-		return c.kept, nil
-	}
-	c.discard()
-	return nil, err
-}
-
-// discard closes an answer that nobody will see.
-func (c *call) discard() {
-	if c.kept != nil {
-		c.kept.Body.Close()
-		c.kept = nil
-	}
-}
-
-// replayable reports whether the request has no body, or one that GetBody returns
-// again.
-func (c *call) replayable() bool {
-	return c.req.Body == nil || c.req.Body == http.NoBody || c.req.GetBody != nil
-}
-
-// replay gets the body for another attempt. GetBody may rewind what the Base still
-// reads, which would cut the upload short, so it is called when the Base is done with
-// the first body. That is waited for, but not for long.
-func (c *call) replay(ctx context.Context) bool {
-	if c.req.Body == nil || c.req.Body == http.NoBody {
-		c.body = c.req.Body
-		return true
-	}
-	if c.sent != nil && !c.sent.wait(ctx, replayTime) {
-		return false
-	}
-	body, err := c.req.GetBody()
-	if err != nil || body == nil {
-		return false
-	}
-	c.body = body
-	return true
-}
-
-// trackedBody hands the body of the next attempt over. One that GetBody might rewind
-// is watched.
-func (c *call) trackedBody() io.ReadCloser {
-	body := c.body
-	c.body, c.sent = nil, nil
-	if body == nil || body == http.NoBody || c.req.GetBody == nil || copiedByGetBody(c.req) {
-		return body
-	}
-	c.sent = &sentBody{body: body, done: make(chan struct{})}
-	return c.sent
 }
 
 // copiedByGetBody reports whether the request's GetBody is one of http.NewRequest's,
@@ -213,24 +209,6 @@ func (b *sentBody) settleLocked() {
 	}
 }
 
-// wait reports whether the body is done with within limit.
-func (b *sentBody) wait(ctx context.Context, limit time.Duration) bool {
-	select {
-	case <-b.done:
-		return true
-	default:
-	}
-	late := time.NewTimer(limit)
-	defer late.Stop()
-	select {
-	case <-b.done:
-		return true
-	case <-late.C:
-	case <-ctx.Done():
-	}
-	return false
-}
-
 // maxDrain and drainTime bound what is read of an answer that is to be followed by
 // another, so that its connection can be used again.
 const (
@@ -254,4 +232,23 @@ func buffer(resp *http.Response) {
 		io.Reader
 		io.Closer
 	}{io.MultiReader(bytes.NewReader(begins), open), open}
+}
+
+// within reports whether done is closed within limit and before ctx ends.
+func within(ctx context.Context, limit time.Duration, done <-chan struct{}) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+func closeBody(body io.Closer) {
+	if body != nil {
+		body.Close()
+	}
 }

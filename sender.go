@@ -369,9 +369,3 @@ func senderFrom(ctx context.Context) *sender {
 func spanContextFrom(ctx context.Context) trace.SpanContext {
 	return trace.SpanContextFromContext(ctx).WithTraceState(trace.TraceState{})
 }
-
-func closeBody(body io.Closer) {
-	if body != nil {
-		body.Close()
-	}
-}

@@ -3,8 +3,6 @@ package partnerauth
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,16 +10,9 @@ import (
 	"golang.org/x/oauth2"
 )
 
-// How a token is fetched, which is the Op of an AuthError as well.
-const (
-	login   = "login"
-	refresh = "refresh"
-)
-
-// Where else a token comes from.
+// Where a token comes from that was not fetched for the call.
 const (
 	fromCache  = "cache"
-	fromStore  = "store"  // another process has fetched it
 	fromOthers = "shared" // another call has fetched it
 )
 
@@ -51,8 +42,10 @@ type Source struct {
 	last    atomic.Pointer[sender] // of the Transport that last fetched
 	own     *sender                // for as long as no Transport has
 
+	known knownTokens
+
 	// mu guards what follows, and changes of current. Nothing waits while holding
-	// it, and no foreign code runs under it. The queue's lock may be held already.
+	// it, and no foreign code runs under it.
 	mu       sync.Mutex
 	history  history
 	fetch    *fetch               // the one under way
@@ -116,7 +109,7 @@ func (s *Source) lease(ctx context.Context, via *sender, _ *lease) (*lease, stri
 		if f == nil {
 			return good, fromCache, err
 		}
-		l, from, err := f.wait(ctx)
+		l, from, err := s.wait(ctx, f)
 		if !own {
 			s.way(via).telemetry.sharedWaitSpan(ctx, began, f.spanContext(), failureOf(ctx, nil, err))
 			from = fromOthers
@@ -130,6 +123,20 @@ func (s *Source) lease(ctx context.Context, via *sender, _ *lease) (*lease, stri
 			return nil, "", err
 		}
 		// A rejection has overtaken the fetch: look again.
+	}
+}
+
+// wait waits for f's token. It returns neither a token nor an error if a rejection has
+// overtaken f.
+func (s *Source) wait(ctx context.Context, f *fetch) (*lease, string, error) {
+	select {
+	case <-f.done:
+		if f.got.err != nil {
+			return nil, "", f.got.err
+		}
+		return f.got.lease, f.got.from, nil
+	case <-ctx.Done():
+		return nil, "", s.gaveUp(ctx, f)
 	}
 }
 
@@ -187,7 +194,7 @@ func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time, l 
 	if via != nil {
 		s.last.Store(via)
 	}
-	f, fetching := newFetch(s, s.way(via), now)
+	f, fetching := newFetch(s.account, &s.known, s.way(via), now)
 	f.trigger, f.renews, f.refusal = s.trigger, l, s.refusal
 	switch {
 	case s.account.Refresh == nil || s.refusal.holds(now):
@@ -200,7 +207,7 @@ func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time, l 
 		s.refusal.asked = now
 	}
 	s.fetch = f
-	go f.run(fetching, spanContextFrom(ctx))
+	go f.run(fetching, spanContextFrom(ctx), s.finish)
 }
 
 // way returns the sender that token requests take: of the Transport that needs a
@@ -247,7 +254,7 @@ func (s *Source) finish(f *fetch, got result) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fetch != f {
-		s.history.forbid(got.lease.text())
+		s.known.forbid(got.lease.text())
 		return
 	}
 	s.fetch = nil
@@ -258,18 +265,6 @@ func (s *Source) finish(f *fetch, got result) {
 	}
 	f.got = got
 	close(f.done)
-}
-
-// overtaken reports whether a rejection has overtaken f. Its token must then not be
-// saved, and not be used if a Store returns it.
-func (s *Source) overtaken(f *fetch, l *lease) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.fetch == f {
-		return false
-	}
-	s.history.forbid(l.text())
-	return true
 }
 
 // adoptLocked makes a new token the current one.
@@ -289,16 +284,13 @@ func (s *Source) adoptLocked(f *fetch, got result) {
 		h.unproven++
 	}
 	h.previous, h.next = f.renews, nil
-	h.allow(l.text())
+	s.known.allow(l)
 	if s.renewing = nil; l.token.RefreshToken != "" {
 		s.renewing = l.token
 	}
 	clear(s.setbacks)
 	s.refusal = refusal{}
 	s.trigger = expiring
-	if !l.expiredOnArrival {
-		h.lived = l.text()
-	}
 	s.current.Store(l)
 }
 
@@ -327,12 +319,14 @@ func (s *Source) Invalidate(token *oauth2.Token) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.history.forbid(token.AccessToken)
+	s.known.forbid(token.AccessToken)
 	switch token.AccessToken {
 	case s.current.Load().text():
 		s.forgetLocked(s.history.next)
 	case s.history.next.text():
 		s.history.next = nil
+	case s.history.previous.text():
+		s.history.previous = nil
 	}
 }
 
@@ -350,10 +344,10 @@ func (s *Source) reject(l *lease) bool {
 		s.history.next = current
 		s.current.Store(s.history.previous.standIn(current.issued.Add(lagTime)))
 	case useNext:
-		s.history.forbid(l.text())
+		s.known.forbid(l.text())
 		s.forgetLocked(s.history.next)
 	case fetchAnother:
-		s.history.forbid(l.text())
+		s.known.forbid(l.text())
 		s.history.loggedIn(now, 1)
 		s.forgetLocked(nil)
 	}
@@ -370,6 +364,7 @@ func (s *Source) forgetLocked(next *lease) {
 	if f := s.fetch; f != nil {
 		s.fetch = nil
 		f.cancel()
+		s.known.forbid(f.saving.Load().text())
 		close(f.done)
 	}
 }
@@ -389,20 +384,6 @@ func (s *Source) newest(ctx context.Context, via *sender, _ *lease) *lease {
 func (s *Source) usable(*lease) bool { return s.current.Load().good(time.Now()) }
 
 func (s *Source) surely() bool { return true }
-
-// mayUse reports whether a token that a Store or a partner returns may be used.
-func (s *Source) mayUse(token string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return !s.history.forbids(token)
-}
-
-// hadLife reports whether a token was used before for as long as it lived.
-func (s *Source) hadLife(token string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.history.lived == token
-}
 
 // gaveUp returns the error of a caller whose context ended before there was a token,
 // and what the fetch that it waited for was waiting for.
@@ -427,66 +408,3 @@ func (s *Source) Format(f fmt.State, _ rune) {
 
 // MarshalText implements encoding.TextMarshaler, for slog and encoding/json.
 func (s *Source) MarshalText() ([]byte, error) { return fmt.Append(nil, s), nil }
-
-// A setback is why fetches on one way have failed since the last success.
-type setback struct {
-	err     *AuthError
-	count   int
-	until   time.Time // no renewal starts before
-	callers time.Time // no fetch that callers wait for starts before
-}
-
-// with returns the setback after another failure.
-func (b *setback) with(err *AuthError, renewal bool, window time.Duration) *setback {
-	next := &setback{err: err, count: 1}
-	if b != nil {
-		next.count = b.count + 1
-	}
-	err.RetryAfter = max(err.RetryAfter, backoff(next.count-1, 500*time.Millisecond, 30*time.Second))
-	next.until = err.At.Add(err.RetryAfter)
-	next.callers = next.until
-	if renewal && err.StatusCode == http.StatusTooManyRequests {
-		next.callers = err.At.Add(min(err.RetryAfter, window))
-	}
-	return next
-}
-
-// A refusal is what the partner's considered answers to credentials have led to.
-type refusal struct {
-	err    *AuthError // nil: there was none
-	count  int
-	until  time.Time     // the same request is not sent before
-	digest requestDigest // of the request that was refused
-	varies bool          // SignIn returns another request each time, so time alone counts
-	asked  time.Time     // when SignIn was last asked for another request
-}
-
-// askEvery is how often SignIn is asked for another request while a refusal holds.
-const askEvery = time.Second
-
-// refusalTimes are how long refused credentials are not sent again, the last for all
-// that follow: partners lock accounts, for the process with the new password as well
-// as for the one with the old. That is at most 10 requests in the first hour and about
-// 100 a day.
-var refusalTimes = [...]time.Duration{
-	time.Second, 5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 15 * time.Minute,
-}
-
-func (r *refusal) holds(now time.Time) bool { return r.err != nil && now.Before(r.until) }
-
-// with returns the refusal after another one.
-func (r refusal) with(err *AuthError, digest requestDigest) refusal {
-	wait := refusalTimes[min(r.count, len(refusalTimes)-1)]
-	err.RetryAfter = max(err.RetryAfter, wait+rand.N(wait/2))
-	return refusal{err: err, count: r.count + 1, until: err.At.Add(err.RetryAfter), digest: digest, varies: r.varies}
-}
-
-// backoff returns the wait after n failures: at least first, doubling, at most most,
-// spread over half of itself so that many processes do not come at once.
-func backoff(n int, first, most time.Duration) time.Duration {
-	d := most * 2 / 3
-	if n < 16 {
-		d = min(d, first<<n)
-	}
-	return d + rand.N(d/2)
-}

@@ -67,6 +67,10 @@ type record struct {
 	Count    int           `json:"count,omitempty"`  // of refusals so far
 }
 
+// A requestDigest identifies a token request that was refused, without keeping the
+// secret in it.
+type requestDigest [sha256.Size]byte
+
 // of reports whether r is the refusal of the request with that digest.
 func (r *record) of(digest requestDigest) bool {
 	return subtle.ConstantTimeCompare(saltedDigest(digest, r.Salt), r.Digest) == 1
@@ -174,7 +178,7 @@ func beside[T any](ctx context.Context, late func(T, error), do func(context.Con
 		r := result{err: errGoexit}
 		defer func() {
 			if value := recover(); value != nil {
-				r.err = newPanicError(value)
+				r.err = errPanic(value)
 			}
 			select {
 			case done <- r:

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -194,40 +195,62 @@ const (
 	fetchAnother                  // forget the token and sign in again
 )
 
-// A history knows which tokens may be used: which were rejected or overtaken, which
-// one a renewal replaced, and how many logins 401s have cost. Tokens are compared
-// by their text. Whoever has a history guards it with a mutex.
-type history struct {
+// knownTokens are the tokens that a partner or a Store may return again though they are
+// of no use. Tokens are compared by their text. It is safe for concurrent use.
+type knownTokens struct {
+	mu       sync.Mutex
 	unusable []string // rejected, or overtaken by a rejection; the last few
+	lived    string   // the last one that had not expired on arrival
+}
 
+// forbid makes a token unusable, whoever returns it again.
+func (k *knownTokens) forbid(token string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if token == "" || slices.Contains(k.unusable, token) {
+		return
+	}
+	if k.unusable = append(k.unusable, token); len(k.unusable) > maxUnusable {
+		k.unusable = k.unusable[1:]
+	}
+}
+
+// allow makes a token usable that the partner has issued, perhaps again.
+func (k *knownTokens) allow(l *lease) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.unusable = slices.DeleteFunc(k.unusable, func(t string) bool { return t == l.text() })
+	if !l.expiredOnArrival {
+		k.lived = l.text()
+	}
+}
+
+func (k *knownTokens) forbids(token string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Contains(k.unusable, token)
+}
+
+// hadLife reports whether a token was used before for as long as it lived.
+func (k *knownTokens) hadLife(token string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.lived == token
+}
+
+// A history is what decides about 401s: which token a renewal has replaced, and how
+// many logins they have cost. Whoever has a history guards it with a mutex.
+type history struct {
 	previous *lease // that a renewal has replaced; nil: none
 	next     *lease // that previous stands in for until the partner knows it; nil: none
 
-	lived    string // the last token that had not expired on arrival
-	unproven int    // logins after a 401, or instead of a renewal, since a token was accepted
+	unproven int // logins after a 401, or instead of a refresh, since a token was accepted
 	relogins *rate.Limiter
 }
 
 func newHistory() history {
 	return history{relogins: rate.NewLimiter(rate.Every(reloginEvery), reloginBurst)}
 }
-
-// forbid makes a token unusable, whoever returns it again.
-func (h *history) forbid(token string) {
-	if token == "" || slices.Contains(h.unusable, token) {
-		return
-	}
-	if h.unusable = append(h.unusable, token); len(h.unusable) > maxUnusable {
-		h.unusable = h.unusable[1:]
-	}
-}
-
-// allow makes a token usable that the partner has issued again.
-func (h *history) allow(token string) {
-	h.unusable = slices.DeleteFunc(h.unusable, func(t string) bool { return t == token })
-}
-
-func (h *history) forbids(token string) bool { return slices.Contains(h.unusable, token) }
 
 // decide returns what follows from a 401 to a request that was sent with l.
 func (h *history) decide(l, current *lease, now time.Time) rejection {
@@ -237,7 +260,7 @@ func (h *history) decide(l, current *lease, now time.Time) rejection {
 		return useCurrent
 	case h.next != nil:
 		return useNext
-	case young && h.previous.good(now) && !h.forbids(h.previous.text()) && h.previous.text() != l.text():
+	case young && h.previous.good(now) && h.previous.text() != l.text():
 		return usePrevious
 	case !h.mayLogin(l, now):
 		return keepToken

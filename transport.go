@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -109,10 +108,10 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 func (t *client) call(req *http.Request, to int) (resp *http.Response, err error) {
 	began := time.Now()
 	ctx, span := t.sender.telemetry.startCall(req.Context())
-	c := call{client: t, req: req, to: to, body: req.Body, ticket: t.sender.queue.newTicket(priorityOf(ctx))}
+	c := call{client: t, to: to, ticket: t.sender.queue.newTicket(priorityOf(ctx)), next: retry{req: req, body: req.Body}}
 	defer func() { c.end(ctx, span, began, resp, err) }()
 	if ctx.Err() != nil {
-		return c.giveUp(ctx, ended(ctx))
+		return c.next.giveUp(ctx, ended(ctx))
 	}
 	for {
 		resp, err := c.attempt(ctx)
@@ -124,25 +123,51 @@ func (t *client) call(req *http.Request, to int) (resp *http.Response, err error
 
 // attempt waits for a token and a permit, and sends the request once.
 func (c *call) attempt(ctx context.Context) (*http.Response, error) {
-	bounded, cancel := c.bounded(ctx)
-	defer cancel()
-	p, err := c.admit(bounded)
+	p, err := c.admitInTime(ctx)
 	if err != nil {
-		return c.giveUp(ctx, err)
+		return c.next.giveUp(ctx, err)
 	}
-	c.discard()
+	c.next.discard()
 	s := &c.client.sender
 	a := &attempt{
 		sender: s, permit: p, origin: c.client.origins[c.to], endpoint: c.client.endpoints[c.to], lease: c.lease,
-		authorize: c.client.authorize, body: c.trackedBody(), template: templateOf(ctx), resend: c.attempts,
+		authorize: c.client.authorize, body: c.next.handOver(), template: templateOf(ctx), resend: c.attempts,
 	}
 	c.attempts++
-	resp, err := s.send(ctx, c.req, a)
-	if c.reason != "" {
-		s.telemetry.metrics.addResend(ctx, c.reason)
-	}
 	c.pace = p.pace
+	resp, err := s.send(ctx, c.next.req, a)
+	if c.next.reason != "" {
+		s.telemetry.metrics.addResend(ctx, c.next.reason)
+	}
 	return resp, err
+}
+
+// again reports whether the request is to be sent again after resp, and if so has made
+// everything ready for it. A rejected token is dropped in any case.
+func (c *call) again(ctx context.Context, resp *http.Response) bool {
+	if resp.StatusCode != http.StatusUnauthorized {
+		c.lease.accept()
+	}
+	now, q := time.Now(), c.client.sender.queue
+	reason := c.next.decide(ctx, now, resp, q.window, func() time.Duration { return q.wait(now, c.ticket) })
+	if reason == "" || reason == unauthorized && !c.client.tokens.reject(c.lease) || !c.next.prepare(ctx, reason, resp, c.lease) {
+		return false
+	}
+	if reason == unauthorized && c.client.tokens.surely() {
+		c.next.discard() // there will be another answer
+	}
+	return true
+}
+
+// admitInTime is admit, but a request that was answered 429 is not held back for longer
+// than was worth waiting for.
+func (c *call) admitInTime(ctx context.Context) (permit, error) {
+	if c.next.reason == rateLimited {
+		bounded, cancel := context.WithDeadline(ctx, c.next.until)
+		defer cancel()
+		ctx = bounded
+	}
+	return c.admit(ctx)
 }
 
 // admit waits for a token, and then for a permit to send one request with it: never
@@ -154,7 +179,7 @@ func (c *call) admit(ctx context.Context) (permit, error) {
 		if outlived > maxOutlived {
 			return permit{}, &AuthError{Provider: s.provider, Op: login, At: time.Now(), Err: errOutlived}
 		}
-		l, from, err := tokens.lease(ctx, s, c.rejected)
+		l, from, err := tokens.lease(ctx, s, c.next.rejected)
 		if err != nil {
 			return permit{}, err
 		}
@@ -186,15 +211,6 @@ func (c *call) admit(ctx context.Context) (permit, error) {
 const maxOutlived = 1
 
 var errOutlived = errors.New("the tokens end before the turn of a request comes")
-
-// bounded returns the context for the wait for an attempt: a request answered 429 is
-// not held back for longer than was worth waiting for.
-func (c *call) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	if c.reason != rateLimited {
-		return ctx, func() {}
-	}
-	return context.WithDeadline(ctx, c.until)
-}
 
 // pass sends a request that goes elsewhere as it is.
 func (t *client) pass(req *http.Request) (*http.Response, error) {
@@ -308,9 +324,9 @@ func (p Provider) Client() *http.Client {
 // A call is one RoundTrip to a pinned origin.
 type call struct {
 	client *client
-	req    *http.Request
 	to     int    // index of its origin
 	ticket ticket // its place in the queue, the same for all attempts
+	next   retry
 
 	// of the last attempt
 	attempts int
@@ -318,16 +334,6 @@ type call struct {
 	from     string        // where the token came from
 	waited   time.Duration // for permits, of all attempts
 	pace     float64       // of the quota
-
-	// of the next attempt
-	body     io.ReadCloser  // until it is handed to the Base
-	sent     *sentBody      // that was handed over, if it has to be waited for
-	reason   string         // "": it is the first
-	rejected *lease         // that was answered 401
-	until    time.Time      // how long a 429 is held back for it
-	kept     *http.Response // what is returned if it cannot be made
-
-	unauthorized, limited bool // it has been sent again after 401, after 429
 }
 
 // end records what the call amounts to.
