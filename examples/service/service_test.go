@@ -206,9 +206,11 @@ func TestRetryAfter(t *testing.T) {
 			}
 			return seconds
 		}
-		want("a refused password", 1, 2)
-		time.Sleep(2 * time.Second)
+		time.Sleep(time.Duration(want("a refused password", 1, 2)) * time.Second)
 		left := want("a password that is refused again", 5, 8)
+		if got := len(logins(partner)); got != 2 {
+			t.Errorf("got %d logins after waiting as long as the header says, want 2", got)
+		}
 		time.Sleep(3 * time.Second)
 		want("the same refusal, 3 s later", left-3, left-3)
 		rotate("new")

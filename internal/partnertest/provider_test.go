@@ -55,6 +55,7 @@ func TestProviderSignIn(t *testing.T) {
 			{name: "in the form", method: "POST", header: asForm, body: whole, want: 200},
 			{name: "Basic, escaped", method: "POST", header: escaped, body: grantType, want: 200},
 			{name: "Basic, as it is", method: "POST", header: with(id, secret), body: grantType, want: 200},
+			{name: "another method", method: "PUT", header: asForm, body: whole, want: 401},
 			{name: "wrong secret", method: "POST", header: with(id, "wrong"), body: grantType, want: 401},
 			{name: "no grant_type", method: "POST", header: escaped, want: 401},
 			{name: "form without a type", method: "POST", body: whole, want: 401},
@@ -73,6 +74,8 @@ func TestProviderSignIn(t *testing.T) {
 		}
 		equal(t, "logins", p.Logins(), 3)
 		equal(t, "login requests", p.LoginRequests(), 7)
+		refused := c.do("GET", "/orders", bearer("forged"), "", 401)
+		equal(t, "refusal", refused.Header.Get("WWW-Authenticate")+" "+string(refused.body), `Bearer error="invalid_token" {"error":"invalid_token"}`)
 	})
 }
 
