@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"golang.org/x/oauth2"
@@ -307,45 +308,83 @@ func withText(err error, text string) error {
 
 const redacted = "REDACTED"
 
-// withoutToken returns err without the token that its text repeats: net/http quotes
-// headers that it cannot send.
+const (
+	minRedacted  = 4        // shorter secrets are part of every other word
+	maxErrorText = 16 << 10 // longer texts of errors are not kept
+)
+
+// withoutToken returns err without the token that its text repeats, in whatever
+// encoding: none touches letters and digits, so the longest run of them is looked for.
 func withoutToken(err error, token string) error {
 	text := err.Error()
-	if len(token) >= minRedacted && strings.Contains(text, token) {
-		return withText(err, strings.ReplaceAll(text, token, redacted))
-	}
-	if strings.Contains(text, "malformed") {
-		return withoutAnswer(err)
-	}
-	return err
-}
-
-// minRedacted is the length of the shortest secret that is searched for: shorter
-// ones are part of every other word.
-const minRedacted = 4
-
-// withoutAnswer returns err without what its text repeats of a server's answer:
-// names in a certificate, and what net/http quotes of an answer that it cannot
-// parse.
-func withoutAnswer(err error) error {
-	var text string
-	_, malformed := errors.AsType[textproto.ProtocolError](err)
+	run := longestRun(token)
 	switch {
-	case has[*tls.CertificateVerificationError](err):
-		text = "tls: the server's certificate was not accepted: " + certificateFault(err)
-	case malformed:
-		text = "malformed header in the answer"
+	case len(text) > maxErrorText:
+		text = redacted
+	case len(run) < minRedacted || !strings.Contains(text, run):
 	default:
-		text = withoutQuoted(err.Error())
-		if len(text) > maxErrorText {
+		if text = strings.ReplaceAll(text, token, redacted); strings.Contains(text, run) {
 			text = redacted
 		}
+	}
+	if strings.Contains(text, "malformed") {
+		text = networkText(err)
 	}
 	return withText(err, text)
 }
 
-// maxErrorText is the longest text of a network error that is kept.
-const maxErrorText = 16 << 10
+func longestRun(token string) (longest string) {
+	isOther := func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) }
+	for _, run := range strings.FieldsFunc(token, isOther) {
+		if len(run) > len(longest) {
+			longest = run
+		}
+	}
+	return longest
+}
+
+// withoutAnswer returns err, of a token request, without what its text repeats of a
+// server's answer or of what the server was sent.
+func withoutAnswer(err error) error { return withText(err, networkText(err)) }
+
+// networkText returns what is known to be safe of an error's text: what the standard
+// library says, but for names in certificates and what net/http quotes of an answer
+// that it cannot parse. Other errors are looked into, or shown by their type.
+func networkText(err error) string {
+	inner := errors.Unwrap(err)
+	_, malformed := errors.AsType[textproto.ProtocolError](err)
+	switch {
+	case has[*tls.CertificateVerificationError](err):
+		return "tls: the server's certificate was not accepted: " + certificateFault(err)
+	case malformed:
+		return "malformed header in the answer"
+	case isStandard(err) && allStandard(inner) && len(err.Error()) <= maxErrorText:
+		return withoutQuoted(err.Error())
+	case inner != nil:
+		return networkText(inner)
+	}
+	return fmt.Sprintf("error of type %T", err)
+}
+
+func allStandard(err error) bool {
+	for ; err != nil; err = errors.Unwrap(err) {
+		if !isStandard(err) {
+			return false
+		}
+	}
+	return true
+}
+
+// isStandard reports whether err is of a type of the standard library, or of this
+// package. A *url.Error is not: it repeats the URL.
+func isStandard(err error) bool {
+	t := reflect.TypeOf(err)
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	path, _, _ := strings.Cut(t.PkgPath(), "/")
+	return t.PkgPath() != "net/url" && !strings.Contains(path, ".") || t.PkgPath() == reflect.TypeFor[AuthError]().PkgPath()
+}
 
 func certificateFault(err error) string {
 	invalid, ok := errors.AsType[x509.CertificateInvalidError](err)

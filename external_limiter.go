@@ -127,7 +127,7 @@ func (l *externalLimiter) estimate(now time.Time, pause time.Duration, k int, _ 
 
 func (l *externalLimiter) take(now time.Time, low bool) permit {
 	p := permit{at: now, low: low}
-	p.pace, p.burst = l.pace()
+	p.pace, _ = l.pace()
 	if l.permit != nil {
 		p.external = l.permit
 	}
@@ -164,25 +164,28 @@ func (l *externalLimiter) keep(p externalPermit) bool {
 }
 
 func (l *externalLimiter) idle() {
-	if permit := l.permit; permit != nil {
-		go func() { // outside the lock
-			defer func() { recover() }()
-			permit.Return()
-		}()
+	if l.permit != nil {
+		go giveUp(l.permit) // outside the lock
 	}
 	l.granted, l.permit = false, nil
 }
 
+// giveUp returns a permit that nobody waits for, so that nobody is left to be told of a
+// panic.
+func giveUp(p Permit) {
+	defer func() { recover() }()
+	p.Return()
+}
+
 // trouble asks a PermitLimiter with a context that has ended what is wrong with it.
 func (l *externalLimiter) trouble(ended context.Context) error {
-	if l.permits == nil || ended.Err() == nil {
+	if l.permits == nil || ended.Err() != context.DeadlineExceeded {
 		return nil
 	}
 	permit, err := l.permits.Permit(ended, 1)
 	if err == nil {
-		permit.Return()
-	}
-	if err != nil && (errors.Is(err, ErrRateLimited) || !errors.Is(err, ended.Err())) {
+		giveUp(permit)
+	} else if errors.Is(err, ErrRateLimited) || !errors.Is(err, ended.Err()) {
 		return err
 	}
 	return nil

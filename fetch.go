@@ -183,7 +183,7 @@ func (f *fetch) locked(ctx context.Context, lock Lock) result {
 	got := f.fromPartner(ctx)
 	f.saving.Store(got.lease) // a rejection may overtake it while it is saved
 	if ctx.Err() == nil {
-		f.save(ctx, lock, got)
+		f.save(ctx, lock, &got)
 	}
 	return got
 }
@@ -212,6 +212,10 @@ func (f *fetch) stored(ctx context.Context, forRefresh bool) (result, bool) {
 
 // refusedElsewhere returns the refusal of the same request to another process.
 func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Duration) (result, bool) {
+	now := time.Now()
+	if f.refusal.holds(now) && !f.refusal.mayAsk(f.began) {
+		return f.held(now), string(r.Digest) == f.refusal.record // as this process knows
+	}
 	req, digest, _, err := f.build(ctx, login)
 	if err != nil {
 		return result{}, false
@@ -220,26 +224,27 @@ func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Durati
 	if !r.of(digest) {
 		return result{}, false
 	}
-	now := time.Now()
-	if f.refusal.holds(now) && digest == f.refusal.digest { // as this process knows
-		return f.held(now), true
+	if f.refusal.holds(now) && digest == f.refusal.digest {
+		got := f.held(now)
+		got.refusal.record = string(r.Digest)
+		return got, true
 	}
 	if r.Count > 0 {
 		left -= countTime // in which it is only counted
 	}
 	if left = min(left, refusalTimes[len(refusalTimes)-1]*3/2); left <= 0 {
-		f.refusal.count = max(f.refusal.count, r.Count)
+		f.refusal.count = max(f.refusal.count, min(r.Count, len(refusalTimes)))
 		return result{}, false
 	}
 	got := f.refused(login, &http.Response{StatusCode: r.Status}, "", r.Wrong)
 	got.err.RetryAfter = left
-	got.refusal = refusal{err: got.err, count: max(r.Count, 1), until: now.Add(left), digest: digest}
+	got.refusal = refusal{err: got.err, count: min(max(r.Count, 1), len(refusalTimes)), until: now.Add(left), digest: digest, record: string(r.Digest)}
 	return got, true
 }
 
 // save puts the result into the Store: a token, or a refusal for as long as that is to
 // be remembered.
-func (f *fetch) save(ctx context.Context, lock Lock, got result) {
+func (f *fetch) save(ctx context.Context, lock Lock, got *result) {
 	switch {
 	case got.lease != nil && got.from != fromStore:
 		good := time.Until(got.lease.ends)
@@ -248,6 +253,7 @@ func (f *fetch) save(ctx context.Context, lock Lock, got result) {
 	case got.lease == nil && !got.sentNothing && got.err.isRefusal():
 		r := record{Refused: true, Wrong: errors.Is(got.err, ErrCredentials), Status: got.err.StatusCode, Count: got.refusal.count}
 		r.setDigest(got.refusal.digest)
+		got.refusal.record = string(r.Digest)
 		f.vault.save(ctx, lock, r, got.err.RetryAfter+countTime)
 	}
 }
@@ -351,6 +357,9 @@ func discardRequest(req *http.Request, _ error) {
 // exchange is one try of an operation: a request is built and sent, and its answer
 // read.
 func (f *fetch) exchange(ctx context.Context, op string, resend int) result {
+	if op == login && f.refusal.holds(f.began) && !f.refusal.mayAsk(f.began) {
+		return f.held(time.Now()) // there is a Store, which was asked
+	}
 	req, digest, to, err := f.build(ctx, op)
 	now := time.Now()
 	switch {
@@ -514,7 +523,10 @@ func (f *fetch) readToken(resp *http.Response, body []byte) (*oauth2.Token, erro
 	if scheme, rest, ok := strings.Cut(token.AccessToken, " "); ok && strings.EqualFold(scheme, "Bearer") {
 		token.AccessToken = strings.TrimSpace(rest)
 	}
-	if token.RefreshToken == "" && f.refreshes != nil {
+	switch {
+	case f.account.Refresh == nil:
+		token.RefreshToken = "" // it is of no use
+	case token.RefreshToken == "" && f.refreshes != nil:
 		token.RefreshToken = f.refreshes.RefreshToken
 	}
 	switch {
@@ -640,6 +652,9 @@ func (f *fetch) failed(op string, status int, err error) result {
 	return result{from: op, err: &AuthError{Provider: f.account.Name, Op: op, StatusCode: status, At: time.Now(), Err: err}}
 }
 
+// maxID is the longest X-Request-Id that is kept, if it is one of hexadecimal digits.
+const maxID = 64
+
 // kept returns the little of an answer that helps to find out what went wrong.
 func kept(resp *http.Response, word string) *oauth2.RetrieveError {
 	header := http.Header{}
@@ -648,6 +663,9 @@ func kept(resp *http.Response, word string) *oauth2.RetrieveError {
 	}
 	if kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err == nil {
 		header.Set("Content-Type", named(kind, "application/json", "application/problem+json", "text/html", "text/plain"))
+	}
+	if id := resp.Header.Get("X-Request-Id"); len(id) <= maxID && strings.Trim(id, "0123456789abcdefABCDEF-") == "" {
+		header.Set("X-Request-Id", id)
 	}
 	e := &oauth2.RetrieveError{Response: &http.Response{
 		Status: statusText(resp.StatusCode), StatusCode: resp.StatusCode,
@@ -706,7 +724,7 @@ type setback struct {
 }
 
 // with returns the setback after another failure.
-func (b *setback) with(err *AuthError, renewal bool, window time.Duration) *setback {
+func (b *setback) with(err *AuthError, renewal bool) *setback {
 	next := &setback{err: err, count: 1}
 	if b != nil {
 		next.count = b.count + 1
@@ -715,7 +733,7 @@ func (b *setback) with(err *AuthError, renewal bool, window time.Duration) *setb
 	next.until = err.At.Add(err.RetryAfter)
 	next.callers = next.until
 	if renewal && err.StatusCode == http.StatusTooManyRequests {
-		next.callers = err.At.Add(min(err.RetryAfter, window))
+		next.callers = err.At // they wait for the queue, for a window at most
 	}
 	return next
 }
@@ -726,6 +744,7 @@ type refusal struct {
 	count  int
 	until  time.Time     // the same request is not sent before
 	digest requestDigest // of the request that was refused
+	record string        // what a Store keeps of the digest, as far as that is known
 	varies bool          // SignIn returns another request each time, so time alone counts
 	asked  time.Time     // when SignIn was last asked for another request
 }
@@ -742,6 +761,9 @@ var refusalTimes = [...]time.Duration{
 }
 
 func (r *refusal) holds(now time.Time) bool { return r.err != nil && now.Before(r.until) }
+
+// mayAsk reports whether SignIn may be asked for another request.
+func (r *refusal) mayAsk(now time.Time) bool { return !r.varies && now.Sub(r.asked) >= askEvery }
 
 // with returns the refusal after another one.
 func (r refusal) with(err *AuthError, digest requestDigest) refusal {

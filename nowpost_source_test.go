@@ -33,7 +33,7 @@ func TestNowPostLoginOnTheWire(t *testing.T) {
 	t.Parallel()
 	for proto, useTLS := range wires {
 		for _, password := range []string{
-			"plain", `quote " backslash \ slash /`, "<b>&amp;</b>", "p@ss:w+rd % = ?#", " leading and trailing ",
+			"plain", `quote " backslash \ slash /`, "<b>&amp;</b>", "p@ss:w+rd % = ?#", " leading",
 			"pässwörd 密码 🔑", "line\nbreak\ttab\x00nul\x7fdel", "\u2028\u2029", "\ufffd",
 		} {
 			email := "ümlaut+" + password + "@example.com"

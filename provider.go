@@ -144,23 +144,12 @@ func readTokenResponse(_ http.Header, body []byte) (*oauth2.Token, error) {
 	case answer.TokenType != "" && !strings.EqualFold(answer.TokenType, "Bearer"):
 		return nil, errors.New("token_type is not Bearer")
 	}
-	return &oauth2.Token{
-		AccessToken: answer.AccessToken, TokenType: "Bearer", RefreshToken: answer.RefreshToken,
-		ExpiresIn: wholeSeconds(answer.ExpiresIn),
-	}, nil
-}
-
-// wholeSeconds reads expires_in, a number or a number in a string: 0 if there is
-// none, and negative if nothing is left.
-func wholeSeconds(raw json.RawMessage) int64 {
-	n, err := strconv.ParseFloat(strings.Trim(string(raw), `"`), 64)
-	switch {
-	case err != nil && !math.IsInf(n, 0) || n != n:
-		return 0
-	case n < 1:
-		return -1
+	token := &oauth2.Token{AccessToken: answer.AccessToken, TokenType: "Bearer", RefreshToken: answer.RefreshToken}
+	n, err := strconv.ParseFloat(strings.Trim(string(answer.ExpiresIn), `"`), 64)
+	if (err == nil || math.IsInf(n, 0)) && n == n { // too large for a float is just long
+		token = token.WithExtra(map[string]any{expiresIn: n})
 	}
-	return int64(min(n, maxLifetime.Seconds()))
+	return token, nil
 }
 
 // errorWords are the error codes of RFC 6749, section 5.2. True are those that mean

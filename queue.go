@@ -30,11 +30,11 @@ func (t ticket) low() bool { return t >= forLow }
 
 // A permit allows its holder to send one request. release ends it.
 type permit struct {
-	at    time.Time // when it was granted
-	low   bool      // to a request of low priority
-	pace  float64   // the share of the full pace that was left then
-	burst int       // the most requests at once then
-	full  bool      // by our own books the server's window was full then
+	at   time.Time // when it was granted
+	pace float64   // the share of the full pace that was left then
+
+	full bool // by our own books the server's window was full then
+	low  bool // granted to a request of low priority
 
 	external externalPermit // of a PermitLimiter; nil otherwise
 }
@@ -190,8 +190,15 @@ func (q *queue) join(w *waiter) {
 		return
 	}
 	q.waiters = slices.Insert(q.waiters, i, w)
+	if i+1 < len(q.waiters) && len(q.waiters) <= maxLookedAt {
+		q.refuseAllLocked(now)
+	}
 	q.dispatchLocked(now)
 }
+
+// maxLookedAt is how many waiters there may be at most for one that goes ahead of others
+// to have them looked at again. Among more, each looks at its own deadline in time.
+const maxLookedAt = 1000
 
 // rank returns how many waiters go before a ticket.
 func (q *queue) rank(t ticket) int {
@@ -320,6 +327,8 @@ func (q *queue) releaseLocked(now time.Time, p permit, o outcome, named, most ti
 	}
 	if resume := now.Add(min(pause, most)); pause > 0 && resume.After(q.resume) {
 		q.resume = resume
+		q.refuseAllLocked(now)
+	} else if v.reason != "" {
 		q.refuseAllLocked(now)
 	}
 	q.dispatchLocked(now)

@@ -149,7 +149,6 @@ func TestWaitersAreTold(t *testing.T) {
 		want     time.Duration // when it is told
 	}{
 		{"a pause", reply{status: 503, header: headers("Retry-After: 100")}, false, 90 * time.Second, 10 * time.Second},
-		{"a lesson", reply{status: 429, header: headers("Retry-After: 0")}, false, 80 * time.Second, 10 * time.Second},
 		{"a request that comes back", reply{status: 429, header: headers("Retry-After: 1"), stream: io.NopCloser(slow)}, false, 2 * time.Minute, 10500 * time.Millisecond},
 		{"a token request", reply{}, true, 90 * time.Second, 10 * time.Second},
 		{"somebody of another Transport ahead", reply{}, false, 65 * time.Second, 4*time.Second + 1}, // the first has no answer yet
@@ -178,7 +177,7 @@ func TestWaitersAreTold(t *testing.T) {
 	}
 	bubble(t, "a login comes first", func(t *testing.T) {
 		rt := new(partner).on("login", reply{after: 10 * time.Second}).transport(&partnerauth.Quota{Requests: 1})
-		refused(t, deadline(t, 30*time.Second), rt, 0)
+		refused(t, deadline(t, 30*time.Second), rt, 10*time.Second)
 		time.Sleep(time.Hour)
 	})
 }
@@ -251,7 +250,7 @@ func TestRefusedAtOnce(t *testing.T) {
 	bubble(t, "who has to wait for a token", func(t *testing.T) {
 		quota := &partnerauth.Quota{Requests: 1}
 		quota.Wait(t.Context())
-		refused(t, deadline(t, 30*time.Second), new(partner).transport(quota), 0)
+		refused(t, deadline(t, 30*time.Second), new(partner).transport(quota), 30*time.Second)
 		time.Sleep(time.Hour) // for the login, which others may want
 	})
 }

@@ -51,7 +51,6 @@ func (s *sender) tryAcquire(ctx context.Context, t ticket) (permit, bool) {
 	}
 	s.told(p, func() {
 		s.telemetry.metrics.recordWait(ctx, 0, acquired, t.low())
-		s.telemetry.metrics.recordPace(ctx, p.pace, p.burst)
 	})
 	return p, true
 }
@@ -73,9 +72,6 @@ func (s *sender) recorded(ctx context.Context, low bool, wait func() (permit, er
 		}
 		waited = time.Since(began)
 		s.recordWait(ctx, began, waited, low, err)
-		if err == nil {
-			s.telemetry.metrics.recordPace(ctx, p.pace, p.burst)
-		}
 	})
 	return p, waited, err
 }
@@ -123,13 +119,13 @@ type attempt struct {
 	authorize func(*http.Request, *oauth2.Token) error // nil: set the Authorization header
 	body      io.ReadCloser                            // for the copy; nil: that of the request
 	template  string
-	forToken  bool // it is a token request, whose template goes to metrics, too
 	resend    int  // how many requests came before it for the same call
+	forToken  bool // it is a token request, whose template goes to metrics, too
 	mostPause bool // nobody else is paused for longer than a window
 
+	mayCount bool          // where there was no answer: the server may have counted the request
 	pause    time.Duration // that the answer asks for
 	reason   string        // why the rate limit has learnt from the answer
-	mayCount bool          // where there was no answer: the server may have counted the request
 
 	copy    http.Request
 	carrier carrier

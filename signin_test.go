@@ -169,6 +169,7 @@ func TestFuncThatHangs(t *testing.T) {
 		}}.TokenSource()
 		_, err := source.TokenContext(deadline(t, 10*time.Minute))
 		errorIf(t, authOf(err).Op != "config", "got %v, want the Func to have been given up", err)
+		time.Sleep(time.Minute)
 		_, err = source.TokenContext(deadline(t, 10*time.Minute))
 		errorIf(t, err != nil, "the next caller: %v", err)
 		time.Sleep(time.Hour)

@@ -1,6 +1,7 @@
 package partnerauth
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -203,7 +204,7 @@ func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time, l 
 	default:
 		f.refreshes = s.renewing
 	}
-	if s.refusal.holds(now) {
+	if s.refusal.mayAsk(now) {
 		s.refusal.asked = now
 	}
 	s.fetch = f
@@ -243,7 +244,7 @@ func (s *Source) heldBackLocked(now time.Time, via *sender, renewal bool) error 
 			return b.err.again(now, until)
 		}
 	}
-	if r := &s.refusal; r.holds(now) && (r.varies || now.Sub(r.asked) < askEvery) {
+	if r := &s.refusal; r.holds(now) && !r.mayAsk(now) && s.account.Store == nil {
 		return r.err.again(now, r.until)
 	}
 	return nil
@@ -302,11 +303,12 @@ func (s *Source) holdLocked(f *fetch, got result) {
 	switch {
 	case got.sentNothing:
 		s.refusal.varies = s.refusal.varies || got.refusal.varies
+		s.refusal.record = cmp.Or(got.refusal.record, s.refusal.record)
 	case got.err.isRefusal():
 		s.refusal = got.refusal
 	default:
 		key := s.setbackKey(f.way)
-		s.setbacks[key] = s.setbacks[key].with(got.err, f.renews != nil, f.way.queue.window)
+		s.setbacks[key] = s.setbacks[key].with(got.err, f.renews != nil)
 	}
 }
 

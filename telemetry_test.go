@@ -197,6 +197,10 @@ func (r *recording) points(t testing.TB) string {
 			for _, p := range data.DataPoints {
 				add(m, p.Attributes, pace(p.Value))
 			}
+		case metricdata.Gauge[int64]:
+			for _, p := range data.DataPoints {
+				add(m, p.Attributes, fmt.Sprintf("last=%d", p.Value))
+			}
 		default:
 			t.Errorf("%s is a %T", m.Name, m.Data)
 		}
@@ -282,7 +286,7 @@ func after7s(n int) partnerauth.Limiter {
 const signIn = `
 	nowpost call INTERNAL Unset @0s+400ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 	  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-	    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
+	    POST /api/v1/auth/login CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login url.template=/api/v1/auth/login
 	  GET CLIENT Unset @300ms+100ms http.response.status_code=200 url.full=~/first`
 
 // The span trees that one look at a trace must tell the story by.
@@ -305,7 +309,7 @@ func TestSpanTree(t *testing.T) {
 			nowpost call INTERNAL Unset @0s+5.6s http.response.status_code=200 partnerauth.attempts=3 partnerauth.rate_limit.pace=below 1 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=cache
 			  GET /orders/{id} CLIENT Error @0s+100ms error.type=401 http.response.status_code=401 url.full=~/7 url.template=/orders/{id}
 			  partnerauth.token.fetch INTERNAL Unset @100ms+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=unauthorized
-			    POST CLIENT Unset @100ms+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
+			    POST /api/v1/auth/login CLIENT Unset @100ms+300ms http.response.status_code=200 url.full=~/api/v1/auth/login url.template=/api/v1/auth/login
 			  GET /orders/{id} CLIENT Error @400ms+100ms error.type=429 http.request.resend_count=1 http.response.status_code=429 url.full=~/7 url.template=/orders/{id}
 			  partnerauth.rate_limit.wait INTERNAL Unset @500ms+5s partnerauth.rate_limit.result=acquired
 			  GET /orders/{id} CLIENT Unset @5.5s+100ms http.request.resend_count=2 http.response.status_code=200 url.full=~/7 url.template=/orders/{id}`},
@@ -313,7 +317,7 @@ func TestSpanTree(t *testing.T) {
 			nowpost call INTERNAL Unset @0s+14.4s http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=7 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+7.3s partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
 			    partnerauth.rate_limit.wait INTERNAL Unset @0s+7s partnerauth.rate_limit.result=acquired
-			    POST CLIENT Unset @7s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
+			    POST /api/v1/auth/login CLIENT Unset @7s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login url.template=/api/v1/auth/login
 			  partnerauth.rate_limit.wait INTERNAL Unset @7.3s+7s partnerauth.rate_limit.result=acquired
 			  GET CLIENT Unset @14.3s+100ms http.response.status_code=200 url.full=~/orders`},
 		{name: "somebody else's fetch", cold: true, play: func(s *scene) {
@@ -333,8 +337,8 @@ func TestSpanTree(t *testing.T) {
 			nowpost call INTERNAL Unset @15m0s+100ms http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=cache
 			  GET CLIENT Unset @15m0s+100ms http.response.status_code=200 url.full=~/orders
 			partnerauth.token.fetch INTERNAL Unset @15m0s+400ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=expiring ->nowpost call@15m0s
-			  POST CLIENT Error @15m0s+100ms error.type=401 http.response.status_code=401 url.full=~/api/v1/auth/refresh
-			  POST CLIENT Unset @15m0.1s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login`},
+			  POST /api/v1/auth/refresh CLIENT Error @15m0s+100ms error.type=401 http.response.status_code=401 url.full=~/api/v1/auth/refresh url.template=/api/v1/auth/refresh
+			  POST /api/v1/auth/login CLIENT Unset @15m0.1s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login url.template=/api/v1/auth/login`},
 		{name: "failed login, for somebody who waits too, and a call that is spared another", cold: true, play: func(s *scene) {
 			s.on("login", got(401))
 			go s.fail(ctx, "/orders", partnerauth.ErrCredentials)
@@ -345,7 +349,7 @@ func TestSpanTree(t *testing.T) {
 		}, want: `
 			nowpost call INTERNAL Error @0s+100ms error.type=credentials_refused partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0 partnerauth.token.status_code=401
 			  partnerauth.token.fetch INTERNAL Error @0s+100ms error.type=credentials_refused partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Error @0s+100ms error.type=401 http.response.status_code=401 url.full=~/api/v1/auth/login
+			    POST /api/v1/auth/login CLIENT Error @0s+100ms error.type=401 http.response.status_code=401 url.full=~/api/v1/auth/login url.template=/api/v1/auth/login
 			nowpost call INTERNAL Error @50ms+50ms error.type=credentials_refused partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0 partnerauth.token.status_code=401
 			  partnerauth.token.wait INTERNAL Error @50ms+50ms error.type=credentials_refused ->partnerauth.token.fetch@0s
 			nowpost call INTERNAL Error @100ms+0s error.type=credentials_refused partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0 partnerauth.token.status_code=401`},
@@ -355,8 +359,8 @@ func TestSpanTree(t *testing.T) {
 		}, want: `
 			nowpost call INTERNAL Unset http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=0 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Error error.type=500 http.response.status_code=500 url.full=~/api/v1/auth/login
-			    POST CLIENT Unset http.request.resend_count=1 http.response.status_code=200 url.full=~/api/v1/auth/login
+			    POST /api/v1/auth/login CLIENT Error error.type=500 http.response.status_code=500 url.full=~/api/v1/auth/login url.template=/api/v1/auth/login
+			    POST /api/v1/auth/login CLIENT Unset http.request.resend_count=1 http.response.status_code=200 url.full=~/api/v1/auth/login url.template=/api/v1/auth/login
 			  GET CLIENT Unset http.response.status_code=200 url.full=~/orders`},
 		{name: "refused by the quota at once", limiter: &partnerauth.Quota{Requests: 2}, play: func(s *scene) {
 			s.fail(deadline(s, 10*time.Second), "/orders", partnerauth.ErrRateLimited, context.DeadlineExceeded)
@@ -379,7 +383,7 @@ func TestSpanTree(t *testing.T) {
 		}, want: `
 			nowpost call INTERNAL Unset @0s+100ms partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
 			  partnerauth.token.fetch INTERNAL Unset @0s+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
-			    POST CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login
+			    POST /api/v1/auth/login CLIENT Unset @0s+300ms http.response.status_code=200 url.full=~/api/v1/auth/login url.template=/api/v1/auth/login
 			nowpost call INTERNAL Unset @50ms+50ms partnerauth.attempts=0 partnerauth.rate_limit.wait_time=0
 			  partnerauth.token.wait INTERNAL Unset @50ms+50ms ->partnerauth.token.fetch@0s`},
 	}

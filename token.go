@@ -86,7 +86,7 @@ func newLease(token *oauth2.Token, lifetime time.Duration, sent, received time.T
 	lifetime = l.ends.Sub(sent)
 	l.renew = sent.Add(lifetime*3/4 + rand.N(lifetime/10+1))
 	shown := *token
-	shown.Expiry = l.ends.Round(0) // without the monotonic reading
+	shown.Expiry, shown.ExpiresIn = l.ends.Round(0), 0 // without the monotonic reading
 	if shown.TokenType == "" {
 		shown.TokenType = "Bearer"
 	}
@@ -121,7 +121,9 @@ func sendable(s string) bool {
 func lifetimeOf(token *oauth2.Token, date, sent time.Time) (time.Duration, bool) {
 	least, known := maxLifetime, false
 	consider := func(lifetime time.Duration) { least, known = min(least, lifetime), true }
-	if token.ExpiresIn != 0 {
+	if n, ok := token.Extra(expiresIn).(float64); ok {
+		consider(seconds(n))
+	} else if token.ExpiresIn != 0 {
 		consider(seconds(float64(token.ExpiresIn)))
 	}
 	byOurClock := token.Expiry != token.Expiry.Round(0) // it has a monotonic reading
@@ -140,6 +142,10 @@ func lifetimeOf(token *oauth2.Token, date, sent time.Time) (time.Duration, bool)
 	}
 	return least, known
 }
+
+// expiresIn is a token's Extra with its lifetime in seconds, if that is not a whole
+// number of them.
+const expiresIn = "expires_in"
 
 // jwtLifetime reads the lifetime of a JWT (RFC 7519): exp minus the partner's date,
 // or where that is unknown or not positive exp minus iat, else exp minus nbf. The
@@ -166,7 +172,7 @@ func jwtLifetime(token string, date time.Time) (time.Duration, bool) {
 	case claims.Nbf != nil:
 		return seconds(*claims.Exp - *claims.Nbf), true
 	}
-	return left, !date.IsZero()
+	return 0, false
 }
 
 // seconds returns n seconds, or as much of it as a lifetime can be.

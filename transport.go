@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/metric"
@@ -62,7 +64,7 @@ type Transport struct {
 	err    error
 }
 
-// A client is a Transport's configuration, made ready for use. It does not change.
+// A client is a Transport's configuration, made ready for use. Only passing changes.
 type client struct {
 	sender    sender
 	tokens    tokens
@@ -70,6 +72,7 @@ type client struct {
 	endpoints []*endpoint // of origins
 	authorize func(*http.Request, *oauth2.Token) error
 	oauth     http.RoundTripper // Base of token requests; nil: that of the Transport
+	passing   atomic.Int32      // requests to elsewhere that are on their way
 }
 
 // tokens is where a Transport's calls get their tokens.
@@ -214,16 +217,28 @@ var errOutlived = errors.New("the tokens end before the turn of a request comes"
 
 // pass sends a request that goes elsewhere as it is.
 func (t *client) pass(req *http.Request) (*http.Response, error) {
-	base := t.sender.roundTripper()
-	if _, ok := base.(*http.Transport); ok {
-		return base.RoundTrip(req)
+	if t.passing.Add(1); t.passing.Load() > 1 && passesTwice() {
+		t.passing.Add(-1)
+		closeBody(req.Body)
+		return nil, errOwnBase
 	}
-	marked := *req.WithContext(&attempt{Context: req.Context(), sender: &t.sender})
-	resp, err := base.RoundTrip(&marked)
-	if resp != nil && resp.Request == &marked {
-		resp.Request = req
+	defer t.passing.Add(-1)
+	return t.sender.roundTripper().RoundTrip(req)
+}
+
+// passesTwice reports whether the goroutine that calls pass does so within pass. The
+// request itself must not be marked, as it is not ours.
+func passesTwice() bool {
+	callers := make([]uintptr, 512)
+	frames := runtime.CallersFrames(callers[:runtime.Callers(2, callers)])
+	pass, first := frames.Next()
+	for more := first; more; {
+		var f runtime.Frame
+		if f, more = frames.Next(); f.Function == pass.Function {
+			return true
+		}
 	}
-	return resp, err
+	return false
 }
 
 // destination returns which of the origins req goes to; -1 if it goes elsewhere, or

@@ -192,7 +192,7 @@ func (w *slidingWindow) take(now time.Time, low bool) permit {
 	}
 	w.pace.spend(now)
 	w.inFlight = insert(w.inFlight, slot{since, low})
-	return permit{at: now, low: low, pace: w.pace.share(), burst: w.pace.size(now), full: w.full(since)}
+	return permit{at: now, low: low, pace: w.pace.share(), full: w.full(since)}
 }
 
 // full reports whether all slots are taken, the guard not counted.
