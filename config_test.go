@@ -53,9 +53,9 @@ func TestConfigMistakes(t *testing.T) {
 		"Ndovu without secret":           {partnerauth.Ndovu{ClientID: "i", BaseURL: apiURL}, "ndovu", "ClientSecret"},
 		"Ndovu without BaseURL":          {partnerauth.Ndovu{ClientID: "i", ClientSecret: "hunter2"}, "ndovu", "BaseURL"},
 		"a client id with a colon in it": {partnerauth.Ndovu{ClientID: "i:hunter2", ClientSecret: "s", BaseURL: apiURL}, "ndovu", "ClientID"},
-		"a client id with a tab":         {partnerauth.Ndovu{ClientID: "i\thunter2", ClientSecret: "s", BaseURL: apiURL}, "ndovu", "ClientID has a control character"},
-		"a secret with a newline":        {partnerauth.Ndovu{ClientID: "i", ClientSecret: "hunter2\n", BaseURL: apiURL}, "ndovu", "ClientSecret has a control character"},
-		"a secret of a Func with a nul":  {partnerauth.Ndovu{ClientID: "i", ClientSecretFunc: unsendable, BaseURL: apiURL}, "ndovu", "returned has a control character"},
+		"a client id with a tab":         {partnerauth.Ndovu{ClientID: "i\thunter2", ClientSecret: "s", BaseURL: apiURL}, "ndovu", "ClientID contains a control character"},
+		"a secret with a newline":        {partnerauth.Ndovu{ClientID: "i", ClientSecret: "hunter2\n", BaseURL: apiURL}, "ndovu", "ClientSecret ends in a space or newline"},
+		"a secret of a Func with a nul":  {partnerauth.Ndovu{ClientID: "i", ClientSecretFunc: unsendable, BaseURL: apiURL}, "ndovu", "the result of ClientSecretFunc contains a control character"},
 	} {
 		t.Run(name, func(t *testing.T) { checkSource(t, c.config.TokenSource(), c.provider, c.field, false) })
 	}
@@ -111,7 +111,7 @@ func checkMistake(t *testing.T, err error, provider, field string, insecure, isA
 	text := fmt.Sprint(err)
 	errorIf(t, !strings.HasPrefix(text, "partnerauth: ") || !strings.Contains(text, field) || strings.Contains(text, "hunter2"), "got %q, want the name of %s and no password", text, field)
 	auth, is := errors.AsType[*partnerauth.AuthError](err)
-	errorIf(t, is != isAuth || isAuth && (auth.Provider != provider || auth.Op != "config" || auth.StatusCode != 0 || auth.RetryAfter != 0),
+	errorIf(t, is != isAuth || isAuth && (auth.Provider != provider || auth.Op != "config" || auth.StatusCode != 0),
 		"got %#v, want an AuthError (%t) of %q about the configuration", auth, isAuth, provider)
 	errorIf(t, errors.Is(err, partnerauth.ErrInsecureURL) != insecure || errors.Is(err, partnerauth.ErrCredentials) || errors.Is(err, partnerauth.ErrRateLimited),
 		"got %v, ErrInsecureURL %t, want %t", err, !insecure, insecure)
