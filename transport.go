@@ -134,7 +134,7 @@ func (c *call) attempt(ctx context.Context) (*http.Response, error) {
 	s := &c.client.sender
 	a := &attempt{
 		sender: s, permit: p, origin: c.client.origins[c.to], endpoint: c.client.endpoints[c.to], lease: c.lease,
-		authorize: c.client.authorize, body: c.next.handOver(), template: templateOf(ctx), resend: c.attempts,
+		authorize: c.client.authorize, body: c.next.handOver(), template: templateOf(ctx), resend: redirects(c.next.req) + c.attempts,
 	}
 	c.attempts++
 	c.pace = p.pace
@@ -143,6 +143,14 @@ func (c *call) attempt(ctx context.Context) (*http.Response, error) {
 		s.telemetry.metrics.addResend(ctx, c.next.reason)
 	}
 	return resp, err
+}
+
+// redirects returns how many redirects have led to req.
+func redirects(req *http.Request) (n int) {
+	for r := req.Response; r != nil && r.Request != nil; r = r.Request.Response {
+		n++
+	}
+	return n
 }
 
 // again reports whether the request is to be sent again after resp, and if so has made
