@@ -30,7 +30,7 @@ func TestOneAuthorization(t *testing.T) {
 		return nil
 	}
 	for _, authorize := range []func(*http.Request, *oauth2.Token) error{nil, authorize} {
-		source := provider(new(partner), func(p *partnerauth.Provider) { p.BaseURL, p.Authorize = server.URL, authorize }).TokenSource()
+		source := acmeAccount(new(partner), func(p *partnerauth.Provider) { p.BaseURL, p.Authorize = server.URL, authorize }).TokenSource()
 		for _, spelling := range []string{"Authorization", "authorization", "AUTHORIZATION", "aUthorization"} {
 			req := newRequest(t, "GET", server.URL, "")
 			req.Header = http.Header{spelling: {"mine"}, "Other": {"x"}}
@@ -41,8 +41,8 @@ func TestOneAuthorization(t *testing.T) {
 	}
 }
 
-// provider is an account at acme, a partner of the user's own that signs in to p.
-func provider(p *partner, change ...func(*partnerauth.Provider)) partnerauth.Provider {
+// acmeAccount is an account at acme, a partner of the user's own that signs in to p.
+func acmeAccount(p *partner, change ...func(*partnerauth.Provider)) partnerauth.Provider {
 	acme := partnerauth.Provider{Name: "acme", Account: "shop", BaseURL: apiURL, Base: p, SignIn: func(ctx context.Context) (*http.Request, error) {
 		return http.NewRequestWithContext(ctx, "POST", apiURL+authPath, strings.NewReader("secret=Planted-Secret"))
 	}}
@@ -57,7 +57,7 @@ func (p *partner) everybody(store partnerauth.Store) map[string]*partnerauth.Sou
 	return map[string]*partnerauth.Source{
 		"nowpost": partnerauth.NowPost{Email: "shop@example.com", Password: "Planted-Secret", BaseURL: apiURL, Base: p, Store: store}.TokenSource(),
 		"ndovu":   partnerauth.Ndovu{ClientID: "shop", ClientSecret: "Planted-Secret", BaseURL: apiURL, Base: p, Store: store}.TokenSource(),
-		"acme":    provider(p, func(a *partnerauth.Provider) { a.Store = store }).TokenSource(),
+		"acme":    acmeAccount(p, func(a *partnerauth.Provider) { a.Store = store }).TokenSource(),
 	}
 }
 
