@@ -216,6 +216,9 @@ type reply struct {
 	after  time.Duration // how long it takes; forever: until the client leaves
 }
 
+// rounded is what is added to a Retry-After in whole seconds: some servers round down.
+const rounded = 999 * time.Millisecond
+
 const forever = time.Duration(math.MaxInt64)
 
 func (r reply) usual() bool { return r.status == 0 && r.body == "" && r.stream == nil && r.err == nil }
