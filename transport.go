@@ -10,8 +10,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/oauth2"
 )
@@ -69,7 +71,7 @@ type client struct {
 	sender    sender
 	tokens    tokens
 	origins   []*origin
-	endpoints []*endpoint // of origins
+	targets   []target // of origins
 	authorize func(*http.Request, *oauth2.Token) error
 	oauth     http.RoundTripper // Base of token requests; nil: that of the Transport
 	passing   atomic.Int32      // requests to elsewhere that are on their way
@@ -79,7 +81,7 @@ type client struct {
 type tokens interface {
 	// lease returns a token to send and where it came from, "cache" or how it was
 	// fetched. after is the rejected one that it has to replace, nil if there is none.
-	lease(ctx context.Context, via *sender, after *lease) (l *lease, from string, err error)
+	lease(ctx context.Context, now time.Time, via *sender, after *lease) (l *lease, from string, err error)
 	// newest returns the token to send in place of l after a wait: l itself, another,
 	// or nil if one has to be asked for. It does not wait.
 	newest(ctx context.Context, via *sender, l *lease) *lease
@@ -116,8 +118,8 @@ func (t *client) call(req *http.Request, to int) (resp *http.Response, err error
 	if ctx.Err() != nil {
 		return c.next.giveUp(ctx, ended(ctx))
 	}
-	for {
-		resp, err := c.attempt(ctx)
+	for now := began; ; now = time.Now() {
+		resp, err := c.attempt(ctx, now)
 		if err != nil || !c.again(ctx, resp) {
 			return resp, err
 		}
@@ -125,16 +127,16 @@ func (t *client) call(req *http.Request, to int) (resp *http.Response, err error
 }
 
 // attempt waits for a token and a permit, and sends the request once.
-func (c *call) attempt(ctx context.Context) (*http.Response, error) {
-	p, err := c.admitInTime(ctx)
+func (c *call) attempt(ctx context.Context, now time.Time) (*http.Response, error) {
+	p, err := c.admitInTime(ctx, now)
 	if err != nil {
 		return c.next.giveUp(ctx, err)
 	}
 	c.next.discard()
 	s := &c.client.sender
 	a := &attempt{
-		sender: s, permit: p, origin: c.client.origins[c.to], endpoint: c.client.endpoints[c.to], lease: c.lease,
-		authorize: c.client.authorize, body: c.next.handOver(), template: templateOf(ctx), resend: c.attempts,
+		sender: s, permit: p, to: c.client.targets[c.to], lease: c.lease, authorize: c.client.authorize,
+		body: c.next.handOver(), template: templateOf(ctx), resend: redirects(c.next.req) + c.attempts,
 	}
 	c.attempts++
 	c.pace = p.pace
@@ -145,14 +147,22 @@ func (c *call) attempt(ctx context.Context) (*http.Response, error) {
 	return resp, err
 }
 
+// redirects returns how many redirects have led to req.
+func redirects(req *http.Request) (n int) {
+	for r := req.Response; r != nil && r.Request != nil; r = r.Request.Response {
+		n++
+	}
+	return n
+}
+
 // again reports whether the request is to be sent again after resp, and if so has made
 // everything ready for it. A rejected token is dropped in any case.
 func (c *call) again(ctx context.Context, resp *http.Response) bool {
 	if resp.StatusCode != http.StatusUnauthorized {
 		c.lease.accept()
 	}
-	now, q := time.Now(), c.client.sender.queue
-	reason := c.next.decide(ctx, now, resp, q.window, func() time.Duration { return q.wait(now, c.ticket) })
+	q := c.client.sender.queue
+	reason := c.next.decide(ctx, resp, q.window, func(now time.Time) time.Duration { return q.wait(now, c.ticket) })
 	if reason == "" || reason == unauthorized && !c.client.tokens.reject(c.lease) || !c.next.prepare(ctx, reason, resp, c.lease) {
 		return false
 	}
@@ -164,53 +174,61 @@ func (c *call) again(ctx context.Context, resp *http.Response) bool {
 
 // admitInTime is admit, but a request that was answered 429 is not held back for longer
 // than was worth waiting for.
-func (c *call) admitInTime(ctx context.Context) (permit, error) {
+func (c *call) admitInTime(ctx context.Context, now time.Time) (permit, error) {
 	if c.next.reason == rateLimited {
 		bounded, cancel := context.WithDeadline(ctx, c.next.until)
 		defer cancel()
 		ctx = bounded
 	}
-	return c.admit(ctx)
+	return c.admit(ctx, now)
 }
 
 // admit waits for a token, and then for a permit to send one request with it: never
 // the other way round, or a hundred who hold permits would wait for a login that
 // needs one. A token that ends meanwhile is replaced, and the permit given back.
-func (c *call) admit(ctx context.Context) (permit, error) {
-	tokens, s := c.client.tokens, &c.client.sender
-	for outlived := 0; ; {
-		if outlived > maxOutlived {
-			return permit{}, &AuthError{Provider: s.provider, Op: login, At: time.Now(), Err: errOutlived}
-		}
-		l, from, err := tokens.lease(ctx, s, c.next.rejected)
+func (c *call) admit(ctx context.Context, now time.Time) (permit, error) {
+	s := &c.client.sender
+	for outlived := 0; outlived <= maxOutlived; now = time.Now() {
+		l, from, err := c.client.tokens.lease(ctx, now, s, c.next.rejected)
 		if err != nil {
 			return permit{}, err
 		}
-		c.from = from
-		p, ok := s.tryAcquire(ctx, c.ticket)
-		if c.lease = l; ok {
+		if c.lease, c.from = l, from; from != fromCache {
+			now = time.Now() // it may have been waited for
+		}
+		p, ok := s.tryAcquire(ctx, now, c.ticket)
+		if ok {
 			return p, nil
 		}
-		p, waited, err := s.acquire(ctx, c.ticket, func() bool { return tokens.usable(l) })
-		c.waited += waited
-		switch {
-		case err == nil:
-			if c.lease = tokens.newest(ctx, s, l); c.lease != nil {
-				return p, nil
-			}
-			s.giveBack(p)
-		case err != errNotUsable:
-			return permit{}, err
+		if p, err = c.queue(ctx, l); err != errNotUsable {
+			return p, err
 		}
-		if from != fromCache { // it was fetched for this call
+		if !l.accepted.Load() { // it served nobody
 			outlived++
 		}
 	}
+	return permit{}, &AuthError{Provider: s.provider, Op: login, At: time.Now(), Err: errOutlived}
 }
 
-// maxOutlived is how many tokens that were fetched for a call may end before its
-// turn. Without a bound, a short-lived token and a long queue would cost one login
-// after the other.
+// queue waits for a permit to send a request with l, or with the token that has
+// replaced it by then. It returns errNotUsable if there is none any more.
+func (c *call) queue(ctx context.Context, l *lease) (permit, error) {
+	tokens, s := c.client.tokens, &c.client.sender
+	p, waited, err := s.acquire(ctx, c.ticket, func() bool { return tokens.usable(l) })
+	c.waited += waited
+	if err != nil {
+		return p, err
+	}
+	if c.lease = tokens.newest(ctx, s, l); c.lease == nil {
+		s.giveBack(p)
+		return permit{}, errNotUsable
+	}
+	return p, nil
+}
+
+// maxOutlived is how many tokens may end before the turn of a call without having
+// served any other. Without a bound, tokens that live shorter than a turn takes would
+// cost one login after the other.
 const maxOutlived = 1
 
 var errOutlived = errors.New("the tokens end before the turn of a request comes")
@@ -262,7 +280,7 @@ func (t *Transport) SignIn(ctx context.Context) error {
 	if t.err != nil {
 		return t.err
 	}
-	_, _, err := t.client.tokens.lease(ctx, &t.client.sender, nil)
+	_, _, err := t.client.tokens.lease(ctx, time.Now(), &t.client.sender, nil)
 	return err
 }
 
@@ -324,7 +342,7 @@ func (t *Transport) prepare() (*client, error) {
 	s.base, s.queue, s.provider = t.Base, queue, provider
 	s.telemetry = newTelemetry(provider, t.TracerProvider, t.MeterProvider, t.Propagator)
 	for _, o := range c.origins {
-		c.endpoints = append(c.endpoints, newEndpoint(o.host, o.portNumber(), s.telemetry.provider))
+		c.targets = append(c.targets, target{o, newEndpoint(o.host, o.portNumber(), s.telemetry.provider)})
 	}
 	return c, nil
 }
@@ -355,26 +373,39 @@ type call struct {
 func (c *call) end(ctx context.Context, span trace.Span, began time.Time, resp *http.Response, err error) {
 	failed := failureOf(ctx, resp, err)
 	t := c.client.sender.telemetry
-	t.metrics.recordCall(ctx, time.Since(began), templateOf(ctx), failed.kind)
-	sum := callSummary{attempts: c.attempts, waited: c.waited, pace: c.pace}
+	t.metrics.recordCall(ctx, began, templateOf(ctx), failed.kind)
 	if !span.IsRecording() {
 		span.End()
 		return
 	}
-	if c.lease != nil {
-		sum.tokenSource = c.from
+	var kv [6]attribute.KeyValue
+	list := append(kv[:0], keyAttempts.Int(c.attempts), keyWaitTime.Float64(c.waited.Seconds()))
+	if len(t.provider) > 0 && c.lease != nil {
+		list = append(list, keyTokenSource.String(c.from))
+	}
+	if c.attempts > 0 && c.pace < 1 {
+		list = append(list, keyPace.Float64(c.pace))
 	}
 	if resp != nil {
-		sum.status = resp.StatusCode
+		list = append(list, semconv.HTTPResponseStatusCode(resp.StatusCode))
 	}
-	if auth, ok := errors.AsType[*AuthError](err); ok {
-		sum.tokenStatus = auth.StatusCode
+	endSpan(span, failed, append(list, errorAttributes(err)...)...)
+}
+
+// errorAttributes returns what a call's span says of its error.
+func errorAttributes(err error) (kv []attribute.KeyValue) {
+	if err == nil {
+		return nil
 	}
-	if limited, ok := errors.AsType[interface {
+	if auth, ok := errors.AsType[*AuthError](err); ok && auth.StatusCode > 0 {
+		kv = append(kv, keyTokenStatus.Int(auth.StatusCode))
+	}
+	limited, ok := errors.AsType[interface {
 		error
 		RetryAfter() time.Duration
-	}](err); ok && errors.Is(err, ErrRateLimited) {
-		sum.retryAfter = limited.RetryAfter()
+	}](err)
+	if ok && errors.Is(err, ErrRateLimited) && limited.RetryAfter() > 0 {
+		kv = append(kv, keyRetryAfter.Float64(limited.RetryAfter().Seconds()))
 	}
-	t.endCall(span, sum, failed)
+	return kv
 }
