@@ -421,7 +421,7 @@ func TestPermitsAreSettled(t *testing.T) {
 			try(t.Context(), rt, "/")
 		}
 		got := l.ended(t)
-		want := []string{"200 0s", "200 0s", "0 0s", "returned", "429 7s", "401 0s", "200 0s", "200 0s", "429 1m0s", "200 0s", "503 3s", "200 0s"}
+		want := []string{"200 0s", "200 0s", "0 0s", "returned", "429 7.999s", "401 0s", "200 0s", "200 0s", "429 1m0s", "200 0s", "503 3.999s", "200 0s"}
 		errorIf(t, !slices.Equal(got, want), "got %q, want %q", got, want)
 	})
 }
@@ -474,7 +474,7 @@ func TestPermitOfAPause(t *testing.T) {
 		get(t, rt, "/")
 		first.Wait()
 		got := l.ended(t)
-		errorIf(t, !slices.Equal(got, []string{"503 1m0s", "returned", "200 0s"}), "got %q", got)
+		errorIf(t, !slices.Equal(got, []string{"503 1m0.999s", "returned", "200 0s"}), "got %q", got)
 	})
 }
 
