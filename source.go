@@ -200,7 +200,9 @@ func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time, l 
 	if s.refusal.mayAsk(now) {
 		s.refusal.asked = now
 	}
-	s.fetch = f
+	if s.fetch = f; l == nil {
+		f.want() // before it may ask
+	}
 	go f.run(fetching, spanContextFrom(ctx), s.finish)
 }
 
