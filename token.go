@@ -206,7 +206,7 @@ const (
 type knownTokens struct {
 	mu       sync.Mutex
 	unusable []string // rejected, or overtaken by a rejection; the last few
-	lived    string   // the last one that had not expired on arrival
+	lived    *lease   // the last one that had not expired on arrival
 }
 
 // forbid makes a token unusable, whoever returns it again.
@@ -227,7 +227,7 @@ func (k *knownTokens) allow(l *lease) {
 	defer k.mu.Unlock()
 	k.unusable = slices.DeleteFunc(k.unusable, func(t string) bool { return t == l.text() })
 	if !l.expiredOnArrival {
-		k.lived = l.text()
+		k.lived = l
 	}
 }
 
@@ -237,11 +237,18 @@ func (k *knownTokens) forbids(token string) bool {
 	return slices.Contains(k.unusable, token)
 }
 
-// hadLife reports whether a token was used before for as long as it lived.
-func (k *knownTokens) hadLife(token string) bool {
+// before returns the lease that a new one of that token follows: the one it renews, or
+// that of the same token; nil if neither was ever good by its own answer.
+func (k *knownTokens) before(token string, renews *lease) *lease {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.lived == token
+	switch {
+	case renews != nil && !renews.expiredOnArrival:
+		return renews
+	case k.lived.text() == token:
+		return k.lived
+	}
+	return nil
 }
 
 // A history is what decides about 401s: which token a renewal has replaced, and how
