@@ -208,8 +208,10 @@ func (f *fetch) stored(ctx context.Context, forRefresh bool) (result, bool) {
 		return result{}, false
 	}
 	now := time.Now()
+	issued := now.Add(min(0, left-r.Lifetime))
 	token := &oauth2.Token{AccessToken: r.Token, TokenType: r.Type, RefreshToken: r.Refresh}
-	l := newLease(token, max(r.Lifetime, left), now.Add(min(0, left-r.Lifetime)), now)
+	l := newLease(token, max(r.Lifetime, left), issued, now)
+	l.issued, l.fromStore = issued, true
 	return result{lease: l, from: fromStore}, true
 }
 

@@ -34,11 +34,12 @@ const (
 type lease struct {
 	token         *oauth2.Token
 	authorization []string  // values of the Authorization header, shared by all requests
-	issued        time.Time // when the answer came
+	issued        time.Time // when the answer came, to whichever process
 	renew         time.Time // from then on it should be renewed, though it is still good
 	ends          time.Time // zero: never
 
 	expiredOnArrival bool        // by its own answer
+	fromStore        bool        // another process has fetched it
 	turn             int64       // of a customSource: rejections before it was asked for
 	accepted         atomic.Bool // by the partner, for one request at least
 }
@@ -101,6 +102,9 @@ func (l *lease) accept() {
 		l.accepted.Store(true)
 	}
 }
+
+// isYoung reports whether the partner may not know the token yet.
+func (l *lease) isYoung(now time.Time) bool { return now.Sub(l.issued) < lagTime && !l.accepted.Load() }
 
 // standIn returns a copy of l that is to be replaced at a given time.
 func (l *lease) standIn(until time.Time) *lease {
@@ -267,13 +271,12 @@ func newHistory() history {
 
 // decide returns what follows from a 401 to a request that was sent with l.
 func (h *history) decide(l, current *lease, now time.Time) rejection {
-	young := now.Sub(l.issued) < lagTime && !l.accepted.Load()
 	switch {
 	case current.text() != l.text():
 		return useCurrent
 	case h.next != nil:
 		return useNext
-	case young && h.previous.good(now) && h.previous.text() != l.text():
+	case l.isYoung(now) && h.previous.good(now) && h.previous.text() != l.text():
 		return usePrevious
 	case !h.mayLogin(l, now):
 		return keepToken
@@ -286,7 +289,10 @@ func (h *history) mayLogin(l *lease, now time.Time) bool {
 	if l.accepted.Load() {
 		h.unproven = 0
 	}
-	if h.unproven >= maxUnproven && now.Sub(l.issued) < reloginEvery {
+	switch {
+	case l.isYoung(now) && l.fromStore: // that process sees to it, and another login would end its token
+		return false
+	case h.unproven >= maxUnproven && now.Sub(l.issued) < reloginEvery:
 		return false
 	}
 	return h.relogins.TokensAt(now) >= 1
