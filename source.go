@@ -276,8 +276,8 @@ func (s *Source) adoptLocked(f *fetch, got result) {
 	switch {
 	case got.from == fromStore && f.plan.trigger == unauthorized:
 		h.loggedIn(l.issued, -1) // it was no login of ours
-	case got.from == login && f.plan.trigger == expiring:
-		h.unproven++
+	case got.from != fromStore && f.plan.trigger == expiring: // one login may follow at once
+		h.unproven = max(h.unproven, maxUnproven-1)
 	}
 	h.previous, h.next = f.plan.renews, nil
 	s.known.allow(l)
