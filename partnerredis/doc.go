@@ -105,7 +105,7 @@
 //
 // An ACL for a quota named nowpost, and for tokens:
 //
-//	user quota on >… ~partnerauth:{nowpost}:* +eval +evalsha +time +hmget +hset +zadd +zcard +zrange +zrank +zrem +zremrangebyscore +zrevrangebyscore +zscore +pexpire
+//	user quota on >… ~partnerauth:{nowpost}:* +eval +evalsha +time +hmget +hset +zadd +zcard +zcount +zrange +zrank +zrem +zremrangebyscore +zrevrangebyscore +zscore +pexpire
 //	user token on >… ~partnerauth:* +eval +evalsha +get +set +del +pttl +pexpire
 //
 // beside what the client needs itself (+hello +ping +client, +cluster in a Cluster).

@@ -316,9 +316,79 @@ func TestLesson(t *testing.T) {
 			}
 			state := s.client()
 			defer state.Close()
-			pace, err := state.HGet(context.Background(), "partnerauth:{test}:state", "pace").Float64()
+			pace, err := state.HGet(context.Background(), "partnerauth:{test}:state", "share").Float64()
 			if err != nil || (pace == 1) != sick {
 				t.Errorf("got a pace of %v, %v; want less than 1 unless by 503", pace, err)
+			}
+		})
+	}
+}
+
+// TestForgives has three processes that send ten requests at once in each window.
+// One of them is refused, by chance.
+func TestForgives(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name  string
+		burst int
+		fixed bool
+		pause time.Duration // that the stray 429 asks for
+		next  time.Duration // longest wait in the window after it
+		late  time.Duration // and from the fifth on
+	}{
+		{name: "a stray 429", pause: window, next: time.Second / 4, late: 50 * time.Millisecond},
+		{name: "Burst 10", burst: 10, pause: window, next: time.Second / 4, late: 50 * time.Millisecond},
+		{name: "FixedRate", fixed: true, pause: time.Millisecond, next: 50 * time.Millisecond, late: 50 * time.Millisecond},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t)
+			var lines []*line
+			for range 3 {
+				q := newQuota(t, s)
+				q.Burst, q.FixedRate = test.burst, test.fixed
+				lines = append(lines, newLine(q))
+			}
+			call := func(l *line, status int, pause time.Duration) time.Duration {
+				start := time.Now()
+				p, err := l.permit(context.Background())
+				if err != nil {
+					t.Error(err)
+					return 0
+				}
+				waited := time.Since(start)
+				pass(40 * time.Millisecond)
+				p.Settle(status, pause)
+				return waited
+			}
+			tick := time.NewTicker(window)
+			defer tick.Stop()
+			const stray = 1
+			for minute := range 8 {
+				var longest atomic.Int64
+				var all sync.WaitGroup
+				for i := range 10 {
+					all.Go(func() {
+						l, status, pause := lines[i%3], 200, time.Duration(0)
+						if minute == stray && i == 5 {
+							status, pause = 429, test.pause
+						}
+						waited := call(l, status, pause)
+						for old := longest.Load(); int64(waited) > old && !longest.CompareAndSwap(old, int64(waited)); old = longest.Load() {
+						}
+						if status == 429 {
+							go call(l, 200, 0) // again
+						}
+					})
+				}
+				all.Wait()
+				got := time.Duration(longest.Load())
+				t.Logf("window %d: %v", minute, got)
+				if most := test.next; minute > stray && (got > most || minute >= stray+5 && got > test.late) {
+					t.Errorf("window %d after the refusal: got a wait of %v", minute-stray, got)
+				}
+				<-tick.C
 			}
 		})
 	}
