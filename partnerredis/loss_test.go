@@ -245,42 +245,6 @@ func TestSentinel(t *testing.T) {
 	got.check(t, most, 3*window+time.Second, 0.4)
 }
 
-// startCluster starts three nodes of a Redis Cluster.
-func startCluster(t *testing.T) (addrs []string) {
-	var nodes []*server
-	ctx := context.Background()
-	for range 3 {
-		nodes = append(nodes, startServer(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"))
-	}
-	for i, node := range nodes {
-		addrs = append(addrs, node.addr())
-		c := node.client()
-		defer c.Close()
-		if err := c.ClusterAddSlotsRange(ctx, i*16384/3, (i+1)*16384/3-1).Err(); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.ClusterMeet(ctx, "127.0.0.1", fmt.Sprint(nodes[0].port)).Err(); err != nil {
-			t.Fatal(err)
-		}
-		until(t, 20*time.Second, "the cluster is up", func() bool {
-			return i < 2 || strings.Contains(c.ClusterInfo(ctx).Val(), "cluster_state:ok")
-		})
-	}
-	return addrs
-}
-
-func TestCluster(t *testing.T) {
-	t.Parallel()
-	addrs := startCluster(t)
-	p := newPartner(t, 100, window)
-	got, _, _ := hungry(t, nil, p, 4, job{Redis: addrs, For: 2 * window}, func(fleet) {})
-	got.check(t, 100, window+500*time.Millisecond, 0.95)
-
-	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs})
-	defer client.Close()
-	testStore(t, client)
-}
-
 func (s *server) startSentinel(config string) {
 	s.t.Helper()
 	s.startArgs(config, "--sentinel")

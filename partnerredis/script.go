@@ -10,8 +10,10 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// reloadEvery is how often a Cluster's client is asked to look for new masters.
-const reloadEvery = 400 * time.Millisecond
+// reloadEvery is how often a Cluster's client is told to look for new masters. It
+// is a little less than what passes between two tries, so that one does not go to
+// the master of old because the replica became one just after it was looked for.
+const reloadEvery = retryEvery * 8 / 10
 
 var errPanic = errors.New("the client panicked")
 
@@ -24,10 +26,10 @@ type scripts struct {
 }
 
 func (s *scripts) run(ctx context.Context, script *redis.Script, keys []string, args ...any) *redis.Cmd {
-	defer time.AfterFunc(callTime, s.reload).Stop()
+	defer time.AfterFunc(callTime, s.look).Stop()
 	cmd := s.contained(ctx, script, keys, args)
 	if err := cmd.Err(); err != nil && diagnose(err).network() {
-		s.reload()
+		s.look()
 	}
 	return cmd
 }
@@ -43,11 +45,18 @@ func (s *scripts) contained(ctx context.Context, script *redis.Script, keys []st
 	return script.Run(ctx, s.client, keys, args...)
 }
 
-func (s *scripts) reload() {
-	client, ok := s.client.(interface{ ReloadState(context.Context) })
+// look has a Cluster's client look now and just before the next try.
+func (s *scripts) look() {
+	if client, ok := s.client.(interface{ ReloadState(context.Context) }); ok {
+		s.reload(client)
+		time.AfterFunc(reloadEvery, func() { s.reload(client) })
+	}
+}
+
+func (s *scripts) reload(client interface{ ReloadState(context.Context) }) {
 	now := time.Now().UnixNano()
 	last := s.reloaded.Load()
-	if ok && (now-last >= int64(reloadEvery) || now < last) && s.reloaded.CompareAndSwap(last, now) {
+	if (now-last >= int64(reloadEvery) || now < last) && s.reloaded.CompareAndSwap(last, now) {
 		client.ReloadState(context.Background())
 	}
 }

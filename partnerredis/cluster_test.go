@@ -1,0 +1,252 @@
+package partnerredis
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// nodeTimeout is after how long a Cluster or a Sentinel gives up a master.
+const nodeTimeout = 1500 * time.Millisecond
+
+// A cluster is a Redis Cluster of three masters with a replica each.
+type cluster struct {
+	t     *testing.T
+	nodes []*server
+	names map[int]string // by port
+}
+
+func startCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := &cluster{t: t, names: map[int]string{}}
+	ctx := context.Background()
+	for range 6 {
+		node := startServer(t, "--cluster-enabled", "yes", "--cluster-node-timeout", fmt.Sprint(nodeTimeout.Milliseconds()),
+			"--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0")
+		c.nodes = append(c.nodes, node)
+	}
+	for i, node := range c.nodes {
+		client := node.client()
+		defer client.Close()
+		name, err := client.Do(ctx, "CLUSTER", "MYID").Text()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.names[node.port] = name
+		if i < 3 {
+			err = client.ClusterAddSlotsRange(ctx, i*16384/3, (i+1)*16384/3-1).Err()
+		}
+		if err == nil {
+			err = client.ClusterMeet(ctx, "127.0.0.1", fmt.Sprint(c.nodes[0].port)).Err()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, node := range c.nodes[3:] {
+		client := node.client()
+		defer client.Close()
+		until(t, 20*time.Second, "the replica knows its master", func() bool {
+			return client.ClusterReplicate(ctx, c.names[c.nodes[i].port]).Err() == nil
+		})
+	}
+	c.settled()
+	return c
+}
+
+// settled waits until all nodes that live agree, and each master has its replica
+// in step.
+func (c *cluster) settled() {
+	c.t.Helper()
+	ctx := context.Background()
+	for _, node := range c.nodes {
+		if node.cmd == nil {
+			continue
+		}
+		client := node.client()
+		defer client.Close()
+		until(c.t, 30*time.Second, "the cluster is up", func() bool {
+			if !strings.Contains(client.ClusterInfo(ctx).Val(), "cluster_state:ok") {
+				return false
+			}
+			if list := client.ClusterNodes(ctx).Val(); strings.Contains(list, "fail") || strings.Count(list, "slave") < 3 {
+				return false
+			}
+			for _, slots := range client.ClusterSlots(ctx).Val() {
+				if len(slots.Nodes) < 2 {
+					return false
+				}
+			}
+			info := client.Info(ctx, "replication").Val()
+			return strings.Contains(info, "connected_slaves:1") || strings.Contains(info, "master_link_status:up")
+		})
+	}
+}
+
+func (c *cluster) addrs() (addrs []string) {
+	for _, node := range c.nodes {
+		addrs = append(addrs, node.addr())
+	}
+	return addrs
+}
+
+// find returns the master of the test's keys, and its replica.
+func (c *cluster) find() (master, replica *server) {
+	c.t.Helper()
+	ctx := context.Background()
+	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.addrs(), DisableIdentity: true})
+	defer client.Close()
+	slot := int(client.ClusterKeySlot(ctx, "{test}").Val())
+	slots, err := client.ClusterSlots(ctx).Result()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, s := range slots {
+		if s.Start > slot || slot > s.End {
+			continue
+		}
+		for i, node := range s.Nodes {
+			for _, n := range c.nodes {
+				if n.addr() != node.Addr {
+				} else if i == 0 {
+					master = n
+				} else {
+					replica = n
+				}
+			}
+		}
+	}
+	if master == nil || replica == nil {
+		c.t.Fatalf("no master or no replica of slot %d among %v", slot, slots)
+	}
+	return master, replica
+}
+
+// move moves the slot of the test's keys to another master, as redis-cli does,
+// and holds still for so long between its steps.
+func (c *cluster) move(pause time.Duration) {
+	ctx := context.Background()
+	from, _ := c.find()
+	var to *server
+	for _, node := range c.nodes {
+		client := node.client()
+		defer client.Close()
+		if node != from && strings.Contains(client.Info(ctx, "replication").Val(), "role:master") {
+			to = node
+		}
+	}
+	source, target := from.client(), to.client()
+	defer source.Close()
+	defer target.Close()
+	do := func(client *redis.Client, args ...any) {
+		if err := client.Do(ctx, args...).Err(); err != nil {
+			c.t.Errorf("%v: %v", args, err)
+		}
+	}
+	slot := source.ClusterKeySlot(ctx, "{test}").Val()
+	until(c.t, 10*time.Second, "the target knows the source for a master", func() bool {
+		return target.Do(ctx, "CLUSTER", "SETSLOT", slot, "IMPORTING", c.names[from.port]).Err() == nil
+	})
+	do(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", c.names[to.port])
+	pass(pause)
+	for _, key := range source.ClusterGetKeysInSlot(ctx, int(slot), 100).Val() {
+		do(source, "MIGRATE", "127.0.0.1", to.port, key, 0, 1000)
+		pass(pause / 20)
+	}
+	do(target, "CLUSTER", "SETSLOT", slot, "NODE", c.names[to.port])
+	do(source, "CLUSTER", "SETSLOT", slot, "NODE", c.names[to.port])
+}
+
+// after is what the partner saw between two moments: the longest time without a
+// request, and how much of the quota was used.
+func (p *partner) after(from, to time.Time) (longest time.Duration, used float64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	last, n := from, 0
+	for _, at := range p.log {
+		if at.After(from) && at.Before(to) {
+			longest, last = max(longest, at.Sub(last)), at
+			n++
+		}
+	}
+	return max(longest, to.Sub(last)), float64(n) / (to.Sub(from).Seconds() / p.window.Seconds() * float64(p.limit))
+}
+
+// disturbed is a fleet of four hungry processes to which something is done in the
+// midst of their second burst.
+func disturbed(t *testing.T, p *partner, j job, do func(), gap time.Duration, used float64) {
+	t.Helper()
+	rest := 4 * window
+	if *long {
+		rest, used = 10*window, max(used, 0.8)
+	}
+	j.For = rest + 2*window
+	var from, to time.Time
+	got, _, _ := hungry(t, nil, p, 4, j, func(fleet) {
+		to = time.Now().Add(j.For)
+		until(t, 2*window, "the second burst", func() bool { return p.total() > 150 })
+		from = time.Now()
+		do()
+	})
+	longest, share := p.after(from, to)
+	t.Logf("afterwards: longest gap %v, %.0f %% used", longest, 100*share)
+	if got.refused > 0 || got.fullest > p.limit || longest > gap || share < used {
+		t.Errorf("got %d refused, %d in a window, then a gap of %v and %.0f %% used; want 0, %d, at most %v and %.0f %%",
+			got.refused, got.fullest, longest, 100*share, p.limit, gap, 100*used)
+	}
+}
+
+// TestCluster has a fleet on one Cluster, to which things are done.
+func TestCluster(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.addrs(), DisableIdentity: true})
+	testStore(t, client)
+	client.Close()
+
+	tests := []struct {
+		name string
+		slow time.Duration // answers
+		do   func()
+		gap  time.Duration // longest without a request
+		used float64       // of the quota afterwards
+	}{
+		{"kill -9 of the master", 0, func() { master, _ := c.find(); master.kill() }, 6 * time.Second, 0.5},
+		{"kill -9 of the master, slow answers", 400 * time.Millisecond, func() { master, _ := c.find(); master.kill() }, 6 * time.Second, 0.5},
+		{"the master freezes", 0, func() { master, _ := c.find(); stop(t, master) }, 6 * time.Second, 0.5},
+		{"failover on command, then a slot that moves slowly", 0, func() {
+			_, replica := c.find()
+			client := replica.client()
+			defer client.Close()
+			client.ClusterFailover(context.Background())
+			until(t, 10*time.Second, "the replica is master", func() bool { m, _ := c.find(); return m == replica })
+			c.move(3 * time.Second)
+		}, 4 * time.Second, 0.8},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			c.t = t
+			c.settled()
+			p := newPartner(t, 100, window)
+			p.slow = test.slow
+			disturbed(t, p, job{Redis: c.addrs()}, test.do, test.gap, test.used)
+			c.revive()
+		})
+	}
+}
+
+// revive brings back those that were killed or stopped.
+func (c *cluster) revive() {
+	for _, node := range c.nodes {
+		if node.cmd == nil {
+			node.start()
+		} else {
+			node.cmd.Process.Signal(syscall.SIGCONT)
+		}
+	}
+}
