@@ -14,6 +14,9 @@ import (
 // nodeTimeout is after how long a Cluster or a Sentinel gives up a master.
 const nodeTimeout = 1500 * time.Millisecond
 
+// testSlot is the one of the key {test}.
+const testSlot = 6918
+
 // A cluster is a Redis Cluster of three masters with a replica each.
 type cluster struct {
 	t     *testing.T
@@ -98,33 +101,27 @@ func (c *cluster) addrs() (addrs []string) {
 // find returns the master of the test's keys, and its replica.
 func (c *cluster) find() (master, replica *server) {
 	c.t.Helper()
-	ctx := context.Background()
 	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.addrs(), DisableIdentity: true})
 	defer client.Close()
-	slot := int(client.ClusterKeySlot(ctx, "{test}").Val())
-	slots, err := client.ClusterSlots(ctx).Result()
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	for _, s := range slots {
-		if s.Start > slot || slot > s.End {
-			continue
-		}
-		for i, node := range s.Nodes {
-			for _, n := range c.nodes {
-				if n.addr() != node.Addr {
-				} else if i == 0 {
-					master = n
-				} else {
-					replica = n
-				}
+	until(c.t, 10*time.Second, "the slot has a master and a replica", func() bool {
+		slots, _ := client.ClusterSlots(context.Background()).Result()
+		for _, s := range slots {
+			if s.Start <= testSlot && testSlot <= s.End && len(s.Nodes) == 2 {
+				master, replica = c.node(s.Nodes[0].Addr), c.node(s.Nodes[1].Addr)
 			}
 		}
-	}
-	if master == nil || replica == nil {
-		c.t.Fatalf("no master or no replica of slot %d among %v", slot, slots)
-	}
+		return master != nil && replica != nil
+	})
 	return master, replica
+}
+
+func (c *cluster) node(addr string) *server {
+	for _, n := range c.nodes {
+		if n.addr() == addr {
+			return n
+		}
+	}
+	return nil
 }
 
 // move moves the slot of the test's keys to another master, as redis-cli does,
@@ -148,13 +145,13 @@ func (c *cluster) move(pause time.Duration) {
 			c.t.Errorf("%v: %v", args, err)
 		}
 	}
-	slot := source.ClusterKeySlot(ctx, "{test}").Val()
+	const slot = testSlot
 	until(c.t, 10*time.Second, "the target knows the source for a master", func() bool {
 		return target.Do(ctx, "CLUSTER", "SETSLOT", slot, "IMPORTING", c.names[from.port]).Err() == nil
 	})
 	do(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", c.names[to.port])
 	pass(pause)
-	for _, key := range source.ClusterGetKeysInSlot(ctx, int(slot), 100).Val() {
+	for _, key := range source.ClusterGetKeysInSlot(ctx, slot, 100).Val() {
 		do(source, "MIGRATE", "127.0.0.1", to.port, key, 0, 1000)
 		pass(pause / 20)
 	}

@@ -34,7 +34,7 @@ if now - marked > window then
   redis.call('ZADD', places, now + 70 * window, 'stays')
   redis.call('ZADD', queue, now + 70 * window, 'stays')
   redis.call('PEXPIRE', queue, math.ceil((ttl + window) / 1000) + 2000)
-  redis.call('HSET', state, 'marked', now)
+  redis.call('HSET', state, 'marked', now, 'version', 2)
 end
 
 -- What the caller knows and Redis does not, Redis has lost. Others may have lost permits too, given out until now.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -211,43 +210,6 @@ func TestKilledProcess(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestSentinel(t *testing.T) {
-	t.Parallel()
-	master, replica := startServer(t), startServer(t)
-	r := replica.client()
-	defer r.Close()
-	ctx := context.Background()
-	r.ReplicaOf(ctx, "127.0.0.1", fmt.Sprint(master.port))
-	until(t, 10*time.Second, "the replica is in step", func() bool {
-		return strings.Contains(r.Info(ctx, "replication").Val(), "master_link_status:up")
-	})
-	sentinel := &server{t: t, program: master.program, dir: t.TempDir(), port: freePort(t)}
-	config := filepath.Join(sentinel.dir, "sentinel.conf")
-	text := fmt.Sprintf("port %d\nbind 127.0.0.1\ndir %s\nsentinel monitor partner 127.0.0.1 %d 1\nsentinel down-after-milliseconds partner 1000\nsentinel failover-timeout partner 3000\n",
-		sentinel.port, sentinel.dir, master.port)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	sentinel.startSentinel(config)
-	t.Cleanup(sentinel.kill)
-	c := sentinel.client()
-	defer c.Close()
-	until(t, 15*time.Second, "the sentinel knows the replica", func() bool {
-		return strings.Contains(c.Info(ctx, "sentinel").Val(), "slaves=1")
-	})
-	p := newPartner(t, 100, window)
-	got, _, _ := hungry(t, master, p, 4, job{Redis: []string{sentinel.addr()}, Master: "partner", For: 5 * window}, func(fleet) {
-		pass(window)
-		master.kill()
-	})
-	got.check(t, most, 3*window+time.Second, 0.4)
-}
-
-func (s *server) startSentinel(config string) {
-	s.t.Helper()
-	s.startArgs(config, "--sentinel")
 }
 
 // TestACL has a user who may do what doc.go says and no more.
