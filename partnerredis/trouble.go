@@ -36,6 +36,12 @@ const (
 	refusing             // waiting does not help: callers are told at once
 )
 
+// Errors that have no word.
+const (
+	unknown = "unknown command"
+	tooMany = "max number of clients"
+)
+
 // answers are what a server says, by the word that its error begins with.
 var answers = map[string]struct {
 	kind kind
@@ -58,24 +64,26 @@ var answers = map[string]struct {
 	"WRONGTYPE":   {refusing, "the keys hold something else"},
 	"CROSSSLOT":   {refusing, "the keys are in different slots"},
 	"NOPROTO":     {refusing, "the protocol is not supported"},
+	unknown:       {refusing, "it does not run scripts"},
+	tooMany:       {away, "it has no room for another connection"},
 }
 
-// inScript are errors inside a script, as servers before Redis 7 tell them, and
-// errors without a word of their own.
-var inScript = map[string]string{
-	"unknown command":               "unknown command",
-	"unknown redis command":         "unknown command",
-	"can't run this command":        "NOPERM",
-	"can't access at least one of":  "NOPERM",
-	"no permissions":                "NOPERM",
-	"max number of clients reached": "too many clients",
-	"-OOM ":                         "OOM",
-	"-READONLY ":                    "READONLY",
-	"-MISCONF ":                     "MISCONF",
-	"-NOPERM ":                      "NOPERM",
-	"-TRYAGAIN ":                    "TRYAGAIN",
-	"-MOVED ":                       "MOVED",
-	"invalid password":              "WRONGPASS",
+// phrases are in errors that do not begin with their word: those of scripts on
+// servers before Redis 7, and of questions that are too long for a stranger.
+var phrases = [][2]string{
+	{"unauthenticated", "NOAUTH"},
+	{"invalid password", "WRONGPASS"},
+	{"can't run this command", "NOPERM"},
+	{"can't access at least one of", "NOPERM"},
+	{"-NOPERM ", "NOPERM"},
+	{"-OOM ", "OOM"},
+	{"-READONLY ", "READONLY"},
+	{"-MISCONF ", "MISCONF"},
+	{"-TRYAGAIN ", "TRYAGAIN"},
+	{"-MOVED ", "MOVED"},
+	{"max number of clients reached", tooMany},
+	{"unknown command", unknown},
+	{"unknown redis command", unknown},
 }
 
 // diagnose reads an error of the client.
@@ -100,18 +108,13 @@ func diagnose(err error) *trouble {
 func serverSaid(text string, cause error) *trouble {
 	word, _, _ := strings.Cut(strings.TrimPrefix(text, "ERR "), " ")
 	a, known := answers[word]
-	for part, means := range inScript {
-		if !known && strings.Contains(text, part) {
-			word = means
-			a = answers[word]
+	for _, p := range phrases {
+		if !known && strings.Contains(text, p[0]) {
+			word = p[1]
+			a, known = answers[word]
 		}
 	}
-	switch {
-	case word == "unknown command":
-		return &trouble{"it does not know EVAL or EVALSHA (unknown command)", refusing, cause}
-	case word == "too many clients":
-		return &trouble{"it has too many clients", away, cause}
-	case a.text == "":
+	if !known {
 		return &trouble{"it answers with an error of its own", refusing, cause}
 	}
 	return &trouble{a.text + " (" + word + ")", a.kind, cause}
