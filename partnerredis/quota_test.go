@@ -394,6 +394,75 @@ func TestForgives(t *testing.T) {
 	}
 }
 
+// TestTeachesNothing has refusals that say nothing about bursts and pace.
+func TestTeachesNothing(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name   string
+		fixed  bool
+		full   bool // the window is
+		status int
+		times  int
+		pause  time.Duration
+		taught bool
+	}{
+		{name: "a 429", status: 429, times: 1, pause: time.Millisecond, taught: true},
+		{name: "a 429 that names a window and two seconds", status: 429, times: 1, pause: window + longPause, taught: true},
+		{name: "a 429 that names more", status: 429, times: 1, pause: window + longPause + time.Millisecond},
+		{name: "a 429 where the window is full", full: true, status: 429, times: 1, pause: time.Millisecond},
+		{name: "a 429 with FixedRate", fixed: true, status: 429, times: 1, pause: time.Millisecond},
+		{name: "three 503", status: 503, times: 3, taught: true},
+		{name: "two 503", status: 503, times: 2},
+		{name: "three 503 with FixedRate", fixed: true, status: 503, times: 3},
+		{name: "three 503 that name a pause", status: 503, times: 3, pause: time.Millisecond},
+		{name: "a 500", status: 500, times: 1},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			q := newQuota(t, startServer(t))
+			q.FixedRate, q.Requests = test.fixed, 20
+			n := 10
+			if test.full {
+				n = 20
+			}
+			var permits []partnerauth.Permit
+			for range n {
+				p, err := q.Permit(context.Background(), 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				permits = append(permits, p)
+			}
+			permits[0].Settle(200, 0)
+			for range test.times {
+				permits[len(permits)-1].Settle(test.status, test.pause)
+				permits = permits[:len(permits)-1]
+			}
+			tellNow(t, q)
+			share, burst := q.Pace()
+			if taught := share < 1 || burst < 20; taught != test.taught {
+				t.Errorf("got a pace of %v and bursts of %d, want that it is taught: %v", share, burst, test.taught)
+			}
+		})
+	}
+}
+
+// tellNow has q tell Redis what it knows, and hear what Redis says.
+func tellNow(t *testing.T, q *Quota) {
+	t.Helper()
+	until(t, 2*time.Second, "what is urgent is told", func() bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return q.telling == nil && !q.urgent
+	})
+	q.mu.Lock()
+	q.tell(time.Now())
+	c := q.telling
+	q.mu.Unlock()
+	<-c.done
+}
+
 // TestSickPartner answers 503 to some, which are no burst: that teaches nothing.
 func TestSickPartner(t *testing.T) {
 	q := newQuota(t, startServer(t))
