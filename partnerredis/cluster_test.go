@@ -205,18 +205,24 @@ func TestCluster(t *testing.T) {
 	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.addrs(), DisableIdentity: true})
 	testStore(t, client)
 	client.Close()
+	for _, node := range c.nodes {
+		admin := node.client()
+		defer admin.Close()
+		setUsers(t, admin, "test", "+hello", "+ping", "+client", "+cluster", "+command", "+asking", "+readonly")
+	}
 
 	tests := []struct {
 		name string
+		user string
 		slow time.Duration // answers
 		do   func()
 		gap  time.Duration // longest without a request
 		used float64       // of the quota afterwards
 	}{
-		{"kill -9 of the master", 0, func() { master, _ := c.find(); master.kill() }, 6 * time.Second, 0.5},
-		{"kill -9 of the master, slow answers", 400 * time.Millisecond, func() { master, _ := c.find(); master.kill() }, 6 * time.Second, 0.5},
-		{"the master freezes", 0, func() { master, _ := c.find(); stop(t, master) }, 6 * time.Second, 0.5},
-		{"failover on command, then a slot that moves slowly", 0, func() {
+		{"kill -9 of the master", "", 0, func() { master, _ := c.find(); master.kill() }, 6 * time.Second, 0.5},
+		{"kill -9 of the master, slow answers", "", 400 * time.Millisecond, func() { master, _ := c.find(); master.kill() }, 6 * time.Second, 0.5},
+		{"the master freezes", "", 0, func() { master, _ := c.find(); stop(t, master) }, 6 * time.Second, 0.5},
+		{"failover on command, then a slot that moves slowly", "quota", 0, func() {
 			_, replica := c.find()
 			client := replica.client()
 			defer client.Close()
@@ -231,7 +237,7 @@ func TestCluster(t *testing.T) {
 			c.settled()
 			p := newPartner(t, 100, window)
 			p.slow = test.slow
-			disturbed(t, p, job{Redis: c.addrs()}, test.do, test.gap, test.used)
+			disturbed(t, p, job{Redis: c.addrs(), User: test.user}, test.do, test.gap, test.used)
 			c.revive()
 		})
 	}

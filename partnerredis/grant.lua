@@ -30,8 +30,10 @@ if now - last > 2 * window then began = now end
 
 -- A key that is empty does not exist, and a Cluster that moves the slot then answers TRYAGAIN: each has a member that stays.
 local ttl = (lesson > 0 and 60 or 3) * window
-if now - marked > window then
-  redis.call('ZADD', places, now + 70 * window, 'stays')
+local taken = redis.call('ZCARD', places)
+local evicted = taken == 0 and marked > 0 and now - last < 2 * window
+if evicted or now - marked > window then
+  taken = taken + redis.call('ZADD', places, now + 70 * window, 'stays')
   redis.call('ZADD', queue, now + 70 * window, 'stays')
   redis.call('PEXPIRE', queue, math.ceil((ttl + window) / 1000) + 2000)
   redis.call('HSET', state, 'marked', now, 'version', 2)
@@ -40,8 +42,8 @@ end
 -- What the caller knows and Redis does not, Redis has lost. Others may have lost permits too, given out until now.
 -- Where nobody has asked since the caller did, there is nothing to look for.
 local missing = seen ~= last and proof + window > now and not redis.call('ZSCORE', places, ARGV[20])
-if (missing or seen > last and since < window) and seen > lost then lost = now end
-if missing then redis.call('ZADD', places, proof + lag + window + guard, ARGV[20]) end
+if evicted or (missing or seen > last and since < window) and seen > lost then lost = now end
+if missing then taken = taken + redis.call('ZADD', places, proof + lag + window + guard, ARGV[20]) end
 
 -- A volley is what was sent since the fleet was last not ahead of the full pace.
 local each = window / size
@@ -80,7 +82,7 @@ elseif lesson > 0 and share == 1 and known == full then
 end
 local gap, paced = each / share, lesson > 0 or full < size
 
-local free = size + 1 - redis.call('ZCARD', places) -- one stays
+local free = size + 1 - taken -- one stays
 for i = 22, #ARGV, 2 do
   local left = tonumber(ARGV[i + 1])
   if left > 0 then

@@ -212,27 +212,61 @@ func TestKilledProcess(t *testing.T) {
 	}
 }
 
-// TestACL has a user who may do what doc.go says and no more.
-func TestACL(t *testing.T) {
+// TestEviction takes one key after the other from a process that is alone: nothing
+// is given twice.
+func TestEviction(t *testing.T) {
 	t.Parallel()
+	for _, key := range []string{"state", "places", "queue"} {
+		t.Run(key, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t)
+			q := newQuota(t, s)
+			q.Requests = 5
+			ctx, cancel := context.WithTimeout(context.Background(), window-time.Second)
+			defer cancel()
+			for range 5 {
+				if err := grant(ctx, q); err != nil {
+					t.Fatal(err)
+				}
+			}
+			client := s.client()
+			defer client.Close()
+			if n, err := client.Del(ctx, "partnerauth:{test}:"+key).Result(); n != 1 || err != nil {
+				t.Fatalf("deleted %d, %v", n, err)
+			}
+			if err := grant(ctx, q); !isRefusal(err) {
+				t.Errorf("got %v for the sixth of 5 requests, want a refusal", err)
+			}
+			enough, cancel := context.WithTimeout(context.Background(), 2*window)
+			defer cancel()
+			if err := grant(enough, q); err != nil {
+				t.Errorf("got %v a window later", err)
+			}
+		})
+	}
+}
+
+// setUsers makes the users that doc.go describes, for a quota of that name.
+func setUsers(t *testing.T, admin *redis.Client, name string, more ...any) {
+	t.Helper()
 	doc, err := os.ReadFile("doc.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := startServer(t)
-	admin := s.client()
-	defer admin.Close()
-	ctx := context.Background()
+	for _, permission := range more {
+		if !strings.Contains(string(doc), permission.(string)) {
+			t.Errorf("doc.go does not name %v", permission)
+		}
+	}
 	users := 0
 	for line := range strings.Lines(string(doc)) {
 		if words := strings.Fields(line); len(words) > 3 && words[1] == "user" {
 			users++
 			args := []any{"acl", "setuser"}
 			for _, word := range words[2:] {
-				args = append(args, strings.Replace(word, ">…", ">secret", 1))
+				args = append(args, strings.NewReplacer(">…", ">secret", "nowpost", name).Replace(word))
 			}
-			args = append(args, "+hello", "+ping", "+client")
-			if err := admin.Do(ctx, args...).Err(); err != nil {
+			if err := admin.Do(context.Background(), append(args, more...)...).Err(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -240,6 +274,16 @@ func TestACL(t *testing.T) {
 	if users != 2 {
 		t.Fatalf("got %d users in doc.go, want 2", users)
 	}
+}
+
+// TestACL has a user who may do what doc.go says and no more.
+func TestACL(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	admin := s.client()
+	defer admin.Close()
+	ctx := context.Background()
+	setUsers(t, admin, "nowpost", "+hello", "+ping", "+client")
 	client := redis.NewClient(&redis.Options{Addr: s.addr(), Username: "quota", Password: "secret"})
 	defer client.Close()
 	q := &Quota{Client: client, Name: "nowpost", Window: time.Second, Requests: 2}
