@@ -175,24 +175,10 @@ func (q *Quota) fail(c *call, err error) {
 func (q *Quota) failed(c *call, t *trouble, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.trouble == nil && !c.over {
-		q.since = now
-		if open := q.open; q.Replicas > 0 {
-			if now.Sub(q.heard) > q.set.window {
-				open = q.set.requests
-			}
-			busy, _ := q.busy(now)
-			q.first = busy + open/q.Replicas
-		}
+	if !c.over && q.trouble == nil {
+		q.since, q.first = now, q.firstShare(now)
 	}
-	if t.kind == demoted && (q.heard.IsZero() || now.Sub(q.since) > failoverTime) {
-		t.kind = refusing
-	}
-	switch {
-	case c.over && q.trouble == nil: // others have found Redis again
-	case q.trouble == nil, t.cause != errSlow, q.trouble.kind != away:
-		q.trouble = t
-	}
+	q.note(now, t, c.over)
 	if c.over {
 		return
 	}
@@ -211,6 +197,32 @@ func (q *Quota) failed(c *call, t *trouble, now time.Time) {
 	q.good = max(q.good, c.good)
 	q.arm()
 	q.end(c)
+}
+
+// note keeps what is wrong. That there was no answer in time tells less than what
+// was known before, and nothing if others have found Redis again.
+func (q *Quota) note(now time.Time, t *trouble, late bool) {
+	if t.kind == demoted && (q.heard.IsZero() || now.Sub(q.since) > failoverTime) {
+		t.kind = refusing
+	}
+	switch {
+	case q.trouble == nil && late:
+	case q.trouble == nil, t.cause != errSlow, q.trouble.kind != away:
+		q.trouble = t
+	}
+}
+
+// firstShare is what this process may send in the first window without Redis.
+func (q *Quota) firstShare(now time.Time) int {
+	if q.Replicas == 0 {
+		return 0
+	}
+	open := q.open
+	if now.Sub(q.heard) > q.set.window {
+		open = q.set.requests
+	}
+	busy, _ := q.busy(now)
+	return busy + open/q.Replicas
 }
 
 // back lets the next caller ask at once: Redis is there again.

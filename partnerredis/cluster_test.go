@@ -3,6 +3,7 @@ package partnerredis
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -62,33 +63,53 @@ func startCluster(t *testing.T) *cluster {
 	return c
 }
 
-// settled waits until all nodes that live agree, and each master has its replica
-// in step.
+// settled waits until all nodes agree, and each master has its replica in step.
 func (c *cluster) settled() {
 	c.t.Helper()
 	ctx := context.Background()
-	for _, node := range c.nodes {
-		if node.cmd == nil {
-			continue
-		}
-		client := node.client()
-		defer client.Close()
-		until(c.t, 30*time.Second, "the cluster is up", func() bool {
-			if !strings.Contains(client.ClusterInfo(ctx).Val(), "cluster_state:ok") {
-				return false
-			}
-			if list := client.ClusterNodes(ctx).Val(); strings.Contains(list, "fail") || strings.Count(list, "slave") < 3 {
-				return false
-			}
-			for _, slots := range client.ClusterSlots(ctx).Val() {
-				if len(slots.Nodes) < 2 {
+	until(c.t, 60*time.Second, "the cluster is up", func() bool {
+		views := map[string]bool{}
+		for _, node := range c.nodes {
+			client := node.client()
+			defer client.Close()
+			list := client.ClusterNodes(ctx).Val()
+			info := client.Info(ctx, "replication").Val()
+			ranges := owners(client)
+			for _, r := range ranges {
+				if len(r.nodes) != 2 {
 					return false
 				}
 			}
-			info := client.Info(ctx, "replication").Val()
-			return strings.Contains(info, "connected_slaves:1") || strings.Contains(info, "master_link_status:up")
-		})
+			if len(ranges) == 0 || !strings.Contains(client.ClusterInfo(ctx).Val(), "cluster_state:ok") ||
+				strings.Contains(list, "fail") || strings.Count(list, "slave") != 3 ||
+				!strings.Contains(info, "connected_slaves:1") && !strings.Contains(info, "master_link_status:up") {
+				return false
+			}
+			views[fmt.Sprint(ranges)] = true
+		}
+		return len(views) == 1
+	})
+}
+
+// owned is a range of slots with the addresses of its master and its replicas.
+type owned struct {
+	first, last int
+	nodes       []string
+}
+
+// owners are the ranges of slots, as a node sees them.
+func owners(client *redis.Client) (ranges []owned) {
+	list, _ := client.Do(context.Background(), "CLUSTER", "SLOTS").Slice()
+	for _, item := range list {
+		r := item.([]any)
+		o := owned{first: int(r[0].(int64)), last: int(r[1].(int64))}
+		for _, n := range r[2:] {
+			o.nodes = append(o.nodes, fmt.Sprintf("%v:%v", n.([]any)[0], n.([]any)[1]))
+		}
+		ranges = append(ranges, o)
 	}
+	slices.SortFunc(ranges, func(a, b owned) int { return a.first - b.first })
+	return ranges
 }
 
 func (c *cluster) addrs() (addrs []string) {
@@ -101,16 +122,18 @@ func (c *cluster) addrs() (addrs []string) {
 // find returns the master of the test's keys, and its replica.
 func (c *cluster) find() (master, replica *server) {
 	c.t.Helper()
-	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.addrs(), DisableIdentity: true})
-	defer client.Close()
 	until(c.t, 10*time.Second, "the slot has a master and a replica", func() bool {
-		slots, _ := client.ClusterSlots(context.Background()).Result()
-		for _, s := range slots {
-			if s.Start <= testSlot && testSlot <= s.End && len(s.Nodes) == 2 {
-				master, replica = c.node(s.Nodes[0].Addr), c.node(s.Nodes[1].Addr)
+		for _, n := range c.nodes {
+			client := n.client()
+			defer client.Close()
+			for _, o := range owners(client) {
+				if o.first <= testSlot && testSlot <= o.last && len(o.nodes) == 2 {
+					master, replica = c.node(o.nodes[0]), c.node(o.nodes[1])
+					return master != nil && replica != nil
+				}
 			}
 		}
-		return master != nil && replica != nil
+		return false
 	})
 	return master, replica
 }
@@ -205,11 +228,6 @@ func TestCluster(t *testing.T) {
 	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.addrs(), DisableIdentity: true})
 	testStore(t, client)
 	client.Close()
-	for _, node := range c.nodes {
-		admin := node.client()
-		defer admin.Close()
-		setUsers(t, admin, "test", "+hello", "+ping", "+client", "+cluster", "+command", "+asking", "+readonly")
-	}
 
 	tests := []struct {
 		name string
@@ -235,6 +253,11 @@ func TestCluster(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			c.t = t
 			c.settled()
+			for _, node := range c.nodes { // a restart has ended them
+				admin := node.client()
+				setUsers(t, admin, "test", "+hello", "+ping", "+client", "+cluster", "+command", "+asking", "+readonly")
+				admin.Close()
+			}
 			p := newPartner(t, 100, window)
 			p.slow = test.slow
 			disturbed(t, p, job{Redis: c.addrs(), User: test.user}, test.do, test.gap, test.used)

@@ -1,6 +1,7 @@
 package partnerredis
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -96,43 +97,44 @@ var _ partnerauth.PermitLimiter = (*Quota)(nil)
 
 func (q *Quota) init() error {
 	q.once.Do(func() {
-		s := settings{requests: q.Requests, window: q.Window, burst: q.Burst}
-		if s.requests == 0 {
-			s.requests = defaultRequests
+		s := settings{
+			requests: cmp.Or(q.Requests, defaultRequests),
+			window:   cmp.Or(q.Window, defaultWindow),
 		}
-		if s.window == 0 {
-			s.window = defaultWindow
-		}
-		if s.burst == 0 {
-			s.burst = s.requests
-		}
-		switch {
-		case q.Client == nil:
-			q.err = errors.New("partnerredis: Quota.Client is nil")
-		case q.Name == "" || strings.ContainsAny(q.Name, "{}"):
-			q.err = fmt.Errorf("partnerredis: Quota.Name is %q, want a name without braces", q.Name)
-		case s.requests < 1 || s.requests > maxRequests:
-			q.err = fmt.Errorf("partnerredis: Quota.Requests is %d, want 1 to %d", s.requests, maxRequests)
-		case s.window < minWindow || s.window > maxWindow:
-			q.err = fmt.Errorf("partnerredis: Quota.Window is %v, want %v to %v", s.window, minWindow, maxWindow)
-		case s.burst < 1 || s.burst > s.requests:
-			q.err = fmt.Errorf("partnerredis: Quota.Burst is %d, want 1 to Requests, %d", s.burst, s.requests)
-		case q.Replicas < 0:
-			q.err = fmt.Errorf("partnerredis: Quota.Replicas is %d, want 0 or more", q.Replicas)
-		}
+		s.burst = cmp.Or(q.Burst, s.requests)
 		s.guard = min(maxGuard, s.window/20)
 		s.lag = s.guard / 2
 		prefix := "partnerauth:{" + q.Name + "}:" // one slot of a cluster
 		s.keys = []string{prefix + "state", prefix + "places", prefix + "queue"}
 		q.set = s
-		q.scripts.client = q.Client
-		if q.err == nil {
+		if q.err = q.mistake(); q.err == nil {
 			q.reachable = newGauge(q.MeterProvider, q.Name)
 		}
+		q.scripts.client = q.Client
 		q.head = make(chan struct{}, 1)
 		q.prefix = newID()
 	})
 	return q.err
+}
+
+// mistake tells which field is wrong.
+func (q *Quota) mistake() error {
+	s := &q.set
+	switch {
+	case q.Client == nil:
+		return errors.New("partnerredis: Quota.Client is nil")
+	case q.Name == "" || strings.ContainsAny(q.Name, "{}"):
+		return fmt.Errorf("partnerredis: Quota.Name is %q, want a name without braces", q.Name)
+	case s.requests < 1 || s.requests > maxRequests:
+		return fmt.Errorf("partnerredis: Quota.Requests is %d, want 1 to %d", s.requests, maxRequests)
+	case s.window < minWindow || s.window > maxWindow:
+		return fmt.Errorf("partnerredis: Quota.Window is %v, want %v to %v", s.window, minWindow, maxWindow)
+	case s.burst < 1 || s.burst > s.requests:
+		return fmt.Errorf("partnerredis: Quota.Burst is %d, want 1 to Requests, %d", s.burst, s.requests)
+	case q.Replicas < 0:
+		return fmt.Errorf("partnerredis: Quota.Replicas is %d, want 0 or more", q.Replicas)
+	}
+	return nil
 }
 
 // Wait waits for leave to send one request that no Transport sends. The request
@@ -163,17 +165,8 @@ func (q *Quota) Permit(ctx context.Context, waiting int) (partnerauth.Permit, er
 		return nil, q.ended(ctx)
 	}
 	defer q.callers.Add(-1)
-	if ahead := int(q.callers.Add(1)); ahead > 1 { // they came by hand
-		if wait := q.Estimate(ahead); wait > left(ctx) {
-			return nil, q.refuse(ctx, wait)
-		}
-	}
-	select {
-	case q.head <- struct{}{}:
-	default:
-		if err := q.behind(ctx); err != nil {
-			return nil, err
-		}
+	if err := q.join(ctx, int(q.callers.Add(1))); err != nil {
+		return nil, err
 	}
 	defer func() { <-q.head }()
 	c := caller{ctx: ctx, waiting: max(waiting, int(q.callers.Load()))}
@@ -191,6 +184,21 @@ func (q *Quota) Permit(ctx context.Context, waiting int) (partnerauth.Permit, er
 		case <-next.call: // nil: there is none
 		case <-time.After(next.wait):
 		}
+	}
+}
+
+// join waits to be the head. The caller is the n-th.
+func (q *Quota) join(ctx context.Context, n int) error {
+	if n > 1 { // they came by hand
+		if wait := q.Estimate(n); wait > left(ctx) {
+			return q.refuse(ctx, wait)
+		}
+	}
+	select {
+	case q.head <- struct{}{}:
+		return nil
+	default:
+		return q.behind(ctx)
 	}
 }
 
