@@ -26,10 +26,10 @@ type scripts struct {
 }
 
 func (s *scripts) run(ctx context.Context, script *redis.Script, keys []string, args ...any) *redis.Cmd {
-	defer time.AfterFunc(callTime, s.look).Stop()
+	defer time.AfterFunc(callTime, func() { s.look(true) }).Stop()
 	cmd := s.contained(ctx, script, keys, args)
 	if err := cmd.Err(); err != nil && diagnose(err).network() {
-		s.look()
+		s.look(false)
 	}
 	return cmd
 }
@@ -46,17 +46,24 @@ func (s *scripts) contained(ctx context.Context, script *redis.Script, keys []st
 }
 
 // look has a Cluster's client look now and just before the next try.
-func (s *scripts) look() {
+func (s *scripts) look(frozen bool) {
 	if client, ok := s.client.(interface{ ReloadState(context.Context) }); ok {
-		s.reload(client)
-		time.AfterFunc(reloadEvery, func() { s.reload(client) })
+		s.reload(client, frozen)
+		time.AfterFunc(reloadEvery, func() { s.reload(client, frozen) })
 	}
 }
 
-func (s *scripts) reload(client interface{ ReloadState(context.Context) }) {
+// reload goes a second way if a node is frozen. ReloadState asks any node, one at
+// a time, and if it comes upon the frozen one, it waits for five seconds and takes
+// no further wish meanwhile. ForEachMaster looks as well, each time anew.
+func (s *scripts) reload(client interface{ ReloadState(context.Context) }, frozen bool) {
 	now := time.Now().UnixNano()
 	last := s.reloaded.Load()
-	if (now-last >= int64(reloadEvery) || now < last) && s.reloaded.CompareAndSwap(last, now) {
-		client.ReloadState(context.Background())
+	if now-last < int64(reloadEvery) && now >= last || !s.reloaded.CompareAndSwap(last, now) {
+		return
+	}
+	client.ReloadState(context.Background())
+	if cluster, ok := client.(*redis.ClusterClient); ok && frozen {
+		go cluster.ForEachMaster(context.Background(), func(context.Context, *redis.Client) error { return nil })
 	}
 }
