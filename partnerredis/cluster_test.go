@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -280,6 +281,35 @@ func TestCluster(t *testing.T) {
 			c.revive()
 		})
 	}
+	t.Run("a quiet quota whose slot moves", func(t *testing.T) {
+		c.t = t
+		c.settled()
+		c.quiet()
+	})
+}
+
+// quiet has requests now and then while the slot moves: nobody waits, so that
+// there would be no queue.
+func (c *cluster) quiet() {
+	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.addrs(), DisableIdentity: true})
+	defer client.Close()
+	q := &Quota{Client: client, Name: "test", Window: window}
+	moving, moved := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	all.Go(func() {
+		for moving.Err() == nil {
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			if err := grant(ctx, q); err != nil {
+				c.t.Error(err)
+			}
+			cancel()
+			pass(100 * time.Millisecond)
+		}
+	})
+	pass(500 * time.Millisecond)
+	c.move(3 * time.Second)
+	moved()
+	all.Wait()
 }
 
 // revive brings back those that were killed or stopped.

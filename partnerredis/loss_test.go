@@ -229,6 +229,7 @@ func TestEviction(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			tellNow(t, q) // else its reports would be as good
 			client := s.client()
 			defer client.Close()
 			if n, err := client.Del(ctx, "partnerauth:{test}:"+key).Result(); n != 1 || err != nil {

@@ -399,6 +399,7 @@ func TestTeachesNothing(t *testing.T) {
 		name   string
 		fixed  bool
 		full   bool // the window is
+		single int  // so many requests in place of a burst, of which the last is refused
 		status int
 		times  int
 		pause  time.Duration
@@ -409,6 +410,8 @@ func TestTeachesNothing(t *testing.T) {
 		{name: "a 429 that names more", status: 429, times: 1, pause: window + longPause + time.Millisecond},
 		{name: "a 429 where the window is full", full: true, status: 429, times: 1, pause: time.Millisecond},
 		{name: "a 429 with FixedRate", fixed: true, status: 429, times: 1, pause: time.Millisecond},
+		{name: "a 429 after a good answer", single: 2, status: 429, times: 1, pause: time.Millisecond, taught: true},
+		{name: "a 429 without one", single: 1, status: 429, times: 1, pause: time.Millisecond},
 		{name: "three 503", status: 503, times: 3, taught: true},
 		{name: "two 503", status: 503, times: 2},
 		{name: "three 503 with FixedRate", fixed: true, status: 503, times: 3},
@@ -424,6 +427,9 @@ func TestTeachesNothing(t *testing.T) {
 			if test.full {
 				n = 20
 			}
+			if test.single > 0 {
+				n = test.single
+			}
 			var permits []partnerauth.Permit
 			for range n {
 				p, err := q.Permit(context.Background(), 1)
@@ -432,7 +438,9 @@ func TestTeachesNothing(t *testing.T) {
 				}
 				permits = append(permits, p)
 			}
-			permits[0].Settle(200, 0)
+			if n > 1 {
+				permits[0].Settle(200, 0)
+			}
 			for range test.times {
 				permits[len(permits)-1].Settle(test.status, test.pause)
 				permits = permits[:len(permits)-1]

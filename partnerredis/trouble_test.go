@@ -211,6 +211,24 @@ func TestTold(t *testing.T) {
 	}
 }
 
+// TestToldBehind has a caller behind one with more time.
+func TestToldBehind(t *testing.T) {
+	t.Parallel()
+	q := &Quota{Client: &failing{err: net.ErrClosed}, Name: "test", Window: time.Minute}
+	long, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	all.Go(func() { q.Permit(long, 1) })
+	until(t, time.Second, "it is known that Redis is away", q.troubled)
+	short, cancel2 := context.WithTimeout(long, time.Second)
+	defer cancel2()
+	_, err := q.Permit(short, 1)
+	if !isRefusal(err) || !errors.Is(err, net.ErrClosed) || short.Err() != nil {
+		t.Errorf("got %v, want that Redis is away, before the deadline", err)
+	}
+	cancel()
+	all.Wait()
+}
+
 // TestFailoverIsNoMistake lets a client that has worked meet a replica for a while.
 func TestFailoverIsNoMistake(t *testing.T) {
 	t.Parallel()
