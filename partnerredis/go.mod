@@ -3,7 +3,7 @@ module github.com/partnerauth/partnerauth/partnerredis
 go 1.26.0
 
 require (
-	github.com/partnerauth/partnerauth v0.0.0
+	github.com/partnerauth/partnerauth v0.2.0
 	github.com/redis/go-redis/v9 v9.23.0
 	go.uber.org/goleak v1.3.0
 )

@@ -2,9 +2,7 @@ module github.com/partnerauth/partnerauth/partnertest
 
 go 1.26.0
 
-replace github.com/partnerauth/partnerauth => ../
-
-require github.com/partnerauth/partnerauth v0.0.0-00010101000000-000000000000
+require github.com/partnerauth/partnerauth v0.2.0
 
 require (
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
