@@ -177,10 +177,11 @@ func compile(t *testing.T, dir string, besides, blocks []string) {
 	}
 }
 
-// Every command of the README is run by .ci/run, there perhaps with more flags.
+// Every command of the README is run by .ci/run, or by .ci/outside which it
+// runs, there perhaps with more flags.
 func TestReadmeCommands(t *testing.T) {
 	var run []string
-	for line := range strings.Lines(document(t, ".ci/run")) {
+	for line := range strings.Lines(document(t, ".ci/run") + document(t, ".ci/outside")) {
 		line = strings.TrimSpace(line)
 		if !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "step ") && !strings.HasPrefix(line, "echo ") {
 			run = append(run, line)
@@ -198,7 +199,7 @@ func TestReadmeCommands(t *testing.T) {
 		}
 		whole := regexp.MustCompile(`(^|[\s"'(;&|])` + regexp.QuoteMeta(command) + `($|[\s"');&|])`)
 		if !slices.ContainsFunc(run, whole.MatchString) {
-			t.Errorf("no line of .ci/run runs %q", command)
+			t.Errorf("no line of .ci/run or .ci/outside runs %q", command)
 		}
 	}
 }

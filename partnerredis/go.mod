@@ -3,7 +3,7 @@ module github.com/partnerauth/partnerauth/partnerredis
 go 1.26.0
 
 require (
-	github.com/partnerauth/partnerauth v0.0.0
+	github.com/partnerauth/partnerauth v0.2.0
 	github.com/redis/go-redis/v9 v9.23.0
 	go.opentelemetry.io/otel v1.47.0
 	go.opentelemetry.io/otel/metric v1.47.0

@@ -16,7 +16,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -296,7 +295,7 @@ func startWorker(t testing.TB, j job) *worker {
 	w := &worker{t: t, cmd: exec.Command(path)}
 	w.cmd.Env = append(os.Environ(), workerVariable+"="+string(text))
 	w.cmd.Stderr = os.Stderr
-	w.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	w.cmd.SysProcAttr = endWithTest()
 	w.stdin, _ = w.cmd.StdinPipe()
 	out, _ := w.cmd.StdoutPipe()
 	w.out = bufio.NewReader(out)
