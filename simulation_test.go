@@ -202,7 +202,8 @@ func TestSimulation(t *testing.T) {
 			s.simulate(t, 50, seed, length)
 			served := s.perMinute(0, length)
 			t.Logf("%-32s %5.1f a minute, %d refused", name, served, len(s.refused))
-			errorIf(t, served < 97 || len(s.refused) > 0, "%s: served %.1f a minute and %d refused, want 97 at least and none", name, served, len(s.refused))
+			errorIf(t, served < 97 || len(s.refused) > 0,
+				"%s: served %.1f a minute and %d refused, want 97 at least and none", name, served, len(s.refused))
 		}
 	}
 }
@@ -220,7 +221,8 @@ func TestStrayRefusal(t *testing.T) {
 		}}
 		returned := s.simulate(t, 50, seed, 75*minute)
 		back := stray + unnamed
-		errorIf(t, len(returned) > 0 || len(s.refused) != 1, "got %d refusals, %d of them by callers, want 1 and 0", len(s.refused), len(returned))
+		errorIf(t, len(returned) > 0 || len(s.refused) != 1,
+			"got %d refusals, %d of them by callers, want 1 and 0", len(s.refused), len(returned))
 		soon, later := s.perMinute(back, back+5*minute), s.perMinute(back+45*minute, back+60*minute)
 		errorIf(t, soon < 85 || later < 95, "served %.1f a minute right after and %.1f at the end of the hour, want 85 and 95", soon, later)
 		// 97 a minute is what it bears without it
@@ -253,20 +255,22 @@ func TestStrictServers(t *testing.T) {
 		all, later int     // refused at most in all, and from then on
 		returned   int     // to callers in all
 	}{
-		{"nginx burst=20 nodelay, 429", limitReq(20, 429, false), 90, 40, 5, 0},
-		{"nginx burst=20 nodelay, 503", limitReq(20, 503, false), 90, 40, 5, 40},
-		{"nginx burst=20, 429", limitReq(20, 429, true), 90, 40, 5, 0},
-		{"nginx burst=20, 503", limitReq(20, 503, true), 90, 40, 5, 40},
-		{"nginx, 429", limitReq(0, 429, false), 70, 100, 10, 30},
-		{"haproxy, 429", counting(haproxy), 95, 40, 5, 10},
+		{name: "nginx burst=20 nodelay, 429", make: limitReq(20, 429, false), least: 90, all: 40, later: 5},
+		{name: "nginx burst=20 nodelay, 503", make: limitReq(20, 503, false), least: 90, all: 40, later: 5, returned: 40},
+		{name: "nginx burst=20, 429", make: limitReq(20, 429, true), least: 90, all: 40, later: 5},
+		{name: "nginx burst=20, 503", make: limitReq(20, 503, true), least: 90, all: 40, later: 5, returned: 40},
+		{name: "nginx, 429", make: limitReq(0, 429, false), least: 70, all: 100, later: 10, returned: 30},
+		{name: "haproxy, 429", make: counting(haproxy), least: 95, all: 40, later: 5, returned: 10},
 	} {
 		for seed := range uint64(2) {
 			s := c.make()
 			returned := s.simulate(t, callers, seed, length)
 			served, later := s.perMinute(learnt, length), within(s.refused, learnt, length)
-			t.Logf("%-28s %5.1f a minute, %3d refused, %2d of them later, %d returned", c.name, served, len(s.refused), later, len(returned))
+			t.Logf("%-28s %5.1f a minute, %3d refused, %2d of them later, %d returned", c.name, served, len(s.refused), later,
+				len(returned))
 			errorIf(t, served < c.least, "%s: served %.1f a minute, want %v at least", c.name, served, c.least)
-			errorIf(t, len(s.refused) > c.all || later > c.later || len(returned) > c.returned, "%s: %d refused, %d of them after %v, %d returned, want %d, %d and %d at most",
+			errorIf(t, len(s.refused) > c.all || later > c.later || len(returned) > c.returned,
+				"%s: %d refused, %d of them after %v, %d returned, want %d, %d and %d at most",
 				c.name, len(s.refused), later, learnt, len(returned), c.all, c.later, c.returned)
 		}
 	}
@@ -312,7 +316,8 @@ func TestTwoProgramsOnOneAccount(t *testing.T) {
 					get(t, programs[i%2], "/")
 				}
 			}).Wait()
-			errorIf(t, float64(refused) > 0.02*float64(answers) || answers < 19*80, "%d of %d refused, want 2 %% at most and 80 a window", refused, answers)
+			errorIf(t, float64(refused) > 0.02*float64(answers) || answers < 19*80,
+				"%d of %d refused, want 2 %% at most and 80 a window", refused, answers)
 		})
 	}
 }
@@ -371,6 +376,7 @@ func TestBackAfterAnOutage(t *testing.T) {
 				time.Sleep(200 * time.Millisecond)
 			}
 		}).Wait()
-		errorIf(t, len(served) != 100 || served[0] > time.Second, "%d served, the first after %v, want 100 and 1 s", len(served), served[:min(1, len(served))])
+		errorIf(t, len(served) != 100 || served[0] > time.Second,
+			"%d served, the first after %v, want 100 and 1 s", len(served), served[:min(1, len(served))])
 	})
 }
