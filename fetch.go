@@ -38,7 +38,7 @@ const (
 	maxAnswer  = 1 << 20 // bytes
 	// maxUnavailable is the longest pause after a 503 that a fetch waits for. Beyond
 	// it callers had better know.
-	maxUnavailable = 30 * time.Second
+	maxUnavailable = 31 * time.Second // 30 s, and what rounding may have lost
 )
 
 // A fetch gets one token, whoever waits for it: request built, and if it is the one

@@ -134,10 +134,10 @@ func TestFailureIsGivenOutAgain(t *testing.T) {
 		auth := authOf(again)
 		const want = "partnerauth: nowpost login: 503 Service Unavailable (asked 3s ago, again in 58s)"
 		errorIf(t, again == nil || again.Error() != want, "got %q, want %q", again, want)
-		errorIf(t, auth.RetryAfter != 57*time.Second+roundedDown, "got RetryAfter %v, want it to count from now", auth.RetryAfter)
+		errorIf(t, auth.RetryAfter != 57*time.Second+rounded, "got RetryAfter %v, want it to count from now", auth.RetryAfter)
 		errorIf(t, time.Since(auth.At) != 3*time.Second, "got At %v ago, want 3 s", time.Since(auth.At))
 		errorIf(t, !sameFailure(first, again), "got %v after %v", again, first)
-		errorIf(t, authOf(first).RetryAfter != time.Minute+roundedDown,
+		errorIf(t, authOf(first).RetryAfter != time.Minute+rounded,
 			"the first caller's error now has RetryAfter %v", authOf(first).RetryAfter)
 		time.Sleep(58 * time.Second)
 		source.Token()
@@ -324,7 +324,7 @@ func TestLongUnavailabilityIsTold(t *testing.T) {
 		took := elapsed(func() { _, err = source.Token() })
 		auth := authOf(err)
 		errorIf(t, auth.StatusCode != 503, "got %v, want the 503", err)
-		errorIf(t, auth.RetryAfter != 10*time.Minute+roundedDown, "got RetryAfter %v, want what the answer says", auth.RetryAfter)
+		errorIf(t, auth.RetryAfter != 10*time.Minute+rounded, "got RetryAfter %v, want what the answer says", auth.RetryAfter)
 		errorIf(t, took > 0, "told after %v, want at once", took)
 		time.Sleep(10 * time.Minute)
 		source.Token()

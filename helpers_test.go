@@ -216,6 +216,9 @@ type reply struct {
 	after  time.Duration // how long it takes; forever: until the client leaves
 }
 
+// rounded is what is added to a Retry-After in whole seconds: some servers round down.
+const rounded = 999 * time.Millisecond
+
 const forever = time.Duration(math.MaxInt64)
 
 func (r reply) usual() bool { return r.status == 0 && r.body == "" && r.stream == nil && r.err == nil }
@@ -260,10 +263,6 @@ func (p *partner) on(what string, replies ...reply) *partner {
 
 // always is a script that has one reply to everything.
 func always(r reply) func(asked) reply { return func(asked) reply { return r } }
-
-// roundedDown is how much more than the whole seconds of a Retry-After is waited: the
-// server may have rounded them down.
-const roundedDown = 999 * time.Millisecond
 
 // busy is a 429.
 func busy(retryAfter string) reply {

@@ -111,7 +111,7 @@ func TestWaitersAreWoken(t *testing.T) {
 			want: 10 * time.Second},
 		{name: "an answer that frees a later place", places: 2, first: reply{status: 200, after: 30 * time.Second}, want: window + guard},
 		{name: "a pause", places: 2, first: reply{status: 503, header: headers("Retry-After: 100"), after: 10 * time.Second},
-			want: 110*time.Second + roundedDown},
+			want: 110*time.Second + rounded},
 		{name: "whoever is ahead leaves", places: 1, first: reply{status: 200}, ahead: true, want: window + guard},
 	} {
 		bubble(t, c.name, func(t *testing.T) {

@@ -658,6 +658,7 @@ func TestScopeAndCustomSource(t *testing.T) {
 		http.client.request.duration s {method=GET status=200 protocol=1.1 server.address=api.example server.port=443} count=1
 		partnerauth.call.duration s {} count=1
 		partnerauth.rate_limit.burst {request} {} 100
+		partnerauth.rate_limit.pace 1 {} 1
 		partnerauth.rate_limit.wait_time s {rate_limit.result=acquired} count=1`)
 	n := len(rec.byName("partnerauth call"))
 	errorIf(t, n != 1, "got %d spans named partnerauth call, want 1", n)
