@@ -38,7 +38,7 @@ const (
 	maxAnswer  = 1 << 20 // bytes
 	// maxUnavailable is the longest pause after a 503 that a fetch waits for. Beyond
 	// it callers had better know.
-	maxUnavailable = 30 * time.Second
+	maxUnavailable = 31 * time.Second // 30 s, and what rounding may have lost
 )
 
 // A fetch gets one token, whoever waits for it: request built, and if it is the one
@@ -269,8 +269,11 @@ func (f *fetch) fromPartner(ctx context.Context) result {
 	forgetRefresh := false
 	if f.plan.refreshes != nil {
 		got := f.try(ctx, refresh)
-		limited := got.err != nil && got.err.StatusCode == http.StatusTooManyRequests // as a login would be
-		if got.lease != nil || ctx.Err() != nil || limited && !f.isWanted() {
+		if got.lease != nil || ctx.Err() != nil {
+			return got
+		}
+		wait := got.err.RetryAfter // which counts for a login as well
+		if wait > 0 && (!f.isWanted() || wait > maxUnavailable || !sleep(ctx, wait)) {
 			return got
 		}
 		forgetRefresh = got.err.isRefusal()
@@ -420,7 +423,7 @@ func (f *fetch) acquire(ctx context.Context) (permit, error) {
 	defer f.queued.Store(false)
 	q := f.sender.queue
 	if f.isLate() {
-		if p, ok := f.sender.tryAcquire(ctx, q.newTicket(forToken)); ok {
+		if p, ok := f.sender.tryAcquire(ctx, time.Now(), q.newTicket(forToken)); ok {
 			return p, nil
 		}
 	}
@@ -469,7 +472,7 @@ func (f *fetch) send(ctx context.Context, op string, req *http.Request, digest r
 			err = fmt.Errorf("no answer in time: %w", err)
 		}
 		got := f.failed(op, 0, withoutAnswer(err))
-		if got.again, got.frozen = true, took > limit+frozenTime; !got.frozen {
+		if got.again, got.frozen = !errors.Is(err, errOwnBase), took > limit+frozenTime; !got.frozen {
 			f.used += took
 		}
 		return got
