@@ -102,6 +102,9 @@ func newFetch(account *account, known *knownTokens, way *sender, now time.Time, 
 		f.sender = way.withBase(account.Base)
 	}
 	f.wanted, f.want = context.WithCancel(context.Background())
+	if plan.renews == nil {
+		f.want() // by whoever starts it, and before it may have failed
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f.cancel = cancel
 	return f, ctx
