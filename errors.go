@@ -192,6 +192,16 @@ func errPanic(value any) error { return fmt.Errorf("panic of type %T\n%s", value
 
 var errGoexit = errors.New("the goroutine was ended by runtime.Goexit")
 
+// A contextKey is the key of something that a context carries for this package.
+type contextKey int
+
+const (
+	priorityKey contextKey = iota // of WithLowPriority
+	templateKey                   // of WithURLTemplate
+	senderKey                     // of withSender
+	attemptKey                    // of an attempt
+)
+
 // has reports whether an E is in err's tree.
 func has[E error](err error) bool {
 	_, ok := errors.AsType[E](err)

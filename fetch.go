@@ -45,14 +45,12 @@ const (
 // that was refused, done without sending anything; else refresh, if that is no use
 // login; then a lease, an error, or neither if a rejection has overtaken it.
 type fetch struct {
-	account   *account
-	known     *knownTokens
-	way       *sender // of the Transport that needs the token
-	sender    *sender // the way, with the Base of token requests
-	began     time.Time
-	trigger   string
-	renews    *lease        // nil: there is no token, and callers wait
-	refreshes *oauth2.Token // that Refresh is called with; nil: none
+	account *account
+	known   *knownTokens
+	way     *sender // of the Transport that needs the token
+	sender  *sender // the way, with the Base of token requests
+	began   time.Time
+	plan    fetchPlan
 
 	wanted context.Context    // has ended when a caller waits for it
 	want   context.CancelFunc // ends wanted
@@ -63,10 +61,17 @@ type fetch struct {
 	saving atomic.Pointer[lease] // that it has got
 
 	// Only its own goroutine uses what follows.
-	refusal refusal
-	vault   *vault        // nil: there is no Store
-	used    time.Duration // on the wire
-	trace   fetchTrace
+	vault *vault        // nil: there is no Store
+	used  time.Duration // on the wire
+	trace fetchTrace
+}
+
+// A fetchPlan is what a fetch is started for. Only its own goroutine uses it.
+type fetchPlan struct {
+	trigger   string
+	renews    *lease        // nil: there is no token, and callers wait
+	refreshes *oauth2.Token // that Refresh is called with; nil: none
+	refusal   refusal       // of earlier sign-ins
 }
 
 // A fetchTrace is the span of a fetch, made when there is something to show.
@@ -91,8 +96,8 @@ type result struct {
 
 // newFetch returns a fetch for run, which is to be called with the context that is
 // returned.
-func newFetch(account *account, known *knownTokens, way *sender, now time.Time) (*fetch, context.Context) {
-	f := &fetch{account: account, known: known, way: way, sender: way, began: now, done: make(chan struct{})}
+func newFetch(account *account, known *knownTokens, way *sender, now time.Time, plan fetchPlan) (*fetch, context.Context) {
+	f := &fetch{account: account, known: known, way: way, sender: way, began: now, plan: plan, done: make(chan struct{})}
 	if account.Base != nil {
 		f.sender = way.withBase(account.Base)
 	}
@@ -154,7 +159,7 @@ func (f *fetch) get(ctx context.Context) result {
 // over.
 func (f *fetch) throughStore(ctx context.Context) result {
 	for {
-		if got, ok := f.stored(ctx, f.refreshes != nil); ok {
+		if got, ok := f.stored(ctx, f.plan.refreshes != nil); ok {
 			return got
 		}
 		lock, ok := f.vault.tryLock(ctx)
@@ -163,7 +168,7 @@ func (f *fetch) throughStore(ctx context.Context) result {
 			return f.locked(ctx, lock)
 		case !ok && ctx.Err() == nil || time.Since(f.began) > wireLimit:
 			return f.fromPartner(ctx)
-		case f.renews != nil && !f.isWanted(): // another process renews it
+		case f.account.savesBeforeExit() && f.plan.renews != nil && !f.isWanted(): // another process renews it
 			return result{err: f.failed(refresh, 0, errRenewedElsewhere).err, sentNothing: true}
 		}
 		if !sleep(ctx, 20*time.Millisecond+rand.N(180*time.Millisecond)) {
@@ -177,7 +182,7 @@ var errRenewedElsewhere = errors.New("another process renews the token")
 // locked gets a token under the Store's lock, and saves it.
 func (f *fetch) locked(ctx context.Context, lock Lock) result {
 	defer f.vault.unlock(ctx, lock)
-	if got, ok := f.stored(ctx, f.refreshes != nil); ok { // since then
+	if got, ok := f.stored(ctx, f.plan.refreshes != nil); ok { // since then
 		return got
 	}
 	got := f.fromPartner(ctx)
@@ -201,7 +206,7 @@ func (f *fetch) stored(ctx context.Context, forRefresh bool) (result, bool) {
 		return result{}, false
 	case r.Refused:
 		return f.refusedElsewhere(ctx, r, left)
-	case !sendable(r.Token) || left < minLifetime || r.Token == f.renews.text() || f.known.forbids(r.Token):
+	case !sendable(r.Token) || left < minLifetime || r.Token == f.plan.renews.text() || f.known.forbids(r.Token):
 		return result{}, false
 	}
 	now := time.Now()
@@ -213,8 +218,8 @@ func (f *fetch) stored(ctx context.Context, forRefresh bool) (result, bool) {
 // refusedElsewhere returns the refusal of the same request to another process.
 func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Duration) (result, bool) {
 	now := time.Now()
-	if f.refusal.holds(now) && !f.refusal.mayAsk(f.began) {
-		return f.held(now), string(r.Digest) == f.refusal.record // as this process knows
+	if f.plan.refusal.holds(now) && !f.plan.refusal.mayAsk(f.began) {
+		return f.held(now), string(r.Digest) == f.plan.refusal.record // as this process knows
 	}
 	req, digest, _, err := f.build(ctx, login)
 	if err != nil {
@@ -224,7 +229,7 @@ func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Durati
 	if !r.of(digest) {
 		return result{}, false
 	}
-	if f.refusal.holds(now) && digest == f.refusal.digest {
+	if f.plan.refusal.holds(now) && digest == f.plan.refusal.digest {
 		got := f.held(now)
 		got.refusal.record = string(r.Digest)
 		return got, true
@@ -233,7 +238,7 @@ func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Durati
 		left -= countTime // in which it is only counted
 	}
 	if left = min(left, refusalTimes[len(refusalTimes)-1]*3/2); left <= 0 {
-		f.refusal.count = max(f.refusal.count, min(r.Count, len(refusalTimes)))
+		f.plan.refusal.count = max(f.plan.refusal.count, min(r.Count, len(refusalTimes)))
 		return result{}, false
 	}
 	got := f.refused(login, &http.Response{StatusCode: r.Status}, "", r.Wrong)
@@ -262,9 +267,10 @@ func (f *fetch) save(ctx context.Context, lock Lock, got *result) {
 // login.
 func (f *fetch) fromPartner(ctx context.Context) result {
 	forgetRefresh := false
-	if f.refreshes != nil {
+	if f.plan.refreshes != nil {
 		got := f.try(ctx, refresh)
-		if got.lease != nil || ctx.Err() != nil || f.isLimited(got) {
+		limited := got.err != nil && got.err.StatusCode == http.StatusTooManyRequests // as a login would be
+		if got.lease != nil || ctx.Err() != nil || limited && !f.isWanted() {
 			return got
 		}
 		forgetRefresh = got.err.isRefusal()
@@ -275,12 +281,6 @@ func (f *fetch) fromPartner(ctx context.Context) result {
 	got := f.try(ctx, login)
 	got.forgetRefresh = forgetRefresh
 	return got
-}
-
-// isLimited reports whether a renewal that nobody waits for was refused by a limit. A
-// login would meet the same.
-func (f *fetch) isLimited(got result) bool {
-	return got.err.StatusCode == http.StatusTooManyRequests && !f.isWanted()
 }
 
 // try repeats one operation while that may help and somebody waits for it: after a
@@ -336,14 +336,14 @@ func (f *fetch) build(ctx context.Context, op string) (*http.Request, requestDig
 	account := f.account
 	req, err := bounded(ctx, wireLimit, discardRequest, func(ctx context.Context) (*http.Request, error) {
 		if op == refresh {
-			return account.Refresh(ctx, f.refreshes)
+			return account.Refresh(ctx, f.plan.refreshes)
 		}
 		return account.SignIn(ctx)
 	})
 	if err != nil {
 		return nil, requestDigest{}, nil, err
 	}
-	digest, to, err := account.prepare(req)
+	digest, to, err := prepare(req)
 	return req, digest, to, err
 }
 
@@ -357,7 +357,7 @@ func discardRequest(req *http.Request, _ error) {
 // exchange is one try of an operation: a request is built and sent, and its answer
 // read.
 func (f *fetch) exchange(ctx context.Context, op string, resend int) result {
-	if op == login && f.refusal.holds(f.began) && !f.refusal.mayAsk(f.began) {
+	if op == login && f.plan.refusal.holds(f.began) && !f.plan.refusal.mayAsk(f.began) {
 		return f.held(time.Now()) // there is a Store, which was asked
 	}
 	req, digest, to, err := f.build(ctx, op)
@@ -365,7 +365,7 @@ func (f *fetch) exchange(ctx context.Context, op string, resend int) result {
 	switch {
 	case err != nil:
 		return result{err: &AuthError{Provider: f.account.Name, Op: "config", At: now, Err: err}}
-	case op == login && f.refusal.holds(now):
+	case op == login && f.plan.refusal.holds(now):
 		if got, ok := f.checkRefusal(ctx, now, digest); !ok {
 			closeBody(req.Body)
 			return got
@@ -373,8 +373,8 @@ func (f *fetch) exchange(ctx context.Context, op string, resend int) result {
 	}
 	spanned := f.traced(ctx, op)
 	a := &attempt{
-		sender: f.way, origin: to, endpoint: newEndpoint(to.host, to.portNumber(), f.sender.telemetry.provider), body: req.Body,
-		template: templateOf(req.Context()), forToken: true, resend: resend, mostPause: f.renews != nil && !f.isWanted(),
+		sender: f.way, to: target{to, newEndpoint(to.host, to.portNumber(), f.sender.telemetry.provider)}, body: req.Body,
+		template: templateOf(req.Context()), forToken: true, resend: resend, mostPause: f.plan.renews != nil && !f.isWanted(),
 	}
 	if a.permit, err = f.acquire(spanned); err != nil {
 		closeBody(req.Body)
@@ -382,7 +382,7 @@ func (f *fetch) exchange(ctx context.Context, op string, resend int) result {
 		got.sentNothing = true
 		return got
 	}
-	if op == refresh && f.renews != nil && !f.renews.good(time.Now()) && f.refreshes.RefreshToken == "" {
+	if op == refresh && f.plan.renews != nil && !f.plan.renews.good(time.Now()) && f.plan.refreshes.RefreshToken == "" {
 		closeBody(req.Body)
 		f.sender.giveBack(a.permit)
 		return f.failed(op, 0, errors.New("the token ended before its turn came"))
@@ -393,7 +393,7 @@ func (f *fetch) exchange(ctx context.Context, op string, resend int) result {
 // checkRefusal reports whether a sign-in request may be sent although one was refused:
 // it is another one, and SignIn returns the same again.
 func (f *fetch) checkRefusal(ctx context.Context, now time.Time, digest requestDigest) (result, bool) {
-	if digest == f.refusal.digest {
+	if digest == f.plan.refusal.digest {
 		return f.held(now), false
 	}
 	again, second, _, err := f.build(ctx, login)
@@ -410,7 +410,7 @@ func (f *fetch) checkRefusal(ctx context.Context, now time.Time, digest requestD
 
 // held returns the refusal that holds.
 func (f *fetch) held(now time.Time) result {
-	return result{err: f.refusal.err.again(now, f.refusal.until), sentNothing: true}
+	return result{err: f.plan.refusal.err.again(now, f.plan.refusal.until), sentNothing: true}
 }
 
 // acquire waits for a permit. A renewal that nobody waits for lets callers go first,
@@ -437,7 +437,7 @@ func (f *fetch) acquire(ctx context.Context) (permit, error) {
 
 // isLate reports whether callers wait for f, or will before it is their turn.
 func (f *fetch) isLate() bool {
-	return f.renews == nil || f.isWanted() || f.sender.queue.lastWait(time.Now()) >= time.Until(f.renews.ends)
+	return f.plan.renews == nil || f.isWanted() || f.sender.queue.lastWait(time.Now()) >= time.Until(f.plan.renews.ends)
 }
 
 // patiently waits behind all callers for a while.
@@ -445,7 +445,7 @@ func (f *fetch) patiently(ctx context.Context, later ticket) (permit, bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(f.wanted, cancel)()
-	defer time.AfterFunc(min(time.Second, time.Until(f.renews.ends)/8), cancel).Stop()
+	defer time.AfterFunc(min(time.Second, time.Until(f.plan.renews.ends)/8), cancel).Stop()
 	p, err := f.sender.queue.acquire(ctx, later, nil)
 	return p, err == nil
 }
@@ -526,8 +526,8 @@ func (f *fetch) readToken(resp *http.Response, body []byte) (*oauth2.Token, erro
 	switch {
 	case f.account.Refresh == nil:
 		token.RefreshToken = "" // it is of no use
-	case token.RefreshToken == "" && f.refreshes != nil:
-		token.RefreshToken = f.refreshes.RefreshToken
+	case token.RefreshToken == "" && f.plan.refreshes != nil:
+		token.RefreshToken = f.plan.refreshes.RefreshToken
 	}
 	switch {
 	case len(token.AccessToken) > maxToken:
@@ -606,7 +606,7 @@ func isWrong(status int, word string) bool {
 func (f *fetch) withRetryAfter(got result, op string, resp *http.Response, digest requestDigest, now time.Time) result {
 	got.err.RetryAfter, _ = retryAfter(resp.Header, now)
 	if op == login && got.err.isRefusal() {
-		got.refusal = f.refusal.with(got.err, digest)
+		got.refusal = f.plan.refusal.with(got.err, digest)
 	}
 	return got
 }
@@ -684,7 +684,7 @@ func (f *fetch) traced(ctx context.Context, op string) context.Context {
 	t := &f.trace
 	if t.span == nil {
 		parent := trace.ContextWithSpanContext(ctx, t.parent)
-		_, t.span = f.sender.telemetry.startFetch(parent, f.began, op, f.trigger, f.renews != nil)
+		_, t.span = f.sender.telemetry.startFetch(parent, f.began, op, f.plan.trigger, f.plan.renews != nil)
 		place := t.span.SpanContext()
 		t.context.Store(&place)
 	}
@@ -701,9 +701,9 @@ func (f *fetch) endSpan(ctx context.Context, got result) {
 	if got.err != nil {
 		failed = failure{errorType(got.err), description(got.err)}
 	}
-	f.sender.telemetry.endFetch(f.trace.span, got.from, f.trigger, failed)
+	f.sender.telemetry.endFetch(f.trace.span, got.from, f.plan.trigger, failed)
 	if !got.sentNothing {
-		f.sender.telemetry.metrics.recordFetch(ctx, time.Since(f.began), got.from, f.trigger, failed.kind)
+		f.sender.telemetry.metrics.recordFetch(ctx, time.Since(f.began), got.from, f.plan.trigger, failed.kind)
 	}
 }
 

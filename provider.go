@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"net/http"
 	"os"
@@ -125,6 +126,13 @@ func newAccount(p Provider) *account {
 	return a
 }
 
+// savesBeforeExit reports whether renewals have to be waited for, as the program may
+// end at any time.
+func (a *account) savesBeforeExit() bool {
+	store, ok := a.Store.(interface{ SavesBeforeExit() bool })
+	return ok && store.SavesBeforeExit()
+}
+
 // readTokenResponse reads the answer of RFC 6749, section 5.1.
 func readTokenResponse(_ http.Header, body []byte) (*oauth2.Token, error) {
 	var answer struct {
@@ -193,59 +201,56 @@ func notJSON(err error) error {
 const maxSignInBody = 1 << 20
 
 // prepare checks a token request, gives it a body that can be sent again, and returns
-// its digest and where it goes.
-func (a *account) prepare(req *http.Request) (digest requestDigest, to *origin, err error) {
-	defer func() {
-		if err != nil && req != nil && req.Body != nil {
-			req.Body.Close()
-		}
-	}()
+// its digest and where it goes. It closes the body of a request that cannot be sent.
+func prepare(req *http.Request) (requestDigest, *origin, error) {
 	if req == nil || req.URL == nil {
-		return digest, nil, errors.New("no request to send")
+		return requestDigest{}, nil, errors.New("no request to send")
 	}
-	if to, err = originOf("the URL of the token request", req.URL); err != nil {
-		return digest, nil, err
+	to, err := originOf("the URL of the token request", req.URL)
+	if err == nil {
+		err = cmp.Or(to.misdirected(req), checkHeader(req.Header))
 	}
-	if err := to.misdirected(req); err != nil {
-		return digest, nil, err
+	body, readErr := readBody(req)
+	if err = cmp.Or(err, readErr); err != nil {
+		return requestDigest{}, nil, err
 	}
 	if req.Header == nil {
 		req.Header = http.Header{}
 	}
 	hash := sha256.New()
 	fmt.Fprintf(hash, "%q %q\n", req.Method, req.URL.String())
-	for _, name := range sortedKeys(req.Header) {
+	for _, name := range slices.Sorted(maps.Keys(req.Header)) {
 		fmt.Fprintf(hash, "%q %q\n", name, req.Header[name])
-		for _, value := range req.Header[name] {
-			if strings.ContainsFunc(value, unicode.IsControl) {
-				return digest, nil, fmt.Errorf("header %q of the token request contains a control character, such as a newline", name)
-			}
-		}
 	}
-	if req.Body != nil && req.Body != http.NoBody {
-		body, err := io.ReadAll(io.LimitReader(req.Body, maxSignInBody+1))
-		req.Body.Close()
-		switch {
-		case err != nil:
-			return digest, nil, fmt.Errorf("reading the body of the token request: %w", err)
-		case len(body) > maxSignInBody:
-			return digest, nil, errors.New("the body of the token request is larger than 1 MiB")
-		}
-		hash.Write(body)
-		req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-		req.GetBody = nil
-	}
-	hash.Sum(digest[:0])
-	return digest, to, nil
+	hash.Write(body)
+	return requestDigest(hash.Sum(nil)), to, nil
 }
 
-func sortedKeys(h http.Header) []string {
-	var names []string
-	for name := range h {
-		names = append(names, name)
+// checkHeader names a header of a token request that cannot be sent.
+func checkHeader(h http.Header) error {
+	for name, values := range h {
+		if slices.ContainsFunc(values, func(v string) bool { return strings.ContainsFunc(v, unicode.IsControl) }) {
+			return fmt.Errorf("header %q of the token request contains a control character, such as a newline", name)
+		}
 	}
-	slices.Sort(names)
-	return names
+	return nil
+}
+
+// readBody reads the body of a token request, and replaces it by what was read.
+func readBody(req *http.Request) ([]byte, error) {
+	if req.Body == nil || req.Body == http.NoBody {
+		return nil, nil
+	}
+	body, err := io.ReadAll(io.LimitReader(req.Body, maxSignInBody+1))
+	req.Body.Close()
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("reading the body of the token request: %w", err)
+	case len(body) > maxSignInBody:
+		return nil, errors.New("the body of the token request is larger than 1 MiB")
+	}
+	req.Body, req.ContentLength, req.GetBody = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil
+	return body, nil
 }
 
 // newTokenRequest returns a POST to a path under baseURL.

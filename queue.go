@@ -15,14 +15,12 @@ import (
 // comes back keeps the number, and with it the place.
 type ticket uint64
 
-// A priority is what counts before order of arrival. It is where its tickets begin.
-type priority = ticket
-
+// The priorities. Their tickets begin here.
 const (
-	forToken  priority = 0 << 62 // token requests that callers wait for
-	forCaller priority = 1 << 62
-	forLater  priority = 2 << 62 // token requests that nobody waits for yet
-	forLow    priority = 3 << 62 // calls under WithLowPriority
+	forToken  ticket = 0 << 62 // token requests that callers wait for
+	forCaller ticket = 1 << 62
+	forLater  ticket = 2 << 62 // token requests that nobody waits for yet
+	forLow    ticket = 3 << 62 // calls under WithLowPriority
 )
 
 // low reports whether t is of low priority.
@@ -137,7 +135,7 @@ type waiter struct {
 }
 
 // newTicket returns the next ticket of a priority.
-func (q *queue) newTicket(p priority) ticket { return p + ticket(q.tickets.Add(1)) }
+func (q *queue) newTicket(priority ticket) ticket { return priority + ticket(q.tickets.Add(1)) }
 
 // tryAcquire returns a permit if nobody waits and there is one at once.
 func (q *queue) tryAcquire(now time.Time, t ticket) (permit, bool) {

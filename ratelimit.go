@@ -142,18 +142,16 @@ func (q *Quota) init() {
 	}
 }
 
-type lowPriorityKey struct{}
-
 // WithLowPriority returns a context whose calls go only when nobody else waits, such
 // as those of a nightly batch beside interactive calls on one client. With a [Quota]
 // they also leave a tenth of it to others.
 func WithLowPriority(ctx context.Context) context.Context {
-	return context.WithValue(ctx, lowPriorityKey{}, true)
+	return context.WithValue(ctx, priorityKey, true)
 }
 
 // priorityOf returns the priority of a call under ctx.
-func priorityOf(ctx context.Context) priority {
-	if low, _ := ctx.Value(lowPriorityKey{}).(bool); low {
+func priorityOf(ctx context.Context) ticket {
+	if low, _ := ctx.Value(priorityKey).(bool); low {
 		return forLow
 	}
 	return forCaller

@@ -113,8 +113,7 @@ type attempt struct {
 	sender *sender // whose requests must not come back to it
 
 	permit    permit
-	origin    *origin
-	endpoint  *endpoint
+	to        target
 	lease     *lease                                   // the token for the copy; nil: none
 	authorize func(*http.Request, *oauth2.Token) error // nil: set the Authorization header
 	body      io.ReadCloser                            // for the copy; nil: that of the request
@@ -131,11 +130,15 @@ type attempt struct {
 	carrier carrier
 }
 
-type attemptKey struct{}
+// A target is where requests go.
+type target struct {
+	origin   *origin
+	endpoint *endpoint
+}
 
 // Value implements context.Context.
 func (a *attempt) Value(key any) any {
-	if key == (attemptKey{}) {
+	if key == attemptKey {
 		return a
 	}
 	return a.Context.Value(key)
@@ -146,12 +149,12 @@ var errOwnBase = errors.New("partnerauth: the Transport is its own Base: Transpo
 
 // sentBy reports whether ctx is that of an attempt by s.
 func (s *sender) sentBy(ctx context.Context) bool {
-	a, ok := ctx.Value(attemptKey{}).(*attempt)
+	a, ok := ctx.Value(attemptKey).(*attempt)
 	for ok {
 		if a.sender == s {
 			return true
 		}
-		a, ok = a.Context.Value(attemptKey{}).(*attempt)
+		a, ok = a.Context.Value(attemptKey).(*attempt)
 	}
 	return false
 }
@@ -168,13 +171,13 @@ func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp 
 		if a.forToken {
 			template = a.template
 		}
-		s.telemetry.metrics.recordAttempt(ctx, a.endpoint, now.Sub(a.permit.at), req.Method, template, resp, failed.kind)
+		s.telemetry.metrics.recordAttempt(ctx, a.to.endpoint, now.Sub(a.permit.at), req.Method, template, resp, failed.kind)
 		s.telemetry.endAttempt(span, req.Method, req.URL, resp, a.reason, failed)
 		if err != nil {
 			err = withoutToken(err, a.lease.text())
 		}
 	}()
-	ctx, span = s.telemetry.startAttempt(ctx, a.endpoint, req.Method, a.template, a.resend)
+	ctx, span = s.telemetry.startAttempt(ctx, a.to.endpoint, req.Method, a.template, a.resend)
 	inVain := func() bool { return false }
 	if s.failing.Load() {
 		ctx, inVain = watched(ctx)
@@ -212,12 +215,10 @@ func missingBody(req *http.Request, resp *http.Response) io.ReadCloser {
 	if resp.ContentLength <= 0 || req.Method == http.MethodHead {
 		return http.NoBody
 	}
-	return io.NopCloser(failingReader{})
+	missing, end := io.Pipe()
+	end.CloseWithError(io.ErrUnexpectedEOF)
+	return missing
 }
-
-type failingReader struct{}
-
-func (failingReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
 // watched returns ctx with a watch for the connection, which reports whether a Base
 // of net/http has looked for one in vain. It costs something, and so is for times
@@ -267,8 +268,8 @@ func (a *attempt) authorized() error {
 	switch {
 	case err != nil:
 		err = withText(err, strings.ReplaceAll(err.Error(), a.lease.text(), redacted))
-	case a.copy.URL == nil || !a.origin.matches(a.copy.URL) || a.origin.misdirected(&a.copy) != nil:
-		err = fmt.Errorf("the request would go to another host than %s", a.origin.host)
+	case a.copy.URL == nil || !a.to.origin.matches(a.copy.URL) || a.to.origin.misdirected(&a.copy) != nil:
+		err = fmt.Errorf("the request would go to another host than %s", a.to.origin.host)
 	default:
 		return nil
 	}
@@ -347,16 +348,14 @@ func failureOf(ctx context.Context, resp *http.Response, err error) failure {
 	return failure{}
 }
 
-type senderKey struct{}
-
 // withSender lets a source of the user's own that wraps a Source send its token
 // requests like those of a Source.
 func withSender(ctx context.Context, s *sender) context.Context {
-	return context.WithValue(ctx, senderKey{}, s)
+	return context.WithValue(ctx, senderKey, s)
 }
 
 func senderFrom(ctx context.Context) *sender {
-	s, _ := ctx.Value(senderKey{}).(*sender)
+	s, _ := ctx.Value(senderKey).(*sender)
 	return s
 }
 

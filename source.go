@@ -154,7 +154,7 @@ func (s *Source) join(ctx context.Context, via *sender) (good *lease, f *fetch, 
 			own = true
 			s.startLocked(ctx, via, now, l)
 		}
-		if s.savesBeforeExit() {
+		if s.account.savesBeforeExit() {
 			f = s.fetch
 		}
 		return l, f, own, nil
@@ -168,13 +168,6 @@ func (s *Source) join(ctx context.Context, via *sender) (good *lease, f *fetch, 
 	}
 	s.fetch.want()
 	return nil, s.fetch, own, nil
-}
-
-// savesBeforeExit reports whether renewals have to be waited for, as the program may
-// end at any time.
-func (s *Source) savesBeforeExit() bool {
-	store, ok := s.account.Store.(interface{ SavesBeforeExit() bool })
-	return ok && store.SavesBeforeExit()
 }
 
 // advanceLocked returns the current lease. The one that another stood in for is
@@ -195,15 +188,15 @@ func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time, l 
 	if via != nil {
 		s.last.Store(via)
 	}
-	f, fetching := newFetch(s.account, &s.known, s.way(via), now)
-	f.trigger, f.renews, f.refusal = s.trigger, l, s.refusal
+	plan := fetchPlan{trigger: s.trigger, renews: l, refusal: s.refusal}
 	switch {
 	case s.account.Refresh == nil || s.refusal.holds(now):
 	case l != nil && !l.expiredOnArrival:
-		f.refreshes = l.token
+		plan.refreshes = l.token
 	default:
-		f.refreshes = s.renewing
+		plan.refreshes = s.renewing
 	}
+	f, fetching := newFetch(s.account, &s.known, s.way(via), now, plan)
 	if s.refusal.mayAsk(now) {
 		s.refusal.asked = now
 	}
@@ -271,20 +264,20 @@ func (s *Source) finish(f *fetch, got result) {
 // adoptLocked makes a new token the current one.
 func (s *Source) adoptLocked(f *fetch, got result) {
 	l, h := got.lease, &s.history
-	same := f.renews.text() == l.text()
-	if f.renews != nil && f.renews.accepted.Load() {
+	same := f.plan.renews.text() == l.text()
+	if f.plan.renews != nil && f.plan.renews.accepted.Load() {
 		h.unproven = 0
 		if same {
 			l.accept()
 		}
 	}
 	switch {
-	case got.from == fromStore && f.trigger == unauthorized:
+	case got.from == fromStore && f.plan.trigger == unauthorized:
 		h.loggedIn(l.issued, -1) // it was no login of ours
-	case got.from == login && f.trigger == expiring:
+	case got.from == login && f.plan.trigger == expiring:
 		h.unproven++
 	}
-	h.previous, h.next = f.renews, nil
+	h.previous, h.next = f.plan.renews, nil
 	s.known.allow(l)
 	if s.renewing = nil; l.token.RefreshToken != "" {
 		s.renewing = l.token
@@ -308,7 +301,7 @@ func (s *Source) holdLocked(f *fetch, got result) {
 		s.refusal = got.refusal
 	default:
 		key := s.setbackKey(f.way)
-		s.setbacks[key] = s.setbacks[key].with(got.err, f.renews != nil)
+		s.setbacks[key] = s.setbacks[key].with(got.err, f.plan.renews != nil)
 	}
 }
 

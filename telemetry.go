@@ -89,42 +89,6 @@ func (t *telemetry) startCall(ctx context.Context) (context.Context, trace.Span)
 	return t.tracer.Start(ctx, t.callName)
 }
 
-// A callSummary is what the parts of a call amount to.
-type callSummary struct {
-	attempts    int
-	waited      time.Duration // for permits
-	tokenSource string        // "": there was no token
-	pace        float64       // at the last attempt
-	status      int           // of the answer; 0: none
-	tokenStatus int           // of a failed token request; 0: none
-	retryAfter  time.Duration // of a refusal by the rate limit; 0: none
-}
-
-func (t *telemetry) endCall(span trace.Span, c callSummary, f failure) {
-	if !span.IsRecording() {
-		span.End()
-		return
-	}
-	var kv [6]attribute.KeyValue
-	list := append(kv[:0], keyAttempts.Int(c.attempts), keyWaitTime.Float64(c.waited.Seconds()))
-	if len(t.provider) > 0 && c.tokenSource != "" {
-		list = append(list, keyTokenSource.String(c.tokenSource))
-	}
-	if c.attempts > 0 && c.pace < 1 {
-		list = append(list, keyPace.Float64(c.pace))
-	}
-	if c.status != 0 {
-		list = append(list, semconv.HTTPResponseStatusCode(c.status))
-	}
-	if c.tokenStatus != 0 {
-		list = append(list, keyTokenStatus.Int(c.tokenStatus))
-	}
-	if c.retryAfter > 0 {
-		list = append(list, keyRetryAfter.Float64(c.retryAfter.Seconds()))
-	}
-	endSpan(span, f, list...)
-}
-
 // inject writes the trace context into a request. A partner is a third party, for
 // whom baggage is not meant.
 func (t *telemetry) inject(ctx context.Context, c propagation.TextMapCarrier) {
@@ -281,18 +245,16 @@ func redactURL(u *url.URL) string {
 	return b.String()
 }
 
-type templateKey struct{}
-
 // WithURLTemplate returns a context whose calls are named after template, such as
 // /api/v1/orders/{id}: their spans are called "GET /api/v1/orders/{id}" instead of
 // "GET". It is the attribute url.template of these spans and of the metric
 // partnerauth.call.duration. Use one of a few templates, and not a path with values
 // in it.
 func WithURLTemplate(ctx context.Context, template string) context.Context {
-	return context.WithValue(ctx, templateKey{}, template)
+	return context.WithValue(ctx, templateKey, template)
 }
 
 func templateOf(ctx context.Context) string {
-	template, _ := ctx.Value(templateKey{}).(string)
+	template, _ := ctx.Value(templateKey).(string)
 	return template
 }

@@ -10,8 +10,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/oauth2"
 )
@@ -69,7 +71,7 @@ type client struct {
 	sender    sender
 	tokens    tokens
 	origins   []*origin
-	endpoints []*endpoint // of origins
+	targets   []target // of origins
 	authorize func(*http.Request, *oauth2.Token) error
 	oauth     http.RoundTripper // Base of token requests; nil: that of the Transport
 	passing   atomic.Int32      // requests to elsewhere that are on their way
@@ -133,7 +135,7 @@ func (c *call) attempt(ctx context.Context) (*http.Response, error) {
 	c.next.discard()
 	s := &c.client.sender
 	a := &attempt{
-		sender: s, permit: p, origin: c.client.origins[c.to], endpoint: c.client.endpoints[c.to], lease: c.lease,
+		sender: s, permit: p, to: c.client.targets[c.to], lease: c.lease,
 		authorize: c.client.authorize, body: c.next.handOver(), template: templateOf(ctx), resend: c.attempts,
 	}
 	c.attempts++
@@ -177,35 +179,41 @@ func (c *call) admitInTime(ctx context.Context) (permit, error) {
 // the other way round, or a hundred who hold permits would wait for a login that
 // needs one. A token that ends meanwhile is replaced, and the permit given back.
 func (c *call) admit(ctx context.Context) (permit, error) {
-	tokens, s := c.client.tokens, &c.client.sender
-	for outlived := 0; ; {
-		if outlived > maxOutlived {
-			return permit{}, &AuthError{Provider: s.provider, Op: login, At: time.Now(), Err: errOutlived}
-		}
-		l, from, err := tokens.lease(ctx, s, c.next.rejected)
+	s := &c.client.sender
+	for outlived := 0; outlived <= maxOutlived; {
+		l, from, err := c.client.tokens.lease(ctx, s, c.next.rejected)
 		if err != nil {
 			return permit{}, err
 		}
-		c.from = from
+		c.lease, c.from = l, from
 		p, ok := s.tryAcquire(ctx, c.ticket)
-		if c.lease = l; ok {
+		if ok {
 			return p, nil
 		}
-		p, waited, err := s.acquire(ctx, c.ticket, func() bool { return tokens.usable(l) })
-		c.waited += waited
-		switch {
-		case err == nil:
-			if c.lease = tokens.newest(ctx, s, l); c.lease != nil {
-				return p, nil
-			}
-			s.giveBack(p)
-		case err != errNotUsable:
-			return permit{}, err
+		if p, err = c.queue(ctx, l); err != errNotUsable {
+			return p, err
 		}
 		if from != fromCache { // it was fetched for this call
 			outlived++
 		}
 	}
+	return permit{}, &AuthError{Provider: s.provider, Op: login, At: time.Now(), Err: errOutlived}
+}
+
+// queue waits for a permit to send a request with l, or with the token that has
+// replaced it by then. It returns errNotUsable if there is none any more.
+func (c *call) queue(ctx context.Context, l *lease) (permit, error) {
+	tokens, s := c.client.tokens, &c.client.sender
+	p, waited, err := s.acquire(ctx, c.ticket, func() bool { return tokens.usable(l) })
+	c.waited += waited
+	if err != nil {
+		return p, err
+	}
+	if c.lease = tokens.newest(ctx, s, l); c.lease == nil {
+		s.giveBack(p)
+		return permit{}, errNotUsable
+	}
+	return p, nil
 }
 
 // maxOutlived is how many tokens that were fetched for a call may end before its
@@ -324,7 +332,7 @@ func (t *Transport) prepare() (*client, error) {
 	s.base, s.queue, s.provider = t.Base, queue, provider
 	s.telemetry = newTelemetry(provider, t.TracerProvider, t.MeterProvider, t.Propagator)
 	for _, o := range c.origins {
-		c.endpoints = append(c.endpoints, newEndpoint(o.host, o.portNumber(), s.telemetry.provider))
+		c.targets = append(c.targets, target{o, newEndpoint(o.host, o.portNumber(), s.telemetry.provider)})
 	}
 	return c, nil
 }
@@ -356,25 +364,38 @@ func (c *call) end(ctx context.Context, span trace.Span, began time.Time, resp *
 	failed := failureOf(ctx, resp, err)
 	t := c.client.sender.telemetry
 	t.metrics.recordCall(ctx, time.Since(began), templateOf(ctx), failed.kind)
-	sum := callSummary{attempts: c.attempts, waited: c.waited, pace: c.pace}
 	if !span.IsRecording() {
 		span.End()
 		return
 	}
-	if c.lease != nil {
-		sum.tokenSource = c.from
+	var kv [6]attribute.KeyValue
+	list := append(kv[:0], keyAttempts.Int(c.attempts), keyWaitTime.Float64(c.waited.Seconds()))
+	if len(t.provider) > 0 && c.lease != nil {
+		list = append(list, keyTokenSource.String(c.from))
+	}
+	if c.attempts > 0 && c.pace < 1 {
+		list = append(list, keyPace.Float64(c.pace))
 	}
 	if resp != nil {
-		sum.status = resp.StatusCode
+		list = append(list, semconv.HTTPResponseStatusCode(resp.StatusCode))
 	}
-	if auth, ok := errors.AsType[*AuthError](err); ok {
-		sum.tokenStatus = auth.StatusCode
+	endSpan(span, failed, append(list, errorAttributes(err)...)...)
+}
+
+// errorAttributes returns what a call's span says of its error.
+func errorAttributes(err error) (kv []attribute.KeyValue) {
+	if err == nil {
+		return nil
 	}
-	if limited, ok := errors.AsType[interface {
+	if auth, ok := errors.AsType[*AuthError](err); ok && auth.StatusCode > 0 {
+		kv = append(kv, keyTokenStatus.Int(auth.StatusCode))
+	}
+	limited, ok := errors.AsType[interface {
 		error
 		RetryAfter() time.Duration
-	}](err); ok && errors.Is(err, ErrRateLimited) {
-		sum.retryAfter = limited.RetryAfter()
+	}](err)
+	if ok && errors.Is(err, ErrRateLimited) && limited.RetryAfter() > 0 {
+		kv = append(kv, keyRetryAfter.Float64(limited.RetryAfter().Seconds()))
 	}
-	t.endCall(span, sum, failed)
+	return kv
 }
