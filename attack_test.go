@@ -516,13 +516,18 @@ func TestBodyIsTheBases(t *testing.T) {
 	})
 }
 
-// A length without a body is what net/http makes of it.
+// A length without a body is for the Base to judge: net/http refuses it.
 func TestLengthWithoutABody(t *testing.T) {
-	rt := &partnerauth.Transport{Source: static("t"), Origins: []string{pipeURL}, Base: overPipes(func(heard) string { return respond(200, "") })}
-	req := newRequest(t, "POST", pipeURL, "")
+	p := &partner{open: true}
+	rt := p.custom(static("t"), nil)
+	rt.Base = roundTripFunc(func(req *http.Request) (*http.Response, error) {
+		errorIf(t, req.Body != nil, "the Base got the body %v, want none", req.Body)
+		errorIf(t, req.ContentLength != 5, "the Base got the length %d, want 5", req.ContentLength)
+		return p.RoundTrip(req)
+	})
+	req := newRequest(t, "POST", apiURL, "")
 	req.ContentLength = 5
-	_, err := rt.RoundTrip(req)
-	errorIf(t, err == nil || !strings.Contains(err.Error(), "nil Body"), "got %v", err)
+	status(t, rt, req)
 }
 
 // A place is given back where telemetry panics before anything is sent.

@@ -33,7 +33,7 @@ func newCustomSource(s oauth2.TokenSource) *customSource {
 }
 
 // lease asks the source for a token, which must be another one than after.
-func (c *customSource) lease(ctx context.Context, via *sender, after *lease) (*lease, string, error) {
+func (c *customSource) lease(ctx context.Context, _ time.Time, via *sender, after *lease) (*lease, string, error) {
 	for {
 		turn, told := c.turn.Load(), c.telling()
 		token, err := c.token(ctx, via)

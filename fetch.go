@@ -134,7 +134,7 @@ func (f *fetch) run(ctx context.Context, parent trace.SpanContext, finish func(*
 		if value := recover(); value != nil {
 			got = f.failed(login, 0, errPanic(value))
 		}
-		finish(f, got)
+		defer finish(f, got)         // when its span has ended: the program may end then
 		defer func() { recover() }() // of telemetry
 		f.endSpan(ctx, got)
 	}()
@@ -269,8 +269,11 @@ func (f *fetch) fromPartner(ctx context.Context) result {
 	forgetRefresh := false
 	if f.plan.refreshes != nil {
 		got := f.try(ctx, refresh)
-		limited := got.err != nil && got.err.StatusCode == http.StatusTooManyRequests // as a login would be
-		if got.lease != nil || ctx.Err() != nil || limited && !f.isWanted() {
+		if got.lease != nil || ctx.Err() != nil {
+			return got
+		}
+		wait := got.err.RetryAfter // which counts for a login as well
+		if wait > 0 && (!f.isWanted() || wait > maxUnavailable || !sleep(ctx, wait)) {
 			return got
 		}
 		forgetRefresh = got.err.isRefusal()
@@ -420,7 +423,7 @@ func (f *fetch) acquire(ctx context.Context) (permit, error) {
 	defer f.queued.Store(false)
 	q := f.sender.queue
 	if f.isLate() {
-		if p, ok := f.sender.tryAcquire(ctx, q.newTicket(forToken)); ok {
+		if p, ok := f.sender.tryAcquire(ctx, time.Now(), q.newTicket(forToken)); ok {
 			return p, nil
 		}
 	}
@@ -469,7 +472,7 @@ func (f *fetch) send(ctx context.Context, op string, req *http.Request, digest r
 			err = fmt.Errorf("no answer in time: %w", err)
 		}
 		got := f.failed(op, 0, withoutAnswer(err))
-		if got.again, got.frozen = true, took > limit+frozenTime; !got.frozen {
+		if got.again, got.frozen = !errors.Is(err, errOwnBase), took > limit+frozenTime; !got.frozen {
 			f.used += took
 		}
 		return got

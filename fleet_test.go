@@ -472,9 +472,8 @@ func TestRefusalReadFromStore(t *testing.T) {
 		bubble(t, name, func(t *testing.T) {
 			p, store := new(partner).on("login", reply{status: 401}), new(memory)
 			first := p.fleet(1, store, samePassword)[0]
-			for p.count("login") < 6 {
-				first.SignIn(t.Context())
-				time.Sleep(time.Second)
+			for range 6 {
+				time.Sleep(authOf(first.SignIn(t.Context())).RetryAfter)
 			}
 			for key, k := range store.records {
 				record := strings.Replace(string(k.record), `"count":6`, `"count":`+c.count, 1)

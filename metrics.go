@@ -102,7 +102,7 @@ func (m *metrics) set(kv ...attribute.KeyValue) attribute.Set {
 }
 
 // recordCall records a call, whether or not it became a request.
-func (m *metrics) recordCall(ctx context.Context, took time.Duration, template, failure string) {
+func (m *metrics) recordCall(ctx context.Context, began time.Time, template, failure string) {
 	if !m.calls.Enabled(ctx) {
 		return
 	}
@@ -117,7 +117,7 @@ func (m *metrics) recordCall(ctx context.Context, took time.Duration, template, 
 		}
 		opts = m.with(kv...)
 	}
-	m.calls.Record(ctx, took.Seconds(), opts...)
+	m.calls.Record(ctx, time.Since(began).Seconds(), opts...)
 }
 
 // recordAttempt records one request when its headers are in. template is that of a

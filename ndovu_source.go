@@ -46,8 +46,8 @@ type Ndovu struct {
 }
 
 // NdovuFromEnv reads an Ndovu from the environment: NDOVU_CLIENT_ID,
-// NDOVU_CLIENT_SECRET and NDOVU_BASE_URL. Its error names the variable that is
-// missing.
+// NDOVU_CLIENT_SECRET and NDOVU_BASE_URL. Its error says which of them is
+// missing, or what is wrong with one.
 func NdovuFromEnv() (Ndovu, error) {
 	c := Ndovu{
 		ClientID:     os.Getenv("NDOVU_CLIENT_ID"),
@@ -55,6 +55,9 @@ func NdovuFromEnv() (Ndovu, error) {
 		BaseURL:      os.Getenv("NDOVU_BASE_URL"),
 	}
 	if err := requireEnv("ndovu", "NDOVU_CLIENT_ID", "NDOVU_CLIENT_SECRET", "NDOVU_BASE_URL"); err != nil {
+		return Ndovu{}, err
+	}
+	if err := newAccount(c.provider()).err; err != nil {
 		return Ndovu{}, err
 	}
 	return c, nil

@@ -55,7 +55,7 @@ type NowPost struct {
 
 // NowPostFromEnv reads a NowPost from the environment: NOWPOST_EMAIL,
 // NOWPOST_PASSWORD and, in place of NowPostBaseURL, NOWPOST_BASE_URL if it is
-// set. Its error names the variable that is missing.
+// set. Its error says which of them is missing, or what is wrong with one.
 func NowPostFromEnv() (NowPost, error) {
 	c := NowPost{
 		Email:    os.Getenv("NOWPOST_EMAIL"),
@@ -64,6 +64,9 @@ func NowPostFromEnv() (NowPost, error) {
 	}
 	c.BaseURL = c.baseURL()
 	if err := requireEnv("nowpost", "NOWPOST_EMAIL", "NOWPOST_PASSWORD"); err != nil {
+		return NowPost{}, err
+	}
+	if err := newAccount(c.provider()).err; err != nil {
 		return NowPost{}, err
 	}
 	return c, nil

@@ -34,7 +34,7 @@ func TestNowPostLoginOnTheWire(t *testing.T) {
 	for proto, useTLS := range wires {
 		for _, password := range []string{
 			"plain", `quote " backslash \ slash /`, "<b>&amp;</b>", "p@ss:w+rd % = ?#", " leading",
-			"pässwörd 密码 🔑", "line\nbreak\ttab\x00nul\x7fdel", "\u2028\u2029", "\ufffd",
+			"pässwörd 密码 🔑", "\u2028\u2029 inside", "\ufffd",
 		} {
 			email := "ümlaut+" + password + "@example.com"
 			server, rt := onSockets(t, partnertest.Options{TLS: useTLS, Email: email, Password: password})

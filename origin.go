@@ -43,7 +43,7 @@ func originOf(field string, u *url.URL) (*origin, error) {
 	o := &origin{scheme: strings.ToLower(u.Scheme), host: strings.ToLower(u.Hostname()), port: portOf(u), common: u.Host}
 	port, err := strconv.Atoi(o.port)
 	switch {
-	case strings.ContainsFunc(o.host, func(r rune) bool { return r > '~' }):
+	case strings.ContainsFunc(u.Hostname(), func(r rune) bool { return r > '~' }): // İ is an i in lower case
 		return nil, fmt.Errorf("%s has a host that is not ASCII, want its xn-- form", field)
 	case o.scheme == "http" && !loopback(o.host):
 		return nil, fmt.Errorf("%s: %w: %s is not loopback, use https", field, ErrInsecureURL, o.host)

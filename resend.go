@@ -39,14 +39,15 @@ type retry struct {
 
 // decide returns why the request is to be sent again after resp, "" if it is not. A 429
 // is only worth it if the next turn comes soon enough. wait returns how long it takes.
-func (r *retry) decide(ctx context.Context, now time.Time, resp *http.Response, window time.Duration, wait func() time.Duration) string {
+func (r *retry) decide(ctx context.Context, resp *http.Response, window time.Duration, wait func(time.Time) time.Duration) string {
 	switch {
 	case resp.StatusCode == http.StatusUnauthorized && !r.unauthorized && !outOfScope(resp):
 		return unauthorized
 	case resp.StatusCode != http.StatusTooManyRequests || r.limited:
 		return ""
 	}
-	next := wait()
+	now := time.Now()
+	next := wait(now)
 	deadline, bounded := ctx.Deadline()
 	if next > 2*window || bounded && now.Add(next).After(deadline) {
 		return ""

@@ -44,8 +44,8 @@ func (s *sender) roundTripper() http.RoundTripper {
 }
 
 // tryAcquire returns a permit if there is one at once.
-func (s *sender) tryAcquire(ctx context.Context, t ticket) (permit, bool) {
-	p, ok := s.queue.tryAcquire(time.Now(), t)
+func (s *sender) tryAcquire(ctx context.Context, now time.Time, t ticket) (permit, bool) {
+	p, ok := s.queue.tryAcquire(now, t)
 	if !ok {
 		return p, false
 	}

@@ -85,7 +85,7 @@ func (s *Source) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 	if s == nil || s.account == nil {
 		return nil, errNoProvider
 	}
-	l, _, err := s.lease(ctx, senderFrom(ctx), nil)
+	l, _, err := s.lease(ctx, time.Now(), senderFrom(ctx), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -94,8 +94,8 @@ func (s *Source) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 
 // lease returns a token to send and where it came from, waiting for a fetch if there
 // is none.
-func (s *Source) lease(ctx context.Context, via *sender, _ *lease) (*lease, string, error) {
-	if l := s.current.Load(); l.state(time.Now()) == fresh {
+func (s *Source) lease(ctx context.Context, now time.Time, via *sender, _ *lease) (*lease, string, error) {
+	if l := s.current.Load(); l.state(now) == fresh {
 		return l, fromCache, nil
 	}
 	switch {

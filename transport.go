@@ -81,7 +81,7 @@ type client struct {
 type tokens interface {
 	// lease returns a token to send and where it came from, "cache" or how it was
 	// fetched. after is the rejected one that it has to replace, nil if there is none.
-	lease(ctx context.Context, via *sender, after *lease) (l *lease, from string, err error)
+	lease(ctx context.Context, now time.Time, via *sender, after *lease) (l *lease, from string, err error)
 	// newest returns the token to send in place of l after a wait: l itself, another,
 	// or nil if one has to be asked for. It does not wait.
 	newest(ctx context.Context, via *sender, l *lease) *lease
@@ -118,8 +118,8 @@ func (t *client) call(req *http.Request, to int) (resp *http.Response, err error
 	if ctx.Err() != nil {
 		return c.next.giveUp(ctx, ended(ctx))
 	}
-	for {
-		resp, err := c.attempt(ctx)
+	for now := began; ; now = time.Now() {
+		resp, err := c.attempt(ctx, now)
 		if err != nil || !c.again(ctx, resp) {
 			return resp, err
 		}
@@ -127,8 +127,8 @@ func (t *client) call(req *http.Request, to int) (resp *http.Response, err error
 }
 
 // attempt waits for a token and a permit, and sends the request once.
-func (c *call) attempt(ctx context.Context) (*http.Response, error) {
-	p, err := c.admitInTime(ctx)
+func (c *call) attempt(ctx context.Context, now time.Time) (*http.Response, error) {
+	p, err := c.admitInTime(ctx, now)
 	if err != nil {
 		return c.next.giveUp(ctx, err)
 	}
@@ -153,8 +153,8 @@ func (c *call) again(ctx context.Context, resp *http.Response) bool {
 	if resp.StatusCode != http.StatusUnauthorized {
 		c.lease.accept()
 	}
-	now, q := time.Now(), c.client.sender.queue
-	reason := c.next.decide(ctx, now, resp, q.window, func() time.Duration { return q.wait(now, c.ticket) })
+	q := c.client.sender.queue
+	reason := c.next.decide(ctx, resp, q.window, func(now time.Time) time.Duration { return q.wait(now, c.ticket) })
 	if reason == "" || reason == unauthorized && !c.client.tokens.reject(c.lease) || !c.next.prepare(ctx, reason, resp, c.lease) {
 		return false
 	}
@@ -166,34 +166,36 @@ func (c *call) again(ctx context.Context, resp *http.Response) bool {
 
 // admitInTime is admit, but a request that was answered 429 is not held back for longer
 // than was worth waiting for.
-func (c *call) admitInTime(ctx context.Context) (permit, error) {
+func (c *call) admitInTime(ctx context.Context, now time.Time) (permit, error) {
 	if c.next.reason == rateLimited {
 		bounded, cancel := context.WithDeadline(ctx, c.next.until)
 		defer cancel()
 		ctx = bounded
 	}
-	return c.admit(ctx)
+	return c.admit(ctx, now)
 }
 
 // admit waits for a token, and then for a permit to send one request with it: never
 // the other way round, or a hundred who hold permits would wait for a login that
 // needs one. A token that ends meanwhile is replaced, and the permit given back.
-func (c *call) admit(ctx context.Context) (permit, error) {
+func (c *call) admit(ctx context.Context, now time.Time) (permit, error) {
 	s := &c.client.sender
-	for outlived := 0; outlived <= maxOutlived; {
-		l, from, err := c.client.tokens.lease(ctx, s, c.next.rejected)
+	for outlived := 0; outlived <= maxOutlived; now = time.Now() {
+		l, from, err := c.client.tokens.lease(ctx, now, s, c.next.rejected)
 		if err != nil {
 			return permit{}, err
 		}
-		c.lease, c.from = l, from
-		p, ok := s.tryAcquire(ctx, c.ticket)
+		if c.lease, c.from = l, from; from != fromCache {
+			now = time.Now() // it may have been waited for
+		}
+		p, ok := s.tryAcquire(ctx, now, c.ticket)
 		if ok {
 			return p, nil
 		}
 		if p, err = c.queue(ctx, l); err != errNotUsable {
 			return p, err
 		}
-		if from != fromCache { // it was fetched for this call
+		if !l.accepted.Load() { // it served nobody
 			outlived++
 		}
 	}
@@ -216,9 +218,9 @@ func (c *call) queue(ctx context.Context, l *lease) (permit, error) {
 	return p, nil
 }
 
-// maxOutlived is how many tokens that were fetched for a call may end before its
-// turn. Without a bound, a short-lived token and a long queue would cost one login
-// after the other.
+// maxOutlived is how many tokens may end before the turn of a call without having
+// served any other. Without a bound, tokens that live shorter than a turn takes would
+// cost one login after the other.
 const maxOutlived = 1
 
 var errOutlived = errors.New("the tokens end before the turn of a request comes")
@@ -270,7 +272,7 @@ func (t *Transport) SignIn(ctx context.Context) error {
 	if t.err != nil {
 		return t.err
 	}
-	_, _, err := t.client.tokens.lease(ctx, &t.client.sender, nil)
+	_, _, err := t.client.tokens.lease(ctx, time.Now(), &t.client.sender, nil)
 	return err
 }
 
@@ -363,7 +365,7 @@ type call struct {
 func (c *call) end(ctx context.Context, span trace.Span, began time.Time, resp *http.Response, err error) {
 	failed := failureOf(ctx, resp, err)
 	t := c.client.sender.telemetry
-	t.metrics.recordCall(ctx, time.Since(began), templateOf(ctx), failed.kind)
+	t.metrics.recordCall(ctx, began, templateOf(ctx), failed.kind)
 	if !span.IsRecording() {
 		span.End()
 		return

@@ -4,7 +4,10 @@ go 1.26.0
 
 replace github.com/partnerauth/partnerauth => ../
 
-require github.com/partnerauth/partnerauth v0.0.0-00010101000000-000000000000
+require (
+	github.com/partnerauth/partnerauth v0.0.0-00010101000000-000000000000
+	golang.org/x/oauth2 v0.37.0
+)
 
 require (
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
@@ -15,6 +18,5 @@ require (
 	go.opentelemetry.io/otel/log v1.47.0 // indirect
 	go.opentelemetry.io/otel/metric v1.47.0 // indirect
 	go.opentelemetry.io/otel/trace v1.47.0 // indirect
-	golang.org/x/oauth2 v0.37.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
 )
