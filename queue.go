@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -103,8 +104,9 @@ type queue struct {
 	// code under it is PermitLimiter.Estimate. A waiter's usable may take the lock
 	// of a token source, so a source never calls a queue with its lock held.
 	mu      sync.Mutex
-	waiters []*waiter   // by ticket
-	resume  time.Time   // everybody is paused until then
+	waiters []*waiter // by ticket
+	resume  time.Time // everybody is paused until then
+	claims  claims
 	timer   *time.Timer // calls dispatch when the head may go; nil until needed
 }
 
@@ -312,12 +314,15 @@ func (q *queue) release(now time.Time, p permit, o outcome, status int, named, m
 			p.external.Return()
 		}
 	}()
-	return q.releaseLocked(now, p, o, named, most, isNamed)
+	return q.releaseLocked(now, p, o, status, named, most, isNamed)
 }
 
-func (q *queue) releaseLocked(now time.Time, p permit, o outcome, named, most time.Duration, isNamed bool) (time.Duration, verdict) {
+func (q *queue) releaseLocked(now time.Time, p permit, o outcome, status int, named, most time.Duration, isNamed bool) (time.Duration, verdict) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if !q.claims.believed(now, p, status, min(named, most), isNamed) {
+		named, isNamed = 0, false
+	}
 	v := q.pacer.release(now, p, o, named, isNamed)
 	pause := named
 	if o == throttled && !isNamed {
@@ -331,6 +336,40 @@ func (q *queue) releaseLocked(now time.Time, p permit, o outcome, named, most ti
 	}
 	q.dispatchLocked(now)
 	return pause, v
+}
+
+// claims are answers to requests that were served, saying that nothing remains and
+// until when. Some servers always say so.
+type claims struct {
+	until time.Time // that the last one named
+	doubt int       // grows with those that came again after that, shrinks with other answers
+}
+
+const (
+	doubtOfClaim = 4
+	mostDoubt    = 3 * doubtOfClaim // from then on they are not believed
+)
+
+// believed reports whether to keep the pause that an answer of that status names, if it
+// names one.
+func (c *claims) believed(now time.Time, p permit, status int, pause time.Duration, isNamed bool) bool {
+	switch {
+	case status == 0: // there was no answer
+		return true
+	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
+		c.doubt = 0 // there is a limit
+	case !isNamed:
+		c.doubt = max(0, c.doubt-1)
+	case !p.at.Before(c.until): // else it was sent before the last one was known
+		trusted := c.doubt < mostDoubt
+		if c.doubt = min(c.doubt+doubtOfClaim, 2*mostDoubt); !trusted {
+			return false
+		}
+	}
+	if isNamed {
+		c.until = now.Add(pause)
+	}
+	return true
 }
 
 // kept keeps a PermitLimiter's permit that was not used for the next in the queue, and

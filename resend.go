@@ -49,10 +49,11 @@ func (r *retry) decide(ctx context.Context, resp *http.Response, window time.Dur
 	now := time.Now()
 	next := wait(now)
 	deadline, bounded := ctx.Deadline()
-	if next > 2*window || bounded && now.Add(next).After(deadline) {
+	most := 2*window + time.Second // seconds may have been rounded down
+	if next >= most || bounded && now.Add(next).After(deadline) {
 		return ""
 	}
-	r.until = now.Add(2*window + 1)
+	r.until = now.Add(most)
 	return rateLimited
 }
 

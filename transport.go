@@ -135,8 +135,8 @@ func (c *call) attempt(ctx context.Context, now time.Time) (*http.Response, erro
 	c.next.discard()
 	s := &c.client.sender
 	a := &attempt{
-		sender: s, permit: p, to: c.client.targets[c.to], lease: c.lease,
-		authorize: c.client.authorize, body: c.next.handOver(), template: templateOf(ctx), resend: c.attempts,
+		sender: s, permit: p, to: c.client.targets[c.to], lease: c.lease, authorize: c.client.authorize,
+		body: c.next.handOver(), template: templateOf(ctx), resend: redirects(c.next.req) + c.attempts,
 	}
 	c.attempts++
 	c.pace = p.pace
@@ -145,6 +145,14 @@ func (c *call) attempt(ctx context.Context, now time.Time) (*http.Response, erro
 		s.telemetry.metrics.addResend(ctx, c.next.reason)
 	}
 	return resp, err
+}
+
+// redirects returns how many redirects have led to req.
+func redirects(req *http.Request) (n int) {
+	for r := req.Response; r != nil && r.Request != nil; r = r.Request.Response {
+		n++
+	}
+	return n
 }
 
 // again reports whether the request is to be sent again after resp, and if so has made
