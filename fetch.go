@@ -33,12 +33,15 @@ const (
 	// frozenTime is how much longer than its limit a request takes if the process
 	// stood still meanwhile. It is then tried again as if it had not been.
 	frozenTime = time.Second
+	// lostToDate is how much sooner a token may end than exp and Date tell, which
+	// have no fractions.
+	lostToDate = time.Second
 	maxTries   = 3       // of one operation, for network errors and 5xx
 	maxPauses  = 5       // of one operation, for 429
 	maxAnswer  = 1 << 20 // bytes
 	// maxUnavailable is the longest pause after a 503 that a fetch waits for. Beyond
 	// it callers had better know.
-	maxUnavailable = 30 * time.Second
+	maxUnavailable = 31 * time.Second // 30 s, and what rounding may have lost
 )
 
 // A fetch gets one token, whoever waits for it: request built, and if it is the one
@@ -210,8 +213,10 @@ func (f *fetch) stored(ctx context.Context, forRefresh bool) (result, bool) {
 		return result{}, false
 	}
 	now := time.Now()
+	issued := now.Add(min(0, left-r.Lifetime))
 	token := &oauth2.Token{AccessToken: r.Token, TokenType: r.Type, RefreshToken: r.Refresh}
-	l := newLease(token, max(r.Lifetime, left), now.Add(min(0, left-r.Lifetime)), now)
+	l := newLease(token, max(r.Lifetime, left), issued, now)
+	l.issued, l.fromStore = issued, true
 	return result{lease: l, from: fromStore}, true
 }
 
@@ -501,10 +506,14 @@ func (f *fetch) read(op string, resp *http.Response, body []byte, digest request
 	if err != nil {
 		return f.unusable(op, resp, err)
 	}
-	l := newLease(token, f.lifetime(token, resp.Header, sent), sent, received)
-	if l.expiredOnArrival && f.known.hadLife(l.text()) {
+	lifetime, before := f.lifetime(token, resp.Header, sent), f.known.before(token.AccessToken, f.plan.renews)
+	if before != nil && sent.Add(lifetime).Sub(before.ends) < 2*lostToDate {
+		lifetime -= lostToDate // nobody extends it, so it will be used to its end
+	}
+	l := newLease(token, lifetime, sent, received)
+	if l.expiredOnArrival && before != nil {
 		got := f.unusable(op, resp, errors.New("the token has expired"))
-		got.again = true // the partner will notice
+		got.again, got.err.RetryAfter = true, lostToDate // the partner will notice
 		return got
 	}
 	return result{lease: l, from: op}
@@ -735,8 +744,8 @@ func (b *setback) with(err *AuthError, renewal bool) *setback {
 	err.RetryAfter = max(err.RetryAfter, backoff(next.count-1, 500*time.Millisecond, 30*time.Second))
 	next.until = err.At.Add(err.RetryAfter)
 	next.callers = next.until
-	if renewal && err.StatusCode == http.StatusTooManyRequests {
-		next.callers = err.At // they wait for the queue, for a window at most
+	if renewal && (err.StatusCode == http.StatusTooManyRequests || err.StatusCode == http.StatusOK) {
+		next.callers = err.At // they wait for the queue, for a window at most, or find the token replaced
 	}
 	return next
 }

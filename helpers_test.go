@@ -216,6 +216,9 @@ type reply struct {
 	after  time.Duration // how long it takes; forever: until the client leaves
 }
 
+// rounded is what is added to a Retry-After in whole seconds: some servers round down.
+const rounded = 999 * time.Millisecond
+
 const forever = time.Duration(math.MaxInt64)
 
 func (r reply) usual() bool { return r.status == 0 && r.body == "" && r.stream == nil && r.err == nil }
@@ -236,6 +239,16 @@ type asked struct {
 	status int // answered; 0: none yet, or no answer
 }
 
+// secret is the one that a login carries, wherever its partner wants it.
+func (a asked) secret() string {
+	if _, secret, ok := (&http.Request{Header: a.header}).BasicAuth(); ok {
+		return secret
+	}
+	var login struct{ Password, Secret string }
+	json.Unmarshal([]byte(a.body), &login)
+	return login.Password + login.Secret
+}
+
 // on makes the partner answer an op or a path with replies in turn, of which the
 // last one stays.
 func (p *partner) on(what string, replies ...reply) *partner {
@@ -250,6 +263,10 @@ func (p *partner) on(what string, replies ...reply) *partner {
 
 // always is a script that has one reply to everything.
 func always(r reply) func(asked) reply { return func(asked) reply { return r } }
+
+// roundedDown is how much more than the whole seconds of a Retry-After is waited: the
+// server may have rounded them down.
+const roundedDown = 999 * time.Millisecond
 
 // busy is a 429.
 func busy(retryAfter string) reply {

@@ -105,7 +105,7 @@ func TestWaitersAreWoken(t *testing.T) {
 		{"a request that fails, too", 1, reply{err: errTest, after: 10 * time.Second}, false, 10*time.Second + window + guard},
 		{"a request that never left", 1, reply{err: dialError("dial"), after: 10 * time.Second}, false, 10 * time.Second},
 		{"an answer that frees a later place", 2, reply{status: 200, after: 30 * time.Second}, false, window + guard},
-		{"a pause", 2, reply{status: 503, header: headers("Retry-After: 100"), after: 10 * time.Second}, false, 110 * time.Second},
+		{"a pause", 2, reply{status: 503, header: headers("Retry-After: 100"), after: 10 * time.Second}, false, 110*time.Second + roundedDown},
 		{"whoever is ahead leaves", 1, reply{status: 200}, true, window + guard},
 	} {
 		bubble(t, c.name, func(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	"go/token"
 	"go/types"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -201,17 +200,10 @@ func compile(t *testing.T, dir string, besides, blocks []string) {
 // perhaps with more flags.
 func TestReadmeCommands(t *testing.T) {
 	var run []string
-	for _, name := range []string{".ci/run", ".ci/outside"} {
-		script, err := os.ReadFile(name)
-		if errors.Is(err, fs.ErrNotExist) && name != ".ci/run" {
-			continue
-		}
-		must(t, err)
-		for line := range strings.Lines(string(script)) {
-			line = strings.TrimSpace(line)
-			if !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "step ") && !strings.HasPrefix(line, "echo ") {
-				run = append(run, line)
-			}
+	for line := range strings.Lines(document(t, ".ci/run") + document(t, ".ci/outside")) {
+		line = strings.TrimSpace(line)
+		if !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "step ") && !strings.HasPrefix(line, "echo ") {
+			run = append(run, line)
 		}
 	}
 	for _, name := range documents(t) {

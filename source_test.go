@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"net/http/httptrace"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,6 +92,88 @@ func TestInvalidationOutrunsRenewal(t *testing.T) {
 		errorIf(t, now != token, "the late answer replaced the newer token")
 		errorIf(t, p.ops() != "login refresh login" || p.seen()[1].status != 0, "got %s, the refresh answered %d, want it given up for a login", p.ops(), p.seen()[1].status)
 	})
+}
+
+// A token that is revoked while it is renewed is replaced by a login. Whatever the
+// renewal brings later is not sent: it may have been answered before the revocation.
+func TestRevokedDuringRenewal(t *testing.T) {
+	const takes = 10 * time.Second // the renewal
+	for _, c := range []struct {
+		name   string
+		brings string        // the token of the renewal
+		good   bool          // the partner accepts that token
+		answer time.Duration // when the 401 comes, since the renewal began
+		sent   time.Duration // likewise, the request that gets it
+		store  bool          // whose Save takes two seconds
+		deaf   bool          // the Base ignores its context
+		most   time.Duration // from the 401 on until the call has succeeded
+	}{
+		{name: "only the old token", brings: "new", good: true, sent: time.Second, answer: time.Second},
+		{name: "the new one as well", brings: "new", sent: time.Second, answer: time.Second},
+		{name: "the same text again", brings: "token-1", sent: time.Second, answer: time.Second},
+		{name: "the same text again, before the 401", brings: "token-1", sent: time.Second, answer: takes + time.Second},
+		{
+			name: "overtaken while it is saved", brings: "new", sent: takes + time.Second, answer: takes + time.Second,
+			store: true, most: 2 * time.Second,
+		},
+		{name: "a Base that ignores its context", brings: "new", good: true, sent: time.Second, answer: time.Second, deaf: true},
+	} {
+		for _, pr := range providers {
+			bubble(t, pr.name+" "+c.name, func(t *testing.T) {
+				p, fetches := new(partner), new(atomic.Int64)
+				var saves atomic.Bool // next
+				store := &memory{before: func(context.Context) error {
+					if saves.CompareAndSwap(true, false) {
+						time.Sleep(2 * time.Second)
+					}
+					return nil
+				}}
+				p.script = func(a asked) reply {
+					switch {
+					case a.op != "call" && fetches.Add(1) == 2:
+						saves.Store(true)
+						return reply{after: takes, header: dated(time.Now()), body: granted(c.brings, 24*time.Hour)}
+					case a.path == "/rejected" && a.token == "token-1":
+						return reply{status: 401, after: c.answer - c.sent}
+					case a.op == "call" && a.token == "new":
+						return reply{status: map[bool]int{true: 200, false: 401}[c.good]}
+					}
+					return reply{}
+				}
+				account := good(p)
+				if c.store {
+					account.store = store
+				}
+				if c.deaf {
+					account.base = roundTripFunc(func(req *http.Request) (*http.Response, error) {
+						return p.RoundTrip(req.WithContext(context.WithoutCancel(req.Context())))
+					})
+				}
+				rt := p.transport(nil)
+				rt.Source = pr.config(account).TokenSource()
+				get(t, rt, "/")
+				time.Sleep(22 * time.Hour)
+				get(t, rt, "/") // begins the renewal
+				time.Sleep(c.sent)
+				var code int
+				took := elapsed(func() { code = get(t, rt, "/rejected") }) - (c.answer - c.sent)
+				errorIf(t, code != 200, "got %d, want 200 with another token", code)
+				errorIf(t, took > c.most, "the call went on for %v after its 401, want %v", took, c.most)
+				time.Sleep(time.Minute) // all that was overtaken has ended
+				code = get(t, rt, "/")
+				last := p.seen()[len(p.seen())-1]
+				errorIf(t, code != 200 || last.token != "token-2", "a minute later: got %d with %q, want that of the login", code, last.token)
+				want := "login " + pr.renews + " login"
+				if pr.name == "acme" {
+					want = "login refresh refresh" // its refresh token is good still
+				}
+				errorIf(t, p.ops() != want, "got %q, want %q", p.ops(), want)
+				for _, a := range p.seen() {
+					errorIf(t, a.op == "call" && a.token == "new", "the token of the overtaken renewal was sent")
+				}
+			})
+		}
+	}
 }
 
 func TestInvalidateForgetsOnlyTheCurrentToken(t *testing.T) {

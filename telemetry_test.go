@@ -315,13 +315,13 @@ func TestSpanTree(t *testing.T) {
 			s.on("call", got(401), slowDown(), got(200))
 			s.call(partnerauth.WithURLTemplate(ctx, "/orders/{id}"), "/7", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+5.6s http.response.status_code=200 partnerauth.attempts=3 partnerauth.rate_limit.pace=below 1 partnerauth.rate_limit.wait_time=5 partnerauth.token.source=cache
+			nowpost call INTERNAL Unset @0s+6.599s http.response.status_code=200 partnerauth.attempts=3 partnerauth.rate_limit.pace=below 1 partnerauth.rate_limit.wait_time=5.999 partnerauth.token.source=cache
 			  GET /orders/{id} CLIENT Error @0s+100ms error.type=401 http.response.status_code=401 url.full=~/7 url.template=/orders/{id}
 			  partnerauth.token.fetch INTERNAL Unset @100ms+300ms partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=unauthorized
 			    POST /api/v1/auth/login CLIENT Unset @100ms+300ms http.response.status_code=200 url.full=~/api/v1/auth/login url.template=/api/v1/auth/login
 			  GET /orders/{id} CLIENT Error @400ms+100ms error.type=429 http.request.resend_count=1 http.response.status_code=429 partnerauth.rate_limit.reason=burst_refused url.full=~/7 url.template=/orders/{id}
-			  partnerauth.rate_limit.wait INTERNAL Unset @500ms+5s partnerauth.rate_limit.result=acquired
-			  GET /orders/{id} CLIENT Unset @5.5s+100ms http.request.resend_count=2 http.response.status_code=200 url.full=~/7 url.template=/orders/{id}`},
+			  partnerauth.rate_limit.wait INTERNAL Unset @500ms+5.999s partnerauth.rate_limit.result=acquired
+			  GET /orders/{id} CLIENT Unset @6.499s+100ms http.request.resend_count=2 http.response.status_code=200 url.full=~/7 url.template=/orders/{id}`},
 		{name: "wait for the quota, of login and call", cold: true, limiter: after7s(0), play: func(s *scene) { s.call(ctx, "/orders", 200) }, want: `
 			nowpost call INTERNAL Unset @0s+14.4s http.response.status_code=200 partnerauth.attempts=1 partnerauth.rate_limit.wait_time=7 partnerauth.token.source=login
 			  partnerauth.token.fetch INTERNAL Unset @0s+7.3s partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing
@@ -579,11 +579,11 @@ func TestMetrics(t *testing.T) {
 			`+duration+`http.request.method=POST http.response.status_code=200 network.protocol.version=1.1 `+tokens+`refresh} count=1 sum=2
 			partnerauth.call.duration s {error.type=*errors.errorString partnerauth.provider=nowpost url.template=/orders/{id}} count=1 sum=0.1
 			partnerauth.call.duration s {error.type=credentials_refused partnerauth.provider=nowpost url.template=/orders/{id}} count=1 sum=0.1
-			partnerauth.call.duration s {partnerauth.provider=nowpost url.template=/orders/{id}} count=3 sum=7.5
+			partnerauth.call.duration s {partnerauth.provider=nowpost url.template=/orders/{id}} count=3 sum=8.5
 			partnerauth.rate_limit.burst {request} {partnerauth.provider=nowpost} below 100
 			partnerauth.rate_limit.pace 1 {partnerauth.provider=nowpost} below 1
 			partnerauth.rate_limit.queued_requests {request} {partnerauth.provider=nowpost} sum=0
-			partnerauth.rate_limit.wait_time s {partnerauth.provider=nowpost partnerauth.rate_limit.result=acquired} count=10 sum=5
+			partnerauth.rate_limit.wait_time s {partnerauth.provider=nowpost partnerauth.rate_limit.result=acquired} count=10 sum=6
 			partnerauth.resends {request} {partnerauth.provider=nowpost partnerauth.resend.reason=rate_limited} sum=1
 			partnerauth.resends {request} {partnerauth.provider=nowpost partnerauth.resend.reason=unauthorized} sum=1
 			partnerauth.token.fetch.duration s {error.type=credentials_refused partnerauth.provider=nowpost partnerauth.token.operation=login partnerauth.token.trigger=missing} count=1 sum=0.1
@@ -638,6 +638,7 @@ func TestScopeAndCustomSource(t *testing.T) {
 		http.client.request.duration s {http.request.method=GET http.response.status_code=200 network.protocol.version=1.1 server.address=api.example server.port=443} count=1
 		partnerauth.call.duration s {} count=1
 		partnerauth.rate_limit.burst {request} {} 100
+		partnerauth.rate_limit.pace 1 {} 1
 		partnerauth.rate_limit.wait_time s {partnerauth.rate_limit.result=acquired} count=1`)
 	n := len(rec.byName("partnerauth call"))
 	errorIf(t, n != 1, "got %d spans named partnerauth call, want 1", n)
