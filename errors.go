@@ -41,6 +41,13 @@ var (
 	ErrInsecureURL = errors.New("insecure URL")
 )
 
+// How a token is fetched. These are the Op of an AuthError as well.
+const (
+	login     = "login"
+	refresh   = "refresh"
+	fromStore = "store" // another process has fetched it
+)
+
 // An AuthError says why there is no token to send. Either nothing of the
 // caller's request was sent, or it was answered 401 and could not be sent again.
 // When http.Client's Timeout expires, http.Client replaces the error by its own.
@@ -415,3 +422,10 @@ func certificateFault(err error) string {
 func withoutQuoted(v string) string { return quoted.ReplaceAllString(v, `""`) }
 
 var quoted = regexp.MustCompile(`(?s)"(\\.|[^"\\])*("|\\?$)`)
+
+// closeBody closes a request's body, if there is one.
+func closeBody(body io.Closer) {
+	if body != nil {
+		body.Close()
+	}
+}

@@ -19,13 +19,6 @@ import (
 	"golang.org/x/oauth2"
 )
 
-// How a token is fetched. These are the Op of an AuthError as well.
-const (
-	login     = "login"
-	refresh   = "refresh"
-	fromStore = "store" // another process has fetched it
-)
-
 const (
 	wireLimit = 30 * time.Second // for all requests of one fetch together, waits not counted
 	// loginShare is what a refresh leaves of wireLimit for the login after it.
@@ -611,15 +604,6 @@ func (f *fetch) rejected(op string, resp *http.Response, body []byte, digest req
 	got = f.withRetryAfter(got, op, resp, digest, now)
 	got.again = status >= 500 && got.err.RetryAfter <= maxUnavailable
 	return got
-}
-
-// isWrong reports whether a refusal means the credentials.
-func isWrong(status int, word string) bool {
-	switch status {
-	case http.StatusUnauthorized, http.StatusBadRequest, http.StatusForbidden, http.StatusUnprocessableEntity:
-		return word == "" || errorWords[word]
-	}
-	return false
 }
 
 // withRetryAfter completes an result: the next request is not sent sooner than the

@@ -156,7 +156,7 @@ func readTokenResponse(_ http.Header, body []byte) (*oauth2.Token, error) {
 	token := &oauth2.Token{AccessToken: answer.AccessToken, TokenType: "Bearer", RefreshToken: answer.RefreshToken}
 	n, err := strconv.ParseFloat(strings.Trim(string(answer.ExpiresIn), `"`), 64)
 	if (err == nil || math.IsInf(n, 0)) && n == n { // too large for a float is just long
-		token = token.WithExtra(map[string]any{expiresIn: n})
+		token = token.WithExtra(map[string]any{"expires_in": n})
 	}
 	return token, nil
 }
@@ -187,6 +187,15 @@ func refusedWith(word string) error {
 		return fmt.Errorf("%s (%w)", word, ErrCredentials)
 	}
 	return errors.New(word)
+}
+
+// isWrong reports whether a refusal means the credentials.
+func isWrong(status int, word string) bool {
+	switch status {
+	case http.StatusUnauthorized, http.StatusBadRequest, http.StatusForbidden, http.StatusUnprocessableEntity:
+		return word == "" || errorWords[word]
+	}
+	return false
 }
 
 // notJSON says what is wrong with an answer without repeating any of it.

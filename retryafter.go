@@ -42,13 +42,23 @@ func pauseOf(status int, h http.Header, now time.Time) (time.Duration, bool) {
 		{"Ratelimit-Remaining", "Ratelimit-Reset"}, {"X-Ratelimit-Remaining", "X-Ratelimit-Reset"},
 		{"X-Rate-Limit-Remaining", "X-Rate-Limit-Reset"},
 	} {
-		if left := h[name.remaining]; len(left) == 0 && limited || len(left) > 0 && left[0] != "" && strings.Trim(left[0], "0") == "" {
-			if wait, ok := waitOf(h[name.reset], h, now, 0); ok {
-				return wait, true
-			}
+		if !nothingLeft(h[name.remaining], limited) {
+			continue
+		}
+		if wait, ok := waitOf(h[name.reset], h, now, 0); ok {
+			return wait, true
 		}
 	}
 	return 0, false
+}
+
+// nothingLeft reports whether a field says that nothing remains; unless is the answer
+// where there is no such field.
+func nothingLeft(remaining []string, unless bool) bool {
+	if len(remaining) == 0 {
+		return unless
+	}
+	return remaining[0] != "" && strings.Trim(remaining[0], "0") == ""
 }
 
 // retryAfter reads the Retry-After of an answer that came now, whatever its status.
@@ -147,21 +157,31 @@ func policies(fields []string) (wait time.Duration, found bool) {
 	}
 	seventh := policy{-1, -1} // the members of draft 7 are one policy
 	for member := range strings.SplitSeq(withoutQuoted(field), ",") {
-		p := &policy{-1, -1}
-		for i, param := range strings.Split(member, ";") {
-			key, value, pair := strings.Cut(strings.TrimSpace(param), "=")
-			if i == 0 && pair {
-				p = &seventh
-			}
-			if !p.read(key, value) {
-				return 0, false
-			}
+		p, ok := seventh.member(member)
+		if !ok {
+			return 0, false
 		}
 		if p.left == 0 && p.reset >= 0 {
 			wait, found = max(wait, time.Duration(min(p.reset, 1000))*time.Second), true
 		}
 	}
 	return min(wait, maxPause), found
+}
+
+// member reads a member of the list: a policy of its own, or, as in draft 7, one
+// parameter of p. It reports false if the member is malformed.
+func (p *policy) member(member string) (*policy, bool) {
+	into := &policy{-1, -1}
+	for i, param := range strings.Split(member, ";") {
+		key, value, pair := strings.Cut(strings.TrimSpace(param), "=")
+		if i == 0 && pair {
+			into = p
+		}
+		if !into.read(key, value) {
+			return nil, false
+		}
+	}
+	return into, true
 }
 
 // joined returns a field as one list; "" if that is longer than maxField.

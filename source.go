@@ -327,8 +327,7 @@ func (s *Source) Invalidate(token *oauth2.Token) {
 	}
 }
 
-// reject is told that l was answered 401, and reports whether another token can be
-// had.
+// reject is told that l was answered 401, and reports whether there is another.
 func (s *Source) reject(l *lease) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -338,7 +337,7 @@ func (s *Source) reject(l *lease) bool {
 		return false
 	case useCurrent:
 		if l.text() == s.history.previous.text() {
-			s.history.previous = nil // it cannot stand in for anything any more
+			s.history.previous = nil // it is of no use any more
 		}
 	case usePrevious:
 		s.history.next = current

@@ -125,7 +125,7 @@ func sendable(s string) bool {
 func lifetimeOf(token *oauth2.Token, date, sent time.Time) (time.Duration, bool) {
 	least, known := maxLifetime, false
 	consider := func(lifetime time.Duration) { least, known = min(least, lifetime), true }
-	if n, ok := token.Extra(expiresIn).(float64); ok {
+	if n, ok := token.Extra("expires_in").(float64); ok {
 		consider(seconds(n))
 	} else if token.ExpiresIn != 0 {
 		consider(seconds(float64(token.ExpiresIn)))
@@ -146,10 +146,6 @@ func lifetimeOf(token *oauth2.Token, date, sent time.Time) (time.Duration, bool)
 	}
 	return least, known
 }
-
-// expiresIn is a token's Extra with its lifetime in seconds, if that is not a whole
-// number of them.
-const expiresIn = "expires_in"
 
 // jwtLifetime reads the lifetime of a JWT (RFC 7519): exp minus the partner's date,
 // or where that is unknown or not positive exp minus iat, else exp minus nbf. The
@@ -259,7 +255,7 @@ func (k *knownTokens) before(token string, renews *lease) *lease {
 // many logins they have cost. Whoever has a history guards it with a mutex.
 type history struct {
 	previous *lease // that a renewal has replaced; nil: none
-	next     *lease // that previous stands in for until the partner knows it; nil: none
+	next     *lease // that previous is sent in place of until the partner knows it; nil: none
 
 	unproven int // logins after a 401, or instead of a refresh, since a token was accepted
 	relogins *rate.Limiter
