@@ -55,8 +55,8 @@
 // # What it costs
 //
 // At most one script per request, a tenth of one in a burst and a quarter of one
-// where eight processes are hungry, however long the wait: about 12 commands and 30
-// to 50 µs of the server's time, four to five times a PING. A place is a member of a
+// where eight processes are hungry, however long the wait: about 12 commands and 35
+// to 55 µs of the server's time, four to five times a PING. A place is a member of a
 // sorted set, about 100 bytes, so a quota of 100 is 10 kB. Answers that take longer
 // than half the guard (half a second; less for windows under 20 s) are reported with
 // the next request, or within half a window by a script of their own. A script that

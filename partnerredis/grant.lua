@@ -10,10 +10,16 @@ local seen, since, proof, pausing, refused, refusals = n[6], n[7], n[8], n[9], n
 local patience, want, mine, soonest, least, good = n[12], n[13], n[14], n[15], n[16], n[17]
 local checked, most = n[18], n[19]
 local s = redis.call('HMGET', state, 'offset', 'now', 'pause', 'lost', 'next', 'began', 'marked', 'tokens', 'sent', 'peak',
-  'best', 'good', 'lesson', 'share', 'volley', 'asked', 'top', 'kept', 'was', 'every', 'pressing')
-for i = 1, 21 do s[i] = (s[i] or 0) + 0 end
+  'best', 'good', 'lesson', 'pressing')
+for i = 1, 14 do s[i] = (s[i] or 0) + 0 end
 local offset, last, pause, lost, following, began, marked, tokens, sent, peak = unpack(s, 1, 10)
-local best, well, lesson, share, volley, asked, top, kept, was, every, pressing = unpack(s, 11, 21)
+local best, well, lesson, pressing = unpack(s, 11, 14)
+local share, volley, asked, top, kept, was, every = 1, 0, 0, 0, 0, 0, 0
+if lesson > 0 then
+  local l = redis.call('HMGET', state, 'share', 'volley', 'asked', 'top', 'kept', 'was', 'every')
+  for i = 1, 7 do l[i] = (l[i] or 0) + 0 end
+  share, volley, asked, top, kept, was, every = unpack(l)
+end
 
 -- The clock goes on from what it was. Where it is ahead of the caller's own since the caller's last answer, either TIME has
 -- stepped, or the call was long on its way, which must not hold the clock back: other callers would put it forward again,
@@ -55,8 +61,7 @@ well = math.max(well, good)
 -- What refusals have taught: how large a volley may be, which grows with time, and the pace.
 local known, bore, learnt = full, full, lesson
 local function learned()
-  if lesson > 0 and now - lesson > 30 * window then share = 1 end
-  if lesson == 0 then share = 1 end
+  if now - lesson > 30 * window then share = 1 end
   known, bore = full, full
   if volley > 0 then
     bore = asked > 0 and math.max(1, math.min(asked, top), kept) or was -- nothing served tells nothing
