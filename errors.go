@@ -3,71 +3,96 @@ package partnerauth
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net"
 	"net/http"
+	"net/textproto"
 	"reflect"
+	"regexp"
+	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"golang.org/x/oauth2"
 )
 
-// Errors to test for with errors.Is; they arrive wrapped, through http.Client
-// in a *url.Error.
+// Errors to test for with errors.Is. They arrive wrapped: http.Client puts them
+// into a *url.Error.
 var (
-	// ErrCredentials is matched by an [AuthError] whose credentials the partner
-	// refused: with status 401, or 400 or 403 in JSON. Only others will help.
+	// ErrCredentials is matched by an [AuthError] if the partner refused the
+	// credentials. Repeating the call does not help; other credentials do.
 	ErrCredentials = errors.New("credentials refused")
 
-	// ErrRateLimited tells that the request was not sent, or not once more after
-	// a 401 or 429, because its turn would not come before the deadline of its
-	// context. It is also a context.DeadlineExceeded, and tells how long the wait
-	// would have been:
-	//
-	//	var limited interface{ RetryAfter() time.Duration }
-	//	if errors.As(err, &limited) { … }
+	// ErrRateLimited is matched by the error of a request, or of its retry after a
+	// 401 or 429, that was not sent because the rate limit would have delayed it
+	// past the context's deadline. [RateLimitError] says how long the wait would
+	// have been.
 	ErrRateLimited = errors.New("rate limited")
 
-	// ErrInsecureURL tells that a credential or token would have gone over plain
-	// http to a host that is not loopback. Nothing was sent.
+	// ErrInsecureURL is matched by the error of a request that would have sent a
+	// token or credentials over plain http to a host that is not loopback.
+	// Nothing was sent.
 	ErrInsecureURL = errors.New("insecure URL")
 )
 
-// An AuthError tells why there is no token to send. Nothing of the caller's
-// request has been sent, or it was answered 401 and could not be sent again. An
-// http.Client whose Timeout has passed puts an error of its own in its place.
+// An AuthError says why there is no token to send. Either nothing of the
+// caller's request was sent, or it was answered 401 and could not be sent again.
+// When http.Client's Timeout expires, http.Client replaces the error by its own.
 //
-// Its text, and what fmt, slog and encoding/json make of it, contain no secret
-// and nothing of the partner's answer but the status.
+// Its text, and what fmt, slog and encoding/json print of it, contain no secret
+// and nothing of the partner's answer but its status and the error code of RFC
+// 6749. Most callers should test for [ErrCredentials] and otherwise try again
+// after RetryAfter.
 type AuthError struct {
-	Provider   string // "nowpost" or "ndovu"; "" for a source of the user's own
-	Op         string // "login", "refresh", "token" (a user's own source) or "config"
-	StatusCode int    // of the partner's answer; 0 if there was none
+	Provider   string // the Provider's Name, such as "nowpost"; "" for your own token source
+	Op         string // "login", "refresh", "token" (your own token source), "authorize" or "config"
+	StatusCode int    // status of the partner's answer; 0 if there was none
 
-	// RetryAfter is how long after the failure the Source asks the partner again.
-	// Until then callers get this same error, unless a Func returns another secret.
+	// At is the time of the failure. The same failure is returned to later callers
+	// until the partner may be asked again.
+	At time.Time
+
+	// RetryAfter is how long from now the Source will not ask the partner again
+	// with the same credentials; 0 if the next call may ask.
 	RetryAfter time.Duration
 
-	// Err unwraps to an *oauth2.RetrieveError, or is the network error, the
-	// context's error or the mistake in the configuration.
+	// Err is the cause: an error that unwraps to *oauth2.RetrieveError, a network
+	// or context error, or the mistake in the configuration.
 	Err error
+
+	heldBack bool // an earlier failure, returned again
 }
 
-// Error names the provider, the operation and what was wrong.
+// Error returns the provider, the operation and what was wrong.
 func (e *AuthError) Error() string {
-	s := "partnerauth: "
+	var b strings.Builder
+	b.WriteString("partnerauth: ")
 	if e.Provider != "" {
-		s += e.Provider + " "
+		b.WriteString(e.Provider + " ")
 	}
-	return s + e.Op + ": " + e.cause()
+	b.WriteString(e.Op + ": " + e.cause())
+	if e.heldBack {
+		age := time.Since(e.At)
+		fmt.Fprintf(&b, " (asked %v ago, again in %v)", brief(age), brief(e.RetryAfter))
+	}
+	return b.String()
 }
 
-// cause is the text of Err, but never that of an oauth2.RetrieveError, which
+// brief rounds d for a reader.
+func brief(d time.Duration) time.Duration {
+	if d < time.Second {
+		return d.Round(time.Millisecond)
+	}
+	return d.Round(time.Second)
+}
+
+// cause returns the text of Err, but never that of an oauth2.RetrieveError, which
 // prints the partner's whole answer.
 func (e *AuthError) cause() string {
 	if safe, ok := errors.AsType[*answerError](e.Err); ok {
@@ -76,47 +101,28 @@ func (e *AuthError) cause() string {
 	if e.Err == nil || has[*oauth2.RetrieveError](e.Err) {
 		return statusText(e.StatusCode)
 	}
-	return e.Err.Error()
+	return strings.ReplaceAll(e.Err.Error(), ": partnerauth: ", ": ") // the prefix is there already
 }
 
 // Unwrap returns Err.
 func (e *AuthError) Unwrap() error { return e.Err }
 
-// Is reports whether target is ErrCredentials and the credentials were refused.
-func (e *AuthError) Is(target error) bool {
-	return target == ErrCredentials && e.refused()
-}
-
-// refused reports whether the partner said that the credentials are wrong.
-func (e *AuthError) refused() bool {
-	if e == nil {
-		return false
-	}
-	answer, ok := errors.AsType[*answerError](e.Err)
-	return e.StatusCode == http.StatusUnauthorized || ok && answer.refused
-}
-
-// refusal reports whether an answer is a partner's to wrong credentials. Proxies
-// and firewalls answer 400 and 403 as well, in HTML.
-func refusal(resp *http.Response, body []byte) bool {
-	switch resp.StatusCode {
-	case http.StatusUnauthorized:
-		return true
-	case http.StatusBadRequest, http.StatusForbidden:
-		kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-		return kind == "application/json" || json.Valid(body)
-	}
-	return false
-}
-
 // Timeout reports whether a deadline was the cause, as net.Error has it.
 func (e *AuthError) Timeout() bool { return isTimeout(e.Err) }
 
-// Format implements fmt.Formatter: the text of the error for all verbs.
+// Format implements fmt.Formatter: all verbs print the text of the error.
 func (e AuthError) Format(f fmt.State, _ rune) { io.WriteString(f, e.Error()) }
 
 // MarshalText implements encoding.TextMarshaler, for encoding/json and slog.
 func (e AuthError) MarshalText() ([]byte, error) { return []byte(e.Error()), nil }
+
+// again returns the same failure for a caller that comes later: the partner is not
+// asked before until.
+func (e *AuthError) again(now, until time.Time) *AuthError {
+	later := *e
+	later.heldBack, later.RetryAfter = true, until.Sub(now)
+	return &later
+}
 
 func statusText(code int) string {
 	if code == 0 {
@@ -125,31 +131,22 @@ func statusText(code int) string {
 	if text := http.StatusText(code); text != "" {
 		return fmt.Sprintf("%d %s", code, text)
 	}
-	return fmt.Sprint(code)
+	return strconv.Itoa(code)
 }
 
 func configError(provider, format string, args ...any) *AuthError {
-	return &AuthError{Provider: provider, Op: "config", Err: fmt.Errorf(format, args...)}
+	return &AuthError{Provider: provider, Op: "config", At: time.Now(), Err: fmt.Errorf(format, args...)}
 }
 
-// An answerError is an answer that is no token. It keeps what is kept of it for
-// those who unwrap to *oauth2.RetrieveError.
-type answerError struct {
-	reason  string
-	refused bool
-	answer  *oauth2.RetrieveError
-}
-
-func (e *answerError) Error() string { return e.reason }
-func (e *answerError) Unwrap() error { return e.answer }
-
-// A rateLimitError is the refusal of a wait that would end after the deadline.
-type rateLimitError struct {
-	wait time.Duration // until the turn would have come, as far as it can be told
+// A RateLimitError is returned for a request whose turn would come after the
+// deadline of its context. Nothing was sent. It matches [ErrRateLimited] and
+// context.DeadlineExceeded.
+type RateLimitError struct {
+	wait time.Duration // until the turn would have come, as far as it is known
 	left time.Duration // until the deadline
 }
 
-func (e *rateLimitError) Error() string {
+func (e *RateLimitError) Error() string {
 	if e.left <= 0 {
 		return fmt.Sprintf("partnerauth: %v: the deadline passed while waiting", ErrRateLimited)
 	}
@@ -157,12 +154,53 @@ func (e *rateLimitError) Error() string {
 		ErrRateLimited, e.wait.Round(time.Millisecond), e.left.Round(time.Millisecond))
 }
 
-func (e *rateLimitError) Is(target error) bool {
+// Is reports whether target is ErrRateLimited or context.DeadlineExceeded.
+func (e *RateLimitError) Is(target error) bool {
 	return target == ErrRateLimited || target == context.DeadlineExceeded
 }
 
-func (e *rateLimitError) Timeout() bool             { return true }
-func (e *rateLimitError) RetryAfter() time.Duration { return e.wait }
+// Timeout returns true, as net.Error has it.
+func (e *RateLimitError) Timeout() bool { return true }
+
+// RetryAfter returns how long the wait would have been, from when the error was
+// made. After that time a call is likely to be sent.
+func (e *RateLimitError) RetryAfter() time.Duration { return e.wait }
+
+// An answerError is a partner's answer that brought no token. It keeps what is
+// kept of the answer for those who unwrap to *oauth2.RetrieveError.
+type answerError struct {
+	reason  string
+	refusal bool  // the partner's considered answer to these very credentials
+	cause   error // what ReadToken returned, or ErrCredentials; nil: neither
+	answer  *oauth2.RetrieveError
+}
+
+func (e *answerError) Error() string        { return e.reason }
+func (e *answerError) Unwrap() error        { return e.answer }
+func (e *answerError) Is(target error) bool { return errors.Is(e.cause, target) }
+
+// isRefusal reports whether the partner considered the request and refused it: the
+// same request will be refused again.
+func (e *AuthError) isRefusal() bool {
+	answer, ok := errors.AsType[*answerError](e.Err)
+	return ok && answer.refusal
+}
+
+// errPanic returns the error for a panic in foreign code: its type and where it was, but
+// not its value, which may hold a secret.
+func errPanic(value any) error { return fmt.Errorf("panic of type %T\n%s", value, debug.Stack()) }
+
+var errGoexit = errors.New("the goroutine was ended by runtime.Goexit")
+
+// A contextKey is the key of something that a context carries for this package.
+type contextKey int
+
+const (
+	priorityKey contextKey = iota // of WithLowPriority
+	templateKey                   // of WithURLTemplate
+	senderKey                     // of withSender
+	attemptKey                    // of an attempt
+)
 
 // has reports whether an E is in err's tree.
 func has[E error](err error) bool {
@@ -178,7 +216,7 @@ func isTimeout(err error) bool {
 	return ok && t.Timeout()
 }
 
-// ended tells why ctx is over: its error and, where one was given, the cause.
+// ended returns why ctx has ended: its error and, where one was given, the cause.
 func ended(ctx context.Context) error {
 	err, cause := ctx.Err(), context.Cause(ctx)
 	if errors.Is(cause, err) {
@@ -187,8 +225,8 @@ func ended(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", err, cause)
 }
 
-// neverLeft reports whether err came before there was a connection to send a
-// request on: of dialing, of a proxy's CONNECT, or of TLS.
+// neverLeft reports whether err was met before there was a connection to send a
+// request on: while dialing, at a proxy's CONNECT, or in the TLS handshake.
 func neverLeft(err error) bool {
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		switch op.Op {
@@ -200,17 +238,178 @@ func neverLeft(err error) bool {
 		strings.Contains(err.Error(), "TLS handshake timeout")
 }
 
-// fromProxy reports whether err is what net/http makes of a proxy that refuses a
-// CONNECT: the text of its status, and nothing else.
+var errProxy = errors.New("the proxy refused to connect")
+
+// fromProxy reports whether err is the one that net/http returns when a proxy
+// refuses a CONNECT: the text of its status, and nothing else.
 func fromProxy(err error) bool {
-	if reflect.TypeOf(err) == reflect.TypeOf(ErrCredentials) {
-		for status := 400; status < 600; status++ {
-			if err.Error() == http.StatusText(status) {
-				return true
-			}
+	if reflect.TypeOf(err) != reflect.TypeOf(ErrCredentials) {
+		return false
+	}
+	for status := 400; status < 600; status++ {
+		if err.Error() == http.StatusText(status) {
+			return true
 		}
 	}
 	return false
 }
 
-var errProxy = errors.New("the proxy refused to connect")
+// errorType returns the error.type of err: "credentials_refused", "rate_limited",
+// "proxy_refused", the status of a failed token request, or the type of the
+// innermost error.
+func errorType(err error) string {
+	auth, ok := errors.AsType[*AuthError](err)
+	switch {
+	case errors.Is(err, ErrCredentials):
+		return "credentials_refused"
+	case errors.Is(err, ErrRateLimited):
+		return "rate_limited"
+	case errors.Is(err, errProxy):
+		return "proxy_refused"
+	case !ok || auth.Op == "config":
+	case auth.StatusCode >= 300:
+		return strconv.Itoa(auth.StatusCode)
+	default:
+		for inner := error(auth); inner != nil; inner = errors.Unwrap(inner) {
+			err = inner
+		}
+	}
+	return semconv.ErrorType(err).Value.AsString()
+}
+
+// description returns the status description of a span that ended with err: the
+// text of an error that this package made, "" for any other.
+func description(err error) string {
+	if !has[*AuthError](err) && !has[*RateLimitError](err) && !errors.Is(err, ErrInsecureURL) {
+		return ""
+	}
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}
+
+// A redactedError has another text than the error it stands for, because that text
+// repeats what a server sent or was sent. It hides the original from errors.As.
+type redactedError struct {
+	text, kind         string
+	is                 func(target error) bool
+	timeout, temporary bool
+}
+
+func (e *redactedError) Error() string        { return e.text }
+func (e *redactedError) Is(target error) bool { return e.is(target) }
+func (e *redactedError) Timeout() bool        { return e.timeout }
+func (e *redactedError) Temporary() bool      { return e.temporary }
+func (e *redactedError) ErrorType() string    { return e.kind } // for semconv
+
+// withText returns err if its text is text, else an error with that text.
+func withText(err error, text string) error {
+	if text == err.Error() {
+		return err
+	}
+	var t interface{ Temporary() bool }
+	return &redactedError{
+		text:      text,
+		kind:      errorType(err),
+		is:        func(target error) bool { return errors.Is(err, target) },
+		timeout:   isTimeout(err),
+		temporary: errors.As(err, &t) && t.Temporary(),
+	}
+}
+
+const redacted = "REDACTED"
+
+const (
+	minRedacted  = 4        // shorter secrets are part of every other word
+	maxErrorText = 16 << 10 // longer texts of errors are not kept
+)
+
+// withoutToken returns err without the token that its text repeats, in whatever
+// encoding: none touches letters and digits, so the longest run of them is looked for.
+func withoutToken(err error, token string) error {
+	text := err.Error()
+	run := longestRun(token)
+	switch {
+	case len(text) > maxErrorText:
+		text = redacted
+	case len(run) < minRedacted || !strings.Contains(text, run):
+	default:
+		if text = strings.ReplaceAll(text, token, redacted); strings.Contains(text, run) {
+			text = redacted
+		}
+	}
+	if strings.Contains(text, "malformed") {
+		text = networkText(err)
+	}
+	return withText(err, text)
+}
+
+func longestRun(token string) (longest string) {
+	isOther := func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) }
+	for _, run := range strings.FieldsFunc(token, isOther) {
+		if len(run) > len(longest) {
+			longest = run
+		}
+	}
+	return longest
+}
+
+// withoutAnswer returns err, of a token request, without what its text repeats of a
+// server's answer or of what the server was sent.
+func withoutAnswer(err error) error { return withText(err, networkText(err)) }
+
+// networkText returns what is known to be safe of an error's text: what the standard
+// library says, but for names in certificates and what net/http quotes of an answer
+// that it cannot parse. Other errors are looked into, or shown by their type.
+func networkText(err error) string {
+	inner := errors.Unwrap(err)
+	_, malformed := errors.AsType[textproto.ProtocolError](err)
+	switch {
+	case has[*tls.CertificateVerificationError](err):
+		return "tls: the server's certificate was not accepted: " + certificateFault(err)
+	case malformed:
+		return "malformed header in the answer"
+	case isStandard(err) && allStandard(inner) && len(err.Error()) <= maxErrorText:
+		return withoutQuoted(err.Error())
+	case inner != nil:
+		return networkText(inner)
+	}
+	return fmt.Sprintf("error of type %T", err)
+}
+
+func allStandard(err error) bool {
+	for ; err != nil; err = errors.Unwrap(err) {
+		if !isStandard(err) {
+			return false
+		}
+	}
+	return true
+}
+
+// isStandard reports whether err is of a type of the standard library, or of this
+// package. A *url.Error is not: it repeats the URL.
+func isStandard(err error) bool {
+	t := reflect.TypeOf(err)
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	path, _, _ := strings.Cut(t.PkgPath(), "/")
+	return t.PkgPath() != "net/url" && !strings.Contains(path, ".") || t.PkgPath() == reflect.TypeFor[AuthError]().PkgPath()
+}
+
+func certificateFault(err error) string {
+	invalid, ok := errors.AsType[x509.CertificateInvalidError](err)
+	switch {
+	case has[x509.HostnameError](err):
+		return "it is for another host name"
+	case has[x509.UnknownAuthorityError](err):
+		return "it is signed by an unknown authority"
+	case ok && invalid.Reason == x509.Expired:
+		return "it has expired or is not yet valid"
+	}
+	return "it is not valid"
+}
+
+// withoutQuoted cuts what stands between quotes.
+func withoutQuoted(v string) string { return quoted.ReplaceAllString(v, `""`) }
+
+var quoted = regexp.MustCompile(`(?s)"(\\.|[^"\\])*("|\\?$)`)

@@ -302,6 +302,6 @@ func ExampleWithURLTemplate() {
 		}
 	}
 	// Output:
-	// POST
+	// POST /api/v1/auth/login
 	// GET /api/v1/orders/{id}
 }

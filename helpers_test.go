@@ -1,15 +1,23 @@
 package partnerauth_test
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"go/types"
 	"io"
 	"math"
 	"net"
 	"net/http"
 	"net/url"
+	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -33,6 +41,147 @@ const (
 	renewPath = "/api/v1/auth/refresh"
 	authPath  = "/api/v3/partners/auth" // Ndovu's
 )
+
+// credentials are what an account signs in with, and where.
+type credentials struct {
+	id, secret string
+	ask        func(context.Context) (string, error) // in place of secret, if set
+	baseURL    string                                // "" is apiURL
+	base       http.RoundTripper
+	store      partnerauth.Store
+}
+
+// good are credentials that every partner in memory accepts.
+func good(base http.RoundTripper) credentials {
+	return credentials{id: "shop@example.com", secret: "Planted-Secret", base: base}
+}
+
+// A config is what a user fills in for a partner.
+type config interface {
+	TokenSource() *partnerauth.Source
+	Client() *http.Client
+}
+
+// A provider is a row of providers.
+type provider struct {
+	name   string                   // in errors, spans and metrics
+	config func(credentials) config // with good defaults
+	renews string                   // how a token is renewed: refresh or login
+
+	// The names of the fields, as errors have them; "" if it has no such fields.
+	idField, secretField string
+}
+
+// providers are all that a Source can sign in to. A test of what holds for every
+// partner ranges over them, so that a new partner is a new row here. The last one
+// is a Provider of the user's own.
+var providers = []provider{
+	{
+		name: "nowpost", renews: "refresh", idField: "Email", secretField: "Password",
+		config: func(c credentials) config {
+			return partnerauth.NowPost{
+				Email: c.id, Password: c.secret, PasswordFunc: c.ask,
+				BaseURL: cmp.Or(c.baseURL, apiURL), Base: c.base, Store: c.store,
+			}
+		},
+	},
+	{
+		name: "ndovu", renews: "login", idField: "ClientID", secretField: "ClientSecret",
+		config: func(c credentials) config {
+			return partnerauth.Ndovu{
+				ClientID: c.id, ClientSecret: c.secret, ClientSecretFunc: c.ask,
+				BaseURL: cmp.Or(c.baseURL, apiURL), Base: c.base, Store: c.store,
+			}
+		},
+	},
+	{name: "acme", renews: "refresh", config: func(c credentials) config { return acme(c) }},
+}
+
+const (
+	acmeLogin = "/session"
+	acmeRenew = "/session/refresh"
+)
+
+// acme is a partner that is neither NowPost nor Ndovu: a login in JSON, an answer with
+// names of its own, a refresh token, and a header of its own for the token.
+func acme(c credentials) partnerauth.Provider {
+	baseURL := cmp.Or(c.baseURL, apiURL)
+	post := func(ctx context.Context, path string, fields map[string]string) (*http.Request, error) {
+		body, err := json.Marshal(fields)
+		if err != nil {
+			return nil, err
+		}
+		url := strings.TrimRight(baseURL, "/") + path
+		return http.NewRequestWithContext(partnerauth.WithURLTemplate(ctx, path), "POST", url, bytes.NewReader(body))
+	}
+	return partnerauth.Provider{
+		Name: "acme", Account: c.id, BaseURL: baseURL, Base: c.base, Store: c.store,
+		SignIn: func(ctx context.Context) (*http.Request, error) {
+			secret := c.secret
+			if c.ask != nil {
+				var err error
+				if secret, err = c.ask(ctx); err != nil {
+					return nil, err
+				}
+			}
+			return post(ctx, acmeLogin, map[string]string{"user": c.id, "secret": secret})
+		},
+		Refresh: func(ctx context.Context, current *oauth2.Token) (*http.Request, error) {
+			return post(ctx, acmeRenew, map[string]string{"refresh": current.RefreshToken})
+		},
+		ReadToken: func(_ http.Header, body []byte) (*oauth2.Token, error) {
+			var answer struct {
+				Key, Refresh string
+				TTL          float64
+			}
+			if json.Unmarshal(body, &answer) != nil {
+				return nil, errors.New("the answer is not acme's JSON")
+			}
+			return &oauth2.Token{AccessToken: answer.Key, RefreshToken: answer.Refresh, ExpiresIn: int64(answer.TTL)}, nil
+		},
+		Authorize: func(req *http.Request, token *oauth2.Token) error {
+			req.Header.Set("X-Api-Key", token.AccessToken)
+			return nil
+		},
+		Hints: map[int]string{401: "no such user"},
+	}
+}
+
+// Every type that has a TokenSource must be in the table.
+func TestProvidersAreInTheTable(t *testing.T) {
+	inTable := map[string]bool{}
+	for _, pr := range providers {
+		inTable[reflect.TypeOf(pr.config(good(nil))).Name()] = true
+	}
+	files, err := filepath.Glob("*.go")
+	must(t, err)
+	found := 0
+	for _, name := range files {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+		must(t, err)
+		if file.Name.Name != "partnerauth" {
+			continue
+		}
+		for _, decl := range file.Decls {
+			f, ok := decl.(*ast.FuncDecl)
+			if !ok || f.Recv == nil || f.Name.Name != "TokenSource" {
+				continue
+			}
+			found++
+			receiver := strings.TrimPrefix(types.ExprString(f.Recv.List[0].Type), "*")
+			errorIf(t, ast.IsExported(receiver) && !inTable[receiver], "%s is not in the table of providers", receiver)
+		}
+	}
+	errorIf(t, found < 3, "found %d types with a TokenSource, want 3 at least", found)
+}
+
+// everyProvider runs a subtest in virtual time for each provider.
+func everyProvider(t *testing.T, f func(*testing.T, provider)) {
+	t.Helper()
+	for _, pr := range providers {
+		bubble(t, pr.name, func(t *testing.T) { f(t, pr) })
+	}
+}
 
 // A partner is NowPost and Ndovu in memory: an http.RoundTripper, to be a Base.
 // The zero value is in good health. It issues the tokens token-1, token-2 and so
@@ -66,6 +215,9 @@ type reply struct {
 	err    error         // in place of an answer
 	after  time.Duration // how long it takes; forever: until the client leaves
 }
+
+// rounded is what is added to a Retry-After in whole seconds: some servers round down.
+const rounded = 999 * time.Millisecond
 
 const forever = time.Duration(math.MaxInt64)
 
@@ -165,11 +317,12 @@ func (p *partner) enter(req *http.Request, body string) asked {
 		method: req.Method, url: req.URL.String(), to: req.URL, path: req.URL.Path, header: req.Header.Clone(), body: body,
 	}
 	switch {
-	case strings.HasSuffix(a.path, loginPath), strings.HasSuffix(a.path, authPath):
+	case strings.HasSuffix(a.path, loginPath), strings.HasSuffix(a.path, authPath), strings.HasSuffix(a.path, acmeLogin):
 		a.op = "login"
-	case strings.HasSuffix(a.path, renewPath):
+	case strings.HasSuffix(a.path, renewPath), strings.HasSuffix(a.path, acmeRenew):
 		a.op = "refresh"
 	}
+	a.token = a.header.Get("X-Api-Key")
 	if token, ok := strings.CutPrefix(a.header.Get("Authorization"), "Bearer "); ok {
 		a.token = token
 	}
@@ -202,7 +355,11 @@ func (p *partner) healthy(a asked, r reply) reply {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	switch good := p.open && a.op == "call" || now.Before(p.tokens[a.token]); {
+	good := p.open && a.op == "call" || now.Before(p.tokens[a.token])
+	for token := range p.tokens {
+		good = good || a.op == "refresh" && strings.Contains(a.body, refreshTokenOf(token)) // which has no end
+	}
+	switch {
 	case a.op != "login" && !good:
 		r.status, r.body = 401, "who are you?"
 	case a.op == "call":
@@ -220,11 +377,14 @@ func (p *partner) healthy(a asked, r reply) reply {
 	return r
 }
 
-// granted is the answer of either partner with a token that was made now.
+// granted is the answer of any partner with a token that was made now.
 func granted(token string, lifetime time.Duration) string {
-	return fmt.Sprintf(`{"success":true,"data":{"token":%q,"expiresAt":%q},"access_token":%[1]q,"expires_in":%[3]v,"token_type":"Bearer"}`,
-		token, time.Now().Add(lifetime).UTC().Format(time.RFC3339Nano), lifetime.Seconds())
+	return fmt.Sprintf(`{"success":true,"data":{"token":%q,"expiresAt":%q},"access_token":%[1]q,"expires_in":%[3]v,"token_type":"Bearer",`+
+		`"key":%[1]q,"ttl":%[3]v,"refresh":%[4]q}`,
+		token, time.Now().Add(lifetime).UTC().Format(time.RFC3339Nano), lifetime.Seconds(), refreshTokenOf(token))
 }
+
+func refreshTokenOf(token string) string { return "(renews " + token + ")" }
 
 func (p *partner) revokeAll() {
 	p.mu.Lock()
@@ -270,21 +430,23 @@ func (p *partner) gaps() (gaps []time.Duration) {
 	return gaps
 }
 
-// nowPost is a Source that signs in to p by a Base of its own.
-func (p *partner) nowPost() *partnerauth.Source {
-	return partnerauth.NowPost{Email: "shop@example.com", Password: "Planted-Secret", BaseURL: apiURL, Base: p}.TokenSource()
-}
+// source is a Source of a provider that signs in to p by a Base of its own.
+func (p *partner) source(pr provider) *partnerauth.Source { return pr.config(good(p)).TokenSource() }
 
-func (p *partner) ndovu() *partnerauth.Source {
-	return partnerauth.Ndovu{ClientID: "shop", ClientSecret: "Planted-Secret", BaseURL: apiURL, Base: p}.TokenSource()
-}
+func (p *partner) nowPost() *partnerauth.Source { return p.source(providers[0]) }
 
-// transport is a Transport for p; nil is a limiter that nothing here reaches.
+func (p *partner) ndovu() *partnerauth.Source { return p.source(providers[1]) }
+
+// transport is a Transport for p as NowPost; nil is a limiter that nothing here reaches.
 func (p *partner) transport(limiter partnerauth.Limiter) *partnerauth.Transport {
+	return p.transportOf(providers[0], limiter)
+}
+
+func (p *partner) transportOf(pr provider, limiter partnerauth.Limiter) *partnerauth.Transport {
 	if limiter == nil {
 		limiter = &partnerauth.Quota{Requests: 1_000_000}
 	}
-	return &partnerauth.Transport{Source: p.nowPost(), Base: p, Limiter: limiter}
+	return &partnerauth.Transport{Source: p.source(pr), Base: p, Limiter: limiter}
 }
 
 // custom is a Transport for p with a token source of the user's own.
@@ -448,7 +610,8 @@ func refused(t testing.TB, ctx context.Context, rt http.RoundTripper, after time
 	t.Helper()
 	var err error
 	took := elapsed(func() { _, err = try(ctx, rt, "/") })
-	errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited) || took != after, "got %v after %v, want ErrRateLimited after %v", err, took, after)
+	errorIf(t, !errors.Is(err, partnerauth.ErrRateLimited), "got %v, want ErrRateLimited", err)
+	errorIf(t, took != after, "refused after %v, want %v", took, after)
 }
 
 // sentNothing makes a POST under ctx of which nothing may be sent to p, and whose
@@ -458,8 +621,9 @@ func (p *partner) sentNothing(t testing.TB, ctx context.Context, rt http.RoundTr
 	before, body := len(p.seen()), watched("x")
 	_, err := rt.RoundTrip(posting(t, body).WithContext(ctx))
 	sent := len(p.seen()) - before
-	errorIf(t, err == nil || sent != 0 || body.closed.Load() != 1,
-		"got %v, %d sent, body closed %d times, want an error, nothing, once", err, sent, body.closed.Load())
+	errorIf(t, err == nil, "got no error")
+	errorIf(t, sent != 0, "%d requests were sent, want none", sent)
+	errorIf(t, body.closed.Load() != 1, "the body was closed %d times, want once", body.closed.Load())
 	return err
 }
 
@@ -501,7 +665,10 @@ func onSockets(t *testing.T, o partnertest.Options) (*partnertest.NowPost, *part
 		base.CloseIdleConnections()
 		server.Close()
 	})
-	account := partnerauth.NowPost{Email: cmp.Or(o.Email, partnertest.Email), Password: cmp.Or(o.Password, partnertest.Password), BaseURL: server.URL, Base: base}
+	account := partnerauth.NowPost{
+		Email: cmp.Or(o.Email, partnertest.Email), Password: cmp.Or(o.Password, partnertest.Password),
+		BaseURL: server.URL, Base: base,
+	}
 	return server, &partnerauth.Transport{Source: account.TokenSource(), Base: base, Limiter: &partnerauth.Quota{Requests: 10_000}}
 }
 

@@ -1,28 +1,19 @@
 package partnerauth
 
 import (
+	"cmp"
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
-	"time"
-	"unicode"
 )
 
 // NdovuDevBaseURL is Ndovu's development host, the only one its pages name. Ask
 // Ndovu for that of production.
 const NdovuDevBaseURL = "https://be-dev-1.dev.ndovu.co"
-
-// ndovuLifetime is what Ndovu's page shows as expires_in. It counts where an
-// answer does not tell.
-const ndovuLifetime = time.Hour
 
 // Ndovu is a partner's access to Ndovu: investment plans. It gets its token,
 // which lives an hour, from POST /api/v3/partners/auth with HTTP Basic (RFC
@@ -55,8 +46,8 @@ type Ndovu struct {
 }
 
 // NdovuFromEnv reads an Ndovu from the environment: NDOVU_CLIENT_ID,
-// NDOVU_CLIENT_SECRET and NDOVU_BASE_URL. Its error names the variable that is
-// missing.
+// NDOVU_CLIENT_SECRET and NDOVU_BASE_URL. Its error says which of them is
+// missing, or what is wrong with one.
 func NdovuFromEnv() (Ndovu, error) {
 	c := Ndovu{
 		ClientID:     os.Getenv("NDOVU_CLIENT_ID"),
@@ -66,90 +57,55 @@ func NdovuFromEnv() (Ndovu, error) {
 	if err := requireEnv("ndovu", "NDOVU_CLIENT_ID", "NDOVU_CLIENT_SECRET", "NDOVU_BASE_URL"); err != nil {
 		return Ndovu{}, err
 	}
+	if err := newAccount(c.provider()).err; err != nil {
+		return Ndovu{}, err
+	}
 	return c, nil
 }
 
 // TokenSource returns a new Source for the partner. Share it: each Source signs
 // in for itself.
-func (c Ndovu) TokenSource() *Source { return newSource(c.provider()) }
+func (c Ndovu) TokenSource() *Source { return c.provider().TokenSource() }
 
 // Client returns a new http.Client for the partner: that of a Transport with a
 // new TokenSource, c.Base, and otherwise the defaults. Share it: each Client has
 // a token and a quota of its own.
-func (c Ndovu) Client() *http.Client {
-	return &http.Client{Transport: &Transport{Source: c.TokenSource(), Base: c.Base}}
-}
+func (c Ndovu) Client() *http.Client { return c.provider().Client() }
 
-func (c Ndovu) provider() *provider {
-	p := &provider{
-		name:    "ndovu",
-		base:    c.Base,
-		store:   c.Store,
-		key:     storeKey("ndovu", c.BaseURL, c.ClientID),
-		secrets: func(secret string) []string { return []string{c.basic(secret), secret} },
-		hints: map[int]string{
+func (c Ndovu) provider() Provider {
+	id := checkCredential("ClientID", c.ClientID)
+	if strings.Contains(c.ClientID, ":") {
+		id = errors.New("ClientID contains ':', which HTTP Basic authentication does not allow")
+	}
+	return Provider{
+		Name:    "ndovu",
+		Account: c.ClientID,
+		BaseURL: c.BaseURL,
+		SignIn:  c.signIn,
+		Hints: map[int]string{
 			http.StatusBadRequest:   "the Authorization header was not accepted",
 			http.StatusUnauthorized: "no such client id, or not the raw client secret of the onboarding e-mail",
 		},
-		request: c.request,
-		read:    c.read,
+		Base:    c.Base,
+		Store:   c.Store,
+		mistake: cmp.Or(id, c.secret().mistake()),
 	}
-	id := checkBasic("ClientID", c.ClientID)
-	if strings.Contains(c.ClientID, ":") {
-		id = errors.New("the ClientID has a ':' in it, which HTTP Basic cannot carry")
-	}
-	p.check(id, p.setSecret("ClientSecret", c.ClientSecret, c.ClientSecretFunc, checkBasic), c.BaseURL)
-	return p
 }
 
-// basic is the pair as it is: RFC 6749 would have it form-encoded first, which
+func (c Ndovu) secret() secret { return secret{"ClientSecret", c.ClientSecret, c.ClientSecretFunc} }
+
+// signIn sends the pair as it is: RFC 6749 would have it form-encoded first, which
 // the partner does not decode.
-func (c Ndovu) basic(secret string) string {
-	return base64.StdEncoding.EncodeToString([]byte(c.ClientID + ":" + secret))
-}
-
-// checkBasic checks a part of the pair of HTTP Basic.
-func checkBasic(field, value string) error {
-	switch {
-	case value == "":
-		return fmt.Errorf("%s is empty", field)
-	case strings.ContainsFunc(value, unicode.IsControl):
-		return fmt.Errorf("%s has a control character in it, such as a newline, which HTTP Basic cannot carry", field)
+func (c Ndovu) signIn(ctx context.Context) (*http.Request, error) {
+	secret, err := c.secret().get(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return nil
-}
-
-func (c Ndovu) request(ctx context.Context, _, secret string) (*http.Request, error) {
 	req, err := newTokenRequest(ctx, c.BaseURL, "/api/v3/partners/auth", nil)
 	if err == nil {
-		req.Header.Set("Authorization", "Basic "+c.basic(secret))
+		req.SetBasicAuth(c.ClientID, secret)
 	}
 	return req, err
-}
-
-func (c Ndovu) read(body []byte, _ http.Header) (string, time.Duration, error) {
-	var answer struct {
-		AccessToken string          `json:"access_token"`
-		TokenType   string          `json:"token_type"`
-		ExpiresIn   json.RawMessage `json:"expires_in"`
-	}
-	if err := json.Unmarshal(body, &answer); err != nil {
-		return "", 0, notJSON(err)
-	}
-	switch {
-	case answer.AccessToken == "":
-		return "", 0, errors.New("no access_token")
-	case answer.TokenType != "" && !strings.EqualFold(answer.TokenType, "Bearer"):
-		return "", 0, errors.New("token_type is not Bearer")
-	}
-	n, err := strconv.ParseFloat(strings.Trim(string(answer.ExpiresIn), `"`), 64)
-	if (err == nil || math.IsInf(n, 0)) && n == n { // too large for a float is just long
-		return answer.AccessToken, seconds(n), nil
-	}
-	if lifetime, ok := jwtLifetime(answer.AccessToken); ok {
-		return answer.AccessToken, lifetime, nil
-	}
-	return answer.AccessToken, ndovuLifetime, nil
 }
 
 // Format implements fmt.Formatter, for all verbs that go vet accepts: it tells

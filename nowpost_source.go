@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"golang.org/x/oauth2"
 )
 
 // NowPostBaseURL is NowPost's API, as its authentication page names it.
@@ -53,7 +55,7 @@ type NowPost struct {
 
 // NowPostFromEnv reads a NowPost from the environment: NOWPOST_EMAIL,
 // NOWPOST_PASSWORD and, in place of NowPostBaseURL, NOWPOST_BASE_URL if it is
-// set. Its error names the variable that is missing.
+// set. Its error says which of them is missing, or what is wrong with one.
 func NowPostFromEnv() (NowPost, error) {
 	c := NowPost{
 		Email:    os.Getenv("NOWPOST_EMAIL"),
@@ -64,64 +66,65 @@ func NowPostFromEnv() (NowPost, error) {
 	if err := requireEnv("nowpost", "NOWPOST_EMAIL", "NOWPOST_PASSWORD"); err != nil {
 		return NowPost{}, err
 	}
+	if err := newAccount(c.provider()).err; err != nil {
+		return NowPost{}, err
+	}
 	return c, nil
 }
 
 // TokenSource returns a new Source for the account. Share it: each Source signs
 // in for itself.
-func (c NowPost) TokenSource() *Source { return newSource(c.provider()) }
+func (c NowPost) TokenSource() *Source { return c.provider().TokenSource() }
 
 // Client returns a new http.Client for the account: that of a Transport with a
 // new TokenSource, c.Base, and otherwise the defaults. Share it: each Client has
 // a token and a quota of its own.
-func (c NowPost) Client() *http.Client {
-	return &http.Client{Transport: &Transport{Source: c.TokenSource(), Base: c.Base}}
-}
+func (c NowPost) Client() *http.Client { return c.provider().Client() }
 
-func (c NowPost) provider() *provider {
-	p := &provider{
-		name:      "nowpost",
-		base:      c.Base,
-		store:     c.Store,
-		key:       storeKey("nowpost", c.baseURL(), c.Email),
-		refreshes: true,
-		secrets:   func(password string) []string { return []string{password} },
-		hints: map[int]string{
+func (c NowPost) provider() Provider {
+	return Provider{
+		Name:      "nowpost",
+		Account:   c.Email,
+		BaseURL:   c.baseURL(),
+		SignIn:    c.signIn,
+		Refresh:   c.refresh,
+		ReadToken: readNowPost,
+		Hints: map[int]string{
 			http.StatusUnauthorized: "check the e-mail and password",
 			http.StatusForbidden:    "the account may not use this endpoint",
 		},
-		request: c.request,
-		read:    c.read,
+		Base:     c.Base,
+		Store:    c.Store,
+		lifetime: nowPostLifetime,
+		mistake:  cmp.Or(checkText("Email", c.Email), c.password().mistake(), checkUTF8("Password", c.Password)),
 	}
-	p.check(checkText("Email", c.Email), p.setSecret("Password", c.Password, c.PasswordFunc, checkText), c.baseURL())
-	return p
 }
 
 func (c NowPost) baseURL() string { return cmp.Or(c.BaseURL, NowPostBaseURL) }
 
-// checkText checks a field that has to stand in JSON.
+func (c NowPost) password() secret { return secret{"Password", c.Password, c.PasswordFunc} }
+
+// checkText checks a field that is sent in JSON.
 func checkText(field, value string) error {
-	switch {
-	case value == "":
-		return fmt.Errorf("%s is empty", field)
-	case !utf8.ValidString(value):
-		return fmt.Errorf("%s is not valid UTF-8, which JSON has to be", field)
+	return cmp.Or(checkCredential(field, value), checkUTF8(field, value))
+}
+
+func checkUTF8(field, value string) error {
+	if !utf8.ValidString(value) {
+		return fmt.Errorf("%s is not valid UTF-8, which JSON requires", field)
 	}
 	return nil
 }
 
-func (c NowPost) request(ctx context.Context, op, with string) (*http.Request, error) {
-	if op == refresh {
-		req, err := newTokenRequest(ctx, c.baseURL(), "/api/v1/auth/refresh", nil)
-		if err == nil {
-			req.Header.Set("Authorization", "Bearer "+with)
-		}
-		return req, err
+func (c NowPost) signIn(ctx context.Context) (*http.Request, error) {
+	password, err := c.password().get(ctx)
+	if err = cmp.Or(err, checkUTF8("the result of PasswordFunc", password)); err != nil {
+		return nil, err
 	}
 	body, err := json.Marshal(struct {
 		Email    string `json:"email"`
 		Password string `json:"password"`
-	}{c.Email, with})
+	}{c.Email, password})
 	if err != nil {
 		return nil, err
 	}
@@ -132,53 +135,58 @@ func (c NowPost) request(ctx context.Context, op, with string) (*http.Request, e
 	return req, err
 }
 
-// read accepts the token in an envelope, as the page's sample answer has it, and
+func (c NowPost) refresh(ctx context.Context, current *oauth2.Token) (*http.Request, error) {
+	req, err := newTokenRequest(ctx, c.baseURL(), "/api/v1/auth/refresh", nil)
+	if err == nil {
+		req.Header.Set("Authorization", "Bearer "+current.AccessToken)
+	}
+	return req, err
+}
+
+// readNowPost accepts the token in an envelope, as in the page's sample answer, and
 // at the top level, where the page's code samples read it.
-func (c NowPost) read(body []byte, header http.Header) (string, time.Duration, error) {
+func readNowPost(_ http.Header, body []byte) (*oauth2.Token, error) {
 	type grant struct {
 		Token     string
 		ExpiresAt json.RawMessage
 	}
 	var answer struct {
-		Success *bool
+		Success json.RawMessage
 		Data    json.RawMessage
 		grant
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
-		return "", 0, notJSON(err)
+		return nil, notJSON(err)
 	}
-	if answer.Success != nil && !*answer.Success {
-		return "", 0, errors.New("success is false")
+	if saysNo(answer.Success) {
+		return nil, fmt.Errorf("success is false (%w)", ErrCredentials)
 	}
 	got := answer.grant
 	if len(answer.Data) > 0 && answer.Data[0] == '{' {
 		var data grant
 		if err := json.Unmarshal(answer.Data, &data); err != nil {
-			return "", 0, notJSON(err)
+			return nil, notJSON(err)
 		}
 		if data.Token != "" {
 			got = data
 		}
 	}
 	if got.Token == "" {
-		return "", 0, errors.New("no token, neither in data.token nor in token")
+		return nil, errors.New("no token, neither in data.token nor in token")
 	}
-	return got.Token, c.lifetime(got.Token, got.ExpiresAt, header), nil
+	token := &oauth2.Token{AccessToken: got.Token, TokenType: "Bearer"}
+	token.Expiry, _ = time.Parse(time.RFC3339, strings.Trim(string(got.ExpiresAt), `"`))
+	return token, nil
 }
 
-// lifetime trusts what does not depend on our clock first.
-func (c NowPost) lifetime(token string, expiresAt json.RawMessage, header http.Header) time.Duration {
-	ends, err := time.Parse(time.RFC3339, strings.Trim(string(expiresAt), `"`))
-	if date, dateErr := http.ParseTime(header.Get("Date")); err == nil && dateErr == nil {
-		return ends.Truncate(time.Second).Sub(date) // a Date has no fractions either
+// saysNo reports whether the JSON value of success means failure: false, 0, or one of
+// them in a string.
+func saysNo(success json.RawMessage) bool {
+	switch strings.ToLower(strings.Trim(string(success), `"`)) {
+	case "false", "0", "no":
+		return true
 	}
-	if lifetime, ok := jwtLifetime(token); ok {
-		return lifetime
-	}
-	if err == nil {
-		return time.Until(ends)
-	}
-	return nowPostLifetime
+	return false
 }
 
 // Format implements fmt.Formatter, for all verbs that go vet accepts: it tells

@@ -33,8 +33,8 @@ func TestNowPostLoginOnTheWire(t *testing.T) {
 	t.Parallel()
 	for proto, useTLS := range wires {
 		for _, password := range []string{
-			"plain", `quote " backslash \ slash /`, "<b>&amp;</b>", "p@ss:w+rd % = ?#", " leading and trailing ",
-			"pässwörd 密码 🔑", "line\nbreak\ttab\x00nul\x7fdel", "\u2028\u2029", "\ufffd",
+			"plain", `quote " backslash \ slash /`, "<b>&amp;</b>", "p@ss:w+rd % = ?#", " leading",
+			"pässwörd 密码 🔑", "\u2028\u2029 inside", "\ufffd",
 		} {
 			email := "ümlaut+" + password + "@example.com"
 			server, rt := onSockets(t, partnertest.Options{TLS: useTLS, Email: email, Password: password})

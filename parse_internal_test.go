@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/oauth2"
 )
 
 // FuzzPause feeds headers to the reader of pauses: what it returns is always
@@ -63,7 +65,7 @@ func FuzzLease(f *testing.F) {
 		if took < 0 || time.Duration(took) > time.Hour {
 			return
 		}
-		lifetime, ok := jwtLifetime(token)
+		lifetime, ok := jwtLifetime(token, time.Time{})
 		if !ok {
 			if lifetime != 0 {
 				t.Fatalf("got %v of no JWT", lifetime)
@@ -75,12 +77,12 @@ func FuzzLease(f *testing.F) {
 		}
 		received := time.Now()
 		sent := received.Add(-time.Duration(took))
-		l := newLease(token, lifetime, sent, received)
+		l := newLease(&oauth2.Token{AccessToken: token}, lifetime, sent, received)
 		if !l.ends.After(received) || l.renew.After(l.ends) || l.renew.Before(sent) || !l.token.Expiry.Equal(l.ends) {
 			t.Errorf("got a lease of %v to be renewed after %v", l.ends.Sub(sent), l.renew.Sub(sent))
 		}
-		if l.over == (sent.Add(lifetime).After(received)) {
-			t.Errorf("got spent %t for %v after %v", l.over, lifetime, time.Duration(took))
+		if l.expiredOnArrival == (sent.Add(lifetime).After(received)) {
+			t.Errorf("got spent %t for %v after %v", l.expiredOnArrival, lifetime, time.Duration(took))
 		}
 	})
 }

@@ -1,71 +1,261 @@
 package partnerauth
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"net/http"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
+
+	"golang.org/x/oauth2"
 )
 
-// A provider is one account at NowPost or Ndovu: how its credentials are
-// exchanged for a token. It does not change.
-type provider struct {
-	name      string
-	origin    *origin           // where token requests go
-	err       error             // *AuthError: what is wrong with the fields
-	base      http.RoundTripper // of token requests; nil: that of the Transport
-	store     Store             // nil: the token stays in this process
-	key       string            // in the store
-	refreshes bool              // can renew a token without the credentials
-	asks      bool              // secret is code of the user's, and may return another by and by
-	hints     map[int]string    // what a status means, where the partner's page says it
+// A Provider describes one account at a partner: how to sign in, how to read the
+// answer, where the token may go. Its functions send nothing, lock nothing and
+// retry nothing; the [Source] and the [Transport] do. Most programs use [NowPost]
+// or [Ndovu], which are Providers made ready.
+//
+// Name, BaseURL and SignIn are required; other zero values mean the stated
+// defaults. A mistake in the fields is an [AuthError] with Op "config" that names
+// the field, at first use and before anything is sent. A Provider may be copied.
+//
+// Tokens passed to the functions are shared and must not be changed. What fmt, slog
+// and encoding/json print of a Provider contains no secret.
+type Provider struct {
+	// Name is the partner's name in errors, spans and metrics, such as "acme".
+	Name string
 
-	// secret is asked before each login.
-	secret func(context.Context) (string, error)
-	// secrets are what must not show in what is kept of an answer to a login.
-	secrets func(secret string) []string
-	// request makes a token request: a login with the secret, a refresh with the
-	// current token.
-	request func(ctx context.Context, op, with string) (*http.Request, error)
-	// read takes a token and its lifetime out of an answer of status 2xx.
-	read func(body []byte, header http.Header) (token string, lifetime time.Duration, err error)
+	// Account tells accounts in one Store apart, such as by the user name. It is
+	// not treated as a secret.
+	Account string
+
+	// BaseURL is where the API is, with or without a path prefix and a slash at its
+	// end. Its scheme, host and port are the only ones that see the token. It must
+	// be https, or http to loopback.
+	BaseURL string
+
+	// SignIn returns the request that signs in. It is called before each try, and
+	// may ask a vault for the secret. The URL may be on another host than BaseURL;
+	// it must be https, or http to loopback. A template that [WithURLTemplate] put
+	// into the request's context names its span. An error of SignIn is an AuthError
+	// with Op "config".
+	//
+	// A request that the partner refused is recognized by its method, URL, headers
+	// and body, and is not sent again for a while; another one is sent at once.
+	SignIn func(ctx context.Context) (*http.Request, error)
+
+	// Refresh returns the request that renews current: a token that is still good,
+	// or, if it has a RefreshToken, one that has expired or was rejected. nil means
+	// that SignIn renews.
+	Refresh func(ctx context.Context, current *oauth2.Token) (*http.Request, error)
+
+	// ReadToken reads a token from an answer with a status of 2xx. ExpiresIn counts
+	// from when the request was sent. An Expiry with a monotonic clock reading is by
+	// our clock, any other by the partner's. A token without a RefreshToken keeps the
+	// one before. nil reads the answer of RFC 6749, section 5.1.
+	//
+	// An error that Is ErrCredentials is a refusal. Its text is shown and must not
+	// repeat the answer.
+	ReadToken func(header http.Header, body []byte) (*oauth2.Token, error)
+
+	// Authorize puts the token on a request, as the last thing before each attempt.
+	// The request is a copy that may be changed, but it must go to the same host.
+	// nil sets the Authorization header.
+	Authorize func(req *http.Request, token *oauth2.Token) error
+
+	// Hints say what a refusal with a status means, for the error's text.
+	Hints map[int]string
+
+	// Base carries token requests, and for Client all requests; nil is the Base of
+	// the Transport that needs the token, or http.DefaultTransport.
+	Base http.RoundTripper
+
+	// Store shares the token with other processes; nil keeps it in this one.
+	Store Store
+
+	mistake  error         // in the fields of NowPost or Ndovu
+	lifetime time.Duration // of a token whose answer names none; 0: an hour
 }
 
-// setSecret makes p take its secret from a field or from that field's Func.
-func (p *provider) setSecret(field, value string, ask func(context.Context) (string, error), check func(field, value string) error) error {
-	if p.asks = ask != nil; !p.asks {
-		p.secret = func(context.Context) (string, error) { return value, nil }
-		return check(field, value)
+// Format implements fmt.Formatter: all verbs print the name and the host, and
+// nothing secret.
+func (p Provider) Format(f fmt.State, _ rune) { io.WriteString(f, safeString("Provider", p.BaseURL)) }
+
+// MarshalText implements encoding.TextMarshaler, for slog and encoding/json.
+func (p Provider) MarshalText() ([]byte, error) { return fmt.Append(nil, p), nil }
+
+// An account is a Provider made ready for use. It does not change.
+type account struct {
+	Provider
+	origin *origin
+	key    string // of its record in the Store
+	err    *AuthError
+}
+
+func newAccount(p Provider) *account {
+	p.lifetime = cmp.Or(p.lifetime, time.Hour)
+	a := &account{Provider: p, key: storeKey(p.Name, p.BaseURL, p.Account)}
+	var mistake error
+	switch {
+	case p.mistake != nil:
+		mistake = p.mistake
+	case p.Name == "":
+		mistake = errors.New("Name is empty")
+	case p.SignIn == nil:
+		mistake = errors.New("SignIn is nil")
 	}
-	p.secret = func(ctx context.Context) (string, error) {
-		value, err := ask(ctx)
-		if err == nil {
-			err = check("what "+field+"Func returned", value)
+	origin, err := parseOrigin("BaseURL", p.BaseURL)
+	if a.origin = origin; cmp.Or(mistake, err) != nil {
+		a.err = configError(p.Name, "%w", cmp.Or(mistake, err))
+	}
+	if a.ReadToken == nil {
+		a.ReadToken = readTokenResponse
+	}
+	return a
+}
+
+// savesBeforeExit reports whether renewals have to be waited for, as the program may
+// end at any time.
+func (a *account) savesBeforeExit() bool {
+	store, ok := a.Store.(interface{ SavesBeforeExit() bool })
+	return ok && store.SavesBeforeExit()
+}
+
+// readTokenResponse reads the answer of RFC 6749, section 5.1.
+func readTokenResponse(_ http.Header, body []byte) (*oauth2.Token, error) {
+	var answer struct {
+		AccessToken  string          `json:"access_token"`
+		TokenType    string          `json:"token_type"`
+		ExpiresIn    json.RawMessage `json:"expires_in"`
+		RefreshToken string          `json:"refresh_token"`
+	}
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return nil, notJSON(err)
+	}
+	switch {
+	case answer.AccessToken == "" && errorWord(body) != "":
+		return nil, refusedWith(errorWord(body))
+	case answer.AccessToken == "":
+		return nil, errors.New("no access_token")
+	case answer.TokenType != "" && !strings.EqualFold(answer.TokenType, "Bearer"):
+		return nil, errors.New("token_type is not Bearer")
+	}
+	token := &oauth2.Token{AccessToken: answer.AccessToken, TokenType: "Bearer", RefreshToken: answer.RefreshToken}
+	n, err := strconv.ParseFloat(strings.Trim(string(answer.ExpiresIn), `"`), 64)
+	if (err == nil || math.IsInf(n, 0)) && n == n { // too large for a float is just long
+		token = token.WithExtra(map[string]any{expiresIn: n})
+	}
+	return token, nil
+}
+
+// errorWords are the error codes of RFC 6749, section 5.2. True are those that mean
+// the credentials.
+var errorWords = map[string]bool{
+	"invalid_request": false, "invalid_client": true, "invalid_grant": true,
+	"unauthorized_client": true, "unsupported_grant_type": false, "invalid_scope": false,
+}
+
+// errorWord returns the error code of an answer; "" if it has none of RFC 6749's.
+func errorWord(body []byte) string {
+	var answer struct{ Error json.RawMessage }
+	var word string
+	if json.Unmarshal(body, &answer) != nil || json.Unmarshal(answer.Error, &word) != nil {
+		return ""
+	}
+	if _, ok := errorWords[word]; !ok {
+		return ""
+	}
+	return word
+}
+
+// refusedWith returns the error of an answer with one of RFC 6749's error codes.
+func refusedWith(word string) error {
+	if errorWords[word] {
+		return fmt.Errorf("%s (%w)", word, ErrCredentials)
+	}
+	return errors.New(word)
+}
+
+// notJSON says what is wrong with an answer without repeating any of it.
+func notJSON(err error) error {
+	const what = "the answer is not the JSON that was expected"
+	if field, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && field.Field != "" {
+		return fmt.Errorf("%s: %s is not a %v", what, field.Field, field.Type)
+	}
+	return errors.New(what)
+}
+
+// maxSignInBody is the largest body of a token request.
+const maxSignInBody = 1 << 20
+
+// prepare checks a token request, gives it a body that can be sent again, and returns
+// its digest and where it goes. It closes the body of a request that cannot be sent.
+func prepare(req *http.Request) (requestDigest, *origin, error) {
+	if req == nil || req.URL == nil {
+		return requestDigest{}, nil, errors.New("no request to send")
+	}
+	to, err := originOf("the URL of the token request", req.URL)
+	if err == nil {
+		err = cmp.Or(to.misdirected(req), checkHeader(req.Header))
+	}
+	body, readErr := readBody(req)
+	if err = cmp.Or(err, readErr); err != nil {
+		return requestDigest{}, nil, err
+	}
+	if req.Header == nil {
+		req.Header = http.Header{}
+	}
+	hash := sha256.New()
+	fmt.Fprintf(hash, "%q %q\n", req.Method, req.URL.String())
+	for _, name := range slices.Sorted(maps.Keys(req.Header)) {
+		fmt.Fprintf(hash, "%q %q\n", name, req.Header[name])
+	}
+	hash.Write(body)
+	return requestDigest(hash.Sum(nil)), to, nil
+}
+
+// checkHeader names a header of a token request that cannot be sent.
+func checkHeader(h http.Header) error {
+	for name, values := range h {
+		if slices.ContainsFunc(values, func(v string) bool { return strings.ContainsFunc(v, unicode.IsControl) }) {
+			return fmt.Errorf("header %q of the token request contains a control character, such as a newline", name)
 		}
-		return value, err
-	}
-	if value != "" {
-		return fmt.Errorf("%s and %sFunc are both set", field, field)
 	}
 	return nil
 }
 
-// check notes the first mistake in the fields.
-func (p *provider) check(user, secret error, baseURL string) {
-	origin, err := parseOrigin("BaseURL", baseURL)
-	p.origin = origin
-	if err = cmp.Or(user, secret, err); err != nil {
-		p.err = &AuthError{Provider: p.name, Op: "config", Err: err}
+// readBody reads the body of a token request, and replaces it by what was read.
+func readBody(req *http.Request) ([]byte, error) {
+	if req.Body == nil || req.Body == http.NoBody {
+		return nil, nil
 	}
+	body, err := io.ReadAll(io.LimitReader(req.Body, maxSignInBody+1))
+	req.Body.Close()
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("reading the body of the token request: %w", err)
+	case len(body) > maxSignInBody:
+		return nil, errors.New("the body of the token request is larger than 1 MiB")
+	}
+	req.Body, req.ContentLength, req.GetBody = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil
+	return body, nil
 }
 
+// newTokenRequest returns a POST to a path under baseURL.
 func newTokenRequest(ctx context.Context, baseURL, path string, body io.Reader) (*http.Request, error) {
+	ctx = WithURLTemplate(ctx, path)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(baseURL, "/")+path, body)
 	if err != nil {
 		return nil, errors.New("BaseURL cannot be used in a request")
@@ -74,13 +264,48 @@ func newTokenRequest(ctx context.Context, baseURL, path string, body io.Reader) 
 	return req, nil
 }
 
-// notJSON tells what is wrong with an answer without repeating any of it.
-func notJSON(err error) error {
-	const what = "the answer is not the JSON that was expected"
-	if field, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && field.Field != "" {
-		return fmt.Errorf("%s: %s is not a %v", what, field.Field, field.Type)
+// A secret is a field of a configuration, or the function that returns it.
+type secret struct {
+	field string
+	value string
+	ask   func(context.Context) (string, error)
+}
+
+// mistake returns what is wrong with the fields.
+func (s secret) mistake() error {
+	switch {
+	case s.ask != nil && s.value != "":
+		return fmt.Errorf("%s and %[1]sFunc are both set", s.field)
+	case s.ask != nil:
+		return nil
 	}
-	return errors.New(what)
+	return checkCredential(s.field, s.value)
+}
+
+// get returns the secret.
+func (s secret) get(ctx context.Context) (string, error) {
+	if s.ask == nil {
+		return s.value, nil
+	}
+	value, err := s.ask(ctx)
+	if err == nil {
+		err = checkCredential("the result of "+s.field+"Func", value)
+	}
+	return value, err
+}
+
+// checkCredential names the mistakes in a credential that a partner would refuse
+// for ever.
+func checkCredential(field, value string) error {
+	switch {
+	case value == "":
+		return fmt.Errorf("%s is empty", field)
+	case strings.TrimRightFunc(value, unicode.IsSpace) != value:
+		return fmt.Errorf("%s ends in a space or newline", field)
+	case strings.ContainsFunc(value, unicode.IsControl):
+		return fmt.Errorf("%s contains a control character, such as a newline", field)
+	}
+	return nil
 }
 
 func requireEnv(provider string, names ...string) error {

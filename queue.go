@@ -2,249 +2,471 @@ package partnerauth
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math"
+	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// A permit is leave to send one request, until settle ends it.
+// A ticket is a place in a queue: the priority, then the order of arrival. Whoever
+// comes back keeps the number, and with it the place.
+type ticket uint64
+
+// The priorities. Their tickets begin here.
+const (
+	forToken  ticket = 0 << 62 // token requests that callers wait for
+	forCaller ticket = 1 << 62
+	forLater  ticket = 2 << 62 // token requests that nobody waits for yet
+	forLow    ticket = 3 << 62 // calls under WithLowPriority
+)
+
+// low reports whether t is of low priority.
+func (t ticket) low() bool { return t >= forLow }
+
+// A permit allows its holder to send one request. release ends it.
 type permit struct {
 	at   time.Time // when it was granted
 	pace float64   // the share of the full pace that was left then
-	low  bool      // to a request of low priority
 
-	handle Permit // of a PermitLimiter, nil otherwise
+	full bool // by our own books the server's window was full then
+	low  bool // granted to a request of low priority
+
+	external externalPermit // of a PermitLimiter; nil otherwise
+}
+
+// An externalPermit is a Permit, by its methods.
+type externalPermit interface {
+	Settle(status int, pause time.Duration)
+	Return()
 }
 
 // An outcome is what became of a permit.
 type outcome int
 
 const (
-	answered   outcome = iota // the headers are in, or the connection has broken
+	answered   outcome = iota // the headers are in
 	throttled                 // answered 429
-	overloaded                // answered 503, with no time to come back
-	unanswered                // given up: the request may still be on its way
+	overloaded                // answered 503, without a time to come back
+	unanswered                // given up or broken: the request may still be on its way
 	byHand                    // granted to Quota.Wait: sent within a second
 	unused                    // the request never left
 )
 
-// A pacer decides when the head of a queue may go. Its methods are called with
-// the queue's lock held.
+// A verdict is what the end of a permit means for the others.
+type verdict struct {
+	pause  time.Duration // of everybody after a 429 that names none
+	pace   float64       // share of the full pace that is left
+	burst  int           // most requests at once; 0: unknown
+	reason string        // why pace or burst were lowered; "": they were not
+}
+
+// A pacer decides when the head of a queue may go. Its methods are called with the
+// queue's lock held.
 type pacer interface {
-	// ready tells how long the head has to wait from now; 0 is not at all. It is
-	// w, or nil where nobody waits yet.
-	ready(now time.Time, ticket uint64, w *waiter) time.Duration
-	// idle notes that nobody could go.
-	idle()
-	// estimate tells how long the k-th from the front, 1 being the head, has to
-	// wait at least, where everybody is paused for a while. It may be of low
-	// priority.
+	// ready returns how long the head has to wait from now; 0: it may go.
+	ready(now time.Time, low bool) time.Duration
+	// estimate returns how long the k-th request from now (1 is the next) has to
+	// wait at least, where everybody is paused for a while.
 	estimate(now time.Time, pause time.Duration, k int, low bool) time.Duration
 	// take spends what ready has promised.
-	take(now time.Time, ticket uint64) permit
-	// settle ends a permit and returns the share of the full pace that is left,
-	// and for how long everybody pauses after a 429 that names no time.
-	settle(now time.Time, p permit, o outcome) (pace float64, pause time.Duration)
+	take(now time.Time, low bool) permit
+	// release ends a permit. named is the pause that the answer asks of everybody,
+	// isNamed whether it names one.
+	release(now time.Time, p permit, o outcome, named time.Duration, isNamed bool) verdict
 }
 
 // never is a wait whose end something other than a timer announces.
 const never = time.Duration(math.MaxInt64)
 
-// A queue lets requests through one by one: token requests first, then callers
-// in order of arrival, each when the pacer says so.
+// errNotUsable is returned by acquire when it is a request's turn and what it wanted
+// to send must not be sent any more.
+var errNotUsable = errors.New("partnerauth: not usable any more")
+
+// A queue grants permits one by one, in order of tickets, each when the pacer says
+// so. It knows contexts and tickets and nothing else.
 //
-// Waiters decide for themselves: each looks whether it is first and may go, and
-// nobody hands it anything. Whoever changes what the head depends on (an answer,
-// a departure, the end of a pause) wakes the head; whoever makes turns come later
-// wakes everybody, and those who cannot wait that long leave.
+// It grants centrally: every change ends in dispatch, which grants what can be
+// granted. So ten thousand that may go at once cost one pass and not a chain of
+// wake-ups. A waiter whose context ends while it is granted a permit gives it back.
 type queue struct {
-	window  time.Duration // a request is sent again after 429 within two of them
-	round   time.Duration // after which a place serves again at the earliest; 0: it has none
-	pacer   pacer         // set before first use
-	own     line          // of token requests, and of Quota.Wait
+	window time.Duration // a request is sent again after a 429 within two of them
+	round  time.Duration // after which a slot serves again at the earliest; 0: it has none
+	pacer  pacer         // set before first use
+	asker  asker         // the pacer, if it has to ask somebody; else nil
+
 	tickets atomic.Uint64
 
+	// mu guards what follows. Nothing waits while holding it, and the only foreign
+	// code under it is PermitLimiter.Estimate. A waiter's usable may take the lock
+	// of a token source, so a source never calls a queue with its lock held.
 	mu      sync.Mutex
-	lines   []*line       // those that have waiters
-	resume  time.Time     // everybody is paused until then
-	changed chan struct{} // closed when turns have come to be later; nil: nobody listens
-	closing chan struct{} // changed, to be closed by unlock
+	waiters []*waiter // by ticket
+	resume  time.Time // everybody is paused until then
+	claims  claims
+	timer   *time.Timer // calls dispatch when the head may go; nil until needed
 }
 
-// A line is a part of a queue whose waiters have a token at the same time: the
-// callers of one Transport. While its first waits for a token, it holds up the
-// others of its line, who wait for the same, and no other line.
-type line struct{ sorted[uint64, *waiter] }
-
-func (l *line) first() *waiter { return l.at(0).value }
-
-// ready reports whether l's first waiter could go now.
-func (l *line) ready() bool { return l.first().fetch.over() }
-
-// A class is what comes before order of arrival. It is where its tickets begin.
-type class uint64
-
-const (
-	urgent      class = 0       // token requests: everybody may be waiting for them
-	normal      class = 1 << 62 // callers
-	lowPriority class = 2 << 62 // those under WithLowPriority
-)
-
-// WithLowPriority returns a context whose calls go only when nobody else waits,
-// as of a nightly batch beside interactive calls on one client. With a [Quota]
-// they go one by one and leave a tenth of it, and what the calls of others seem
-// to need, to those.
-func WithLowPriority(ctx context.Context) context.Context {
-	return context.WithValue(ctx, classKey, lowPriority)
+// An asker is a pacer that learns from somebody else when the head may go.
+type asker interface {
+	// ask starts to ask on behalf of the head, unless that is under way already.
+	ask(head *waiter, waiting int)
+	// idle gives back what was granted and nobody can take.
+	idle()
+	// keep keeps a permit that was given back for the head, and reports whether it
+	// could.
+	keep(p externalPermit) bool
+	// trouble returns what is wrong with whoever is asked, for a caller whose context
+	// has ended; nil if nothing is. It is called without the queue's lock.
+	trouble(ended context.Context) error
 }
 
-func classOf(ctx context.Context) class {
-	if c, ok := ctx.Value(classKey).(class); ok {
-		return c
-	}
-	return normal
+// A waiter is one request in a queue, until done is closed. Then it has a permit or
+// an error.
+type waiter struct {
+	ticket   ticket
+	ctx      context.Context
+	deadline time.Time   // of ctx; zero: none
+	usable   func() bool // whether it still wants the permit; nil: yes
+	done     chan struct{}
+	permit   permit
+	err      error
 }
 
-// low reports whether a ticket is one of low priority.
-func low(ticket uint64) bool { return class(ticket) >= lowPriority }
+// newTicket returns the next ticket of a priority.
+func (q *queue) newTicket(priority ticket) ticket { return priority + ticket(q.tickets.Add(1)) }
 
-// arrive gives w its place in the order of arrival, unless it has one.
-func (q *queue) arrive(w *waiter, c class) {
-	if w.ticket == 0 {
-		w.ticket = q.tickets.Add(1) + uint64(c)
-	}
-}
-
-// enter gives w its permit if it has its token and need not wait.
-func (q *queue) enter(now time.Time, w *waiter, ready bool) (permit, bool) {
+// tryAcquire returns a permit if nobody waits and there is one at once.
+func (q *queue) tryAcquire(now time.Time, t ticket) (permit, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !ready || w.line.size > 0 || q.first() != nil || q.delay(now, w.ticket, nil) > 0 {
+	if len(q.waiters) > 0 || q.resume.After(now) || q.pacer.ready(now, t.low()) > 0 {
 		return permit{}, false
 	}
-	return q.pacer.take(now, w.ticket), true
+	return q.pacer.take(now, t.low()), true
 }
 
-// delay tells how long the head has to wait from now. In a pause the pacer is not
-// asked.
-func (q *queue) delay(now time.Time, ticket uint64, w *waiter) time.Duration {
-	if d := q.resume.Sub(now); d > 0 {
-		return d
+// acquire waits for a permit. Where the turn would come after ctx's deadline, it
+// returns a *RateLimitError at once, as far as the queue's own books can tell.
+func (q *queue) acquire(ctx context.Context, t ticket, usable func() bool) (permit, error) {
+	w := &waiter{ticket: t, ctx: ctx, usable: usable, done: make(chan struct{})}
+	w.deadline, _ = ctx.Deadline()
+	if ctx.Err() != nil {
+		return permit{}, q.gaveUp(w)
 	}
-	return q.pacer.ready(now, ticket, w)
-}
-
-// unnamed is the pause of a 429 that names none.
-const unnamed = -1
-
-// settle ends permit p. The answer may ask for a pause of everybody. It returns
-// what that has come to and the share of the full pace that is left.
-func (q *queue) settle(now time.Time, p permit, o outcome, status int, pause time.Duration) (time.Duration, float64) {
-	q.mu.Lock()
-	pace, own := q.pacer.settle(now, p, o)
-	if pause == unnamed {
-		pause = own
-	}
-	if p.handle != nil { // after the lock, since it is code of the user's
-		if o == unused {
-			defer p.handle.Return()
-		} else {
-			defer p.handle.Settle(status, pause)
+	q.join(w)
+	for {
+		var recheck <-chan time.Time
+		if !w.deadline.IsZero() && q.round > 0 {
+			// While answers are out, turns come later with time, and too late when
+			// only so many whole rounds are left.
+			recheck = time.After(time.Until(w.deadline)%q.round + 1)
+		}
+		select {
+		case <-w.done:
+			return w.permit, w.err
+		case <-recheck:
+			q.refuse(w)
+		case <-ctx.Done():
+			if q.leave(w) {
+				return permit{}, q.gaveUp(w)
+			}
+			return w.permit, w.err // it came at the same instant
 		}
 	}
-	defer q.unlock()
-	if resume := now.Add(pause); pause > 0 && resume.After(q.resume) {
-		q.resume = resume
-		q.pacer.idle()
-		q.worsen()
-	} else if o == throttled {
-		q.worsen()
-	}
-	q.wakeFirst()
-	return pause, pace
 }
 
-// worsen wakes everybody, since turns come later than they thought. Closing the
-// channel takes long where many listen, so that is done without the lock.
-func (q *queue) worsen() {
-	if q.changed != nil {
-		q.closing, q.changed = q.changed, nil
-	}
-}
-
-func (q *queue) unlock() {
-	closing := q.closing
-	q.closing = nil
-	q.mu.Unlock()
-	if closing != nil {
-		close(closing)
-	}
-}
-
-// waiting is how many requests wait.
-func (q *queue) waiting() int {
-	n := 0
-	for _, l := range q.lines {
-		n += l.size
-	}
-	return n
-}
-
-// first is the waiter that goes next, nil if there is none that could.
-func (q *queue) first() *waiter {
-	var first *waiter
-	for _, l := range q.lines {
-		if w := l.first(); (first == nil || w.ticket < first.ticket) && l.ready() {
-			first = w
-		}
-	}
-	return first
-}
-
-func (q *queue) wakeFirst() {
-	if w := q.first(); w != nil {
-		w.nudge()
-	} else {
-		q.pacer.idle()
-	}
-}
-
-// wait is estimate, for one who does not wait yet.
-func (q *queue) wait(now time.Time, w *waiter) time.Duration {
+// join puts w into the queue, or refuses it.
+func (q *queue) join(w *waiter) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.estimate(now, w)
-}
-
-// foretell asks a PermitLimiter how long w has to wait, without the lock.
-func (q *queue) foretell(w *waiter) time.Duration {
-	l, ok := q.pacer.(*limiterPacer)
-	if !ok || l.permits == nil {
-		return 0
+	now := time.Now()
+	i := q.rank(w.ticket)
+	if w.err = q.tooLate(now, w, i+1); w.err != nil {
+		close(w.done)
+		return
 	}
+	q.waiters = slices.Insert(q.waiters, i, w)
+	if i+1 < len(q.waiters) && len(q.waiters) <= maxLookedAt {
+		q.refuseAllLocked(now)
+	}
+	q.dispatchLocked(now)
+}
+
+// maxLookedAt is how many waiters there may be at most for one that goes ahead of others
+// to have them looked at again. Among more, each looks at its own deadline in time.
+const maxLookedAt = 1000
+
+// rank returns how many waiters go before a ticket.
+func (q *queue) rank(t ticket) int {
+	i, _ := slices.BinarySearchFunc(q.waiters, t, func(w *waiter, t ticket) int {
+		switch {
+		case w.ticket < t:
+			return -1
+		case w.ticket > t:
+			return 1
+		}
+		return 0
+	})
+	return i
+}
+
+// leave takes w out of the queue, and reports whether it was still in it.
+func (q *queue) leave(w *waiter) bool {
 	q.mu.Lock()
-	k := q.turn(w)
-	q.mu.Unlock()
-	return l.permits.Estimate(k)
+	defer q.mu.Unlock()
+	if !q.removeLocked(w) {
+		return false
+	}
+	q.dispatchLocked(time.Now())
+	return true
 }
 
-// estimate tells how long w has to wait at least if nobody ahead of it leaves.
-func (q *queue) estimate(now time.Time, w *waiter) time.Duration {
-	pause := max(0, q.resume.Sub(now))
-	return max(w.foretold, q.pacer.estimate(now, pause, q.turn(w), low(w.ticket)))
+func (q *queue) removeLocked(w *waiter) bool {
+	i := q.rank(w.ticket)
+	if i == len(q.waiters) || q.waiters[i] != w {
+		return false
+	}
+	if i == 0 {
+		q.popLocked()
+	} else {
+		q.waiters = slices.Delete(q.waiters, i, i+1)
+	}
+	return true
 }
 
-// turn is which request from now w's is, 1 being the next.
-func (q *queue) turn(w *waiter) int {
-	k := 1
-	for _, l := range q.lines {
-		if l == w.line || l.ready() {
-			k += l.rank(w.ticket)
+// popLocked removes the head.
+func (q *queue) popLocked() {
+	q.waiters[0] = nil
+	if q.waiters = q.waiters[1:]; len(q.waiters) == 0 {
+		q.waiters = nil // a long queue must not be kept for ever
+	}
+}
+
+// dispatchLocked grants what can be granted now, and sees to it that the rest is
+// granted when it can be.
+func (q *queue) dispatchLocked(now time.Time) {
+	for len(q.waiters) > 0 {
+		head := q.waiters[0]
+		if head.usable != nil && !head.usable() {
+			q.popLocked()
+			head.err = errNotUsable
+			close(head.done)
+			continue
+		}
+		if wait := q.waitOf(now, head); wait > 0 {
+			q.wakeIn(wait)
+			return
+		}
+		q.popLocked()
+		head.permit = q.pacer.take(now, head.ticket.low())
+		close(head.done)
+	}
+	if q.asker != nil {
+		q.asker.idle()
+	}
+}
+
+// waitOf returns how long the head has to wait. In a pause the pacer is not asked.
+func (q *queue) waitOf(now time.Time, head *waiter) time.Duration {
+	if d := q.resume.Sub(now); d > 0 {
+		if q.asker != nil {
+			q.asker.idle() // a permit would be one too many for later
+		}
+		return d
+	}
+	d := q.pacer.ready(now, head.ticket.low())
+	if d > 0 && q.asker != nil {
+		q.asker.ask(head, len(q.waiters))
+	}
+	return d
+}
+
+func (q *queue) wakeIn(d time.Duration) {
+	switch {
+	case d == never:
+	case q.timer == nil:
+		q.timer = time.AfterFunc(d, q.dispatch)
+	default:
+		q.timer.Reset(d)
+	}
+}
+
+func (q *queue) dispatch() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.dispatchLocked(time.Now())
+}
+
+// release ends permit p. status is that of the answer, 0 if there was none, and named
+// the pause that it asks of everybody, if it names one; nobody but the request itself
+// is paused for longer than most. It returns the pause of the request.
+func (q *queue) release(now time.Time, p permit, o outcome, status int, named, most time.Duration, isNamed bool) (pause time.Duration, v verdict) {
+	defer func() { // outside the lock: this may be foreign code
+		switch {
+		case p.external == nil:
+		case o != unused:
+			p.external.Settle(status, min(pause, most))
+		case !q.kept(p):
+			p.external.Return()
+		}
+	}()
+	return q.releaseLocked(now, p, o, status, named, most, isNamed)
+}
+
+func (q *queue) releaseLocked(now time.Time, p permit, o outcome, status int, named, most time.Duration, isNamed bool) (time.Duration, verdict) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.claims.believed(now, p, status, min(named, most), isNamed) {
+		named, isNamed = 0, false
+	}
+	v := q.pacer.release(now, p, o, named, isNamed)
+	pause := named
+	if o == throttled && !isNamed {
+		pause = v.pause
+	}
+	if resume := now.Add(min(pause, most)); pause > 0 && resume.After(q.resume) {
+		q.resume = resume
+		q.refuseAllLocked(now)
+	} else if v.reason != "" {
+		q.refuseAllLocked(now)
+	}
+	q.dispatchLocked(now)
+	return pause, v
+}
+
+// claims are answers to requests that were served, saying that nothing remains and
+// until when. Some servers always say so.
+type claims struct {
+	until time.Time // that the last one named
+	doubt int       // grows with those that came again after that, shrinks with other answers
+}
+
+const (
+	doubtOfClaim = 4
+	mostDoubt    = 3 * doubtOfClaim // from then on they are not believed
+)
+
+// believed reports whether to keep the pause that an answer of that status names, if it
+// names one.
+func (c *claims) believed(now time.Time, p permit, status int, pause time.Duration, isNamed bool) bool {
+	switch {
+	case status == 0: // there was no answer
+		return true
+	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
+		c.doubt = 0 // there is a limit
+	case !isNamed:
+		c.doubt = max(0, c.doubt-1)
+	case !p.at.Before(c.until): // else it was sent before the last one was known
+		trusted := c.doubt < mostDoubt
+		if c.doubt = min(c.doubt+doubtOfClaim, 2*mostDoubt); !trusted {
+			return false
 		}
 	}
-	if w.fetch.asks(q) && (q.own.size == 0 || class(q.own.first().ticket) >= normal) {
-		k++ // the token needs a permit, and is not in the queue for it yet
+	if isNamed {
+		c.until = now.Add(pause)
 	}
-	return k
+	return true
+}
+
+// kept keeps a PermitLimiter's permit that was not used for the next in the queue, and
+// reports whether there is one.
+func (q *queue) kept(p permit) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := time.Now()
+	kept := len(q.waiters) > 0 && !q.resume.After(now) && q.asker.keep(p.external)
+	q.dispatchLocked(now)
+	return kept
+}
+
+// refuse ends w's wait if its turn comes after its deadline.
+func (q *queue) refuse(w *waiter) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := time.Now()
+	i := q.rank(w.ticket)
+	if i == len(q.waiters) || q.waiters[i] != w {
+		return
+	}
+	if w.err = q.tooLate(now, w, i+1); w.err != nil {
+		q.removeLocked(w)
+		close(w.done)
+		q.dispatchLocked(now)
+	}
+}
+
+// tooLate returns a *RateLimitError if w's turn, the k-th from now, comes after its
+// deadline.
+func (q *queue) tooLate(now time.Time, w *waiter, k int) error {
+	if w.deadline.IsZero() {
+		return nil
+	}
+	wait, left := q.estimate(now, k, w.ticket.low()), w.deadline.Sub(now)
+	if wait <= left {
+		return nil
+	}
+	return &RateLimitError{wait: wait, left: left}
+}
+
+// refuseAllLocked refuses all whose turn comes after their deadline now. Those who are
+// refused are ahead of nobody. Nothing changes until all are known, since Estimate,
+// which is foreign code, may panic.
+func (q *queue) refuseAllLocked(now time.Time) {
+	var refused []*waiter
+	for i, w := range q.waiters {
+		if w.err = q.tooLate(now, w, i+1-len(refused)); w.err != nil {
+			refused = append(refused, w)
+		}
+	}
+	if len(refused) > 0 {
+		q.waiters = slices.DeleteFunc(q.waiters, func(w *waiter) bool { return w.err != nil })
+	}
+	for _, w := range refused {
+		close(w.done)
+	}
+}
+
+// estimate returns how long the k-th request from now has to wait at least, if nobody
+// ahead of it leaves.
+func (q *queue) estimate(now time.Time, k int, low bool) time.Duration {
+	return q.pacer.estimate(now, max(0, q.resume.Sub(now)), k, low)
+}
+
+// wait returns the estimate for a ticket whose holder does not wait yet.
+func (q *queue) wait(now time.Time, t ticket) time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.estimate(now, q.rank(t)+1, t.low())
+}
+
+// lastWait returns the estimate for whoever waits last.
+func (q *queue) lastWait(now time.Time) time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.estimate(now, len(q.waiters)+1, false)
+}
+
+// gaveUp returns the error of a waiter whose context has ended.
+func (q *queue) gaveUp(w *waiter) error {
+	if cause := q.trouble(w.ctx); cause != nil {
+		return cause
+	}
+	if !errors.Is(w.ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("partnerauth: waiting for the rate limit: %w", ended(w.ctx))
+	}
+	now := time.Now()
+	return &RateLimitError{wait: q.wait(now, w.ticket), left: min(0, w.deadline.Sub(now))}
+}
+
+// trouble returns what is wrong with the Limiter for a caller whose context has
+// ended, nil if nothing is or nobody knows.
+func (q *queue) trouble(ctx context.Context) error {
+	if q.asker == nil {
+		return nil
+	}
+	return q.asker.trouble(ctx)
 }

@@ -6,42 +6,134 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"reflect"
+	"runtime"
 	"strings"
+	"sync"
 	"time"
 )
 
-// errInsisted tells that a source still has the token that was answered 401.
-var errInsisted = errors.New("partnerauth: the source has no other token")
+// Why a request is sent again.
+const (
+	unauthorized = "unauthorized"
+	rateLimited  = "rate_limited"
+)
 
-// again reports whether the request is to be sent once more after resp, and if
-// so has made everything ready for it.
-func (c *call) again(resp *http.Response) bool {
-	c.body = nil
-	now := time.Now()
+// errSameToken is returned for a source that still returns the token that was
+// answered 401.
+var errSameToken = errors.New("partnerauth: the source has no other token")
+
+// A retry is what a call keeps for its next attempt.
+type retry struct {
+	req  *http.Request
+	body io.ReadCloser // of the next attempt, until it is handed over
+	sent *sentBody     // that was handed over, if it has to be waited for
+
+	reason   string         // why there is a next attempt; "": it is the first
+	kept     *http.Response // what is returned if there is none after all
+	rejected *lease         // that was answered 401
+	until    time.Time      // how long a 429 is held back
+
+	unauthorized, limited bool // it was sent again after a 401, after a 429
+}
+
+// decide returns why the request is to be sent again after resp, "" if it is not. A 429
+// is only worth it if the next turn comes soon enough. wait returns how long it takes.
+func (r *retry) decide(ctx context.Context, resp *http.Response, window time.Duration, wait func(time.Time) time.Duration) string {
 	switch {
-	case resp.StatusCode == http.StatusUnauthorized && !c.unauthorized && !outOfScope(resp) && c.waiter.tokens.reject(c.lease):
-		c.reason = unauthorized
-	case resp.StatusCode == http.StatusTooManyRequests && !c.limited && c.worthWaiting(now):
-		c.reason, c.until = rateLimited, now.Add(2*c.queue.window+1)
-	default:
+	case resp.StatusCode == http.StatusUnauthorized && !r.unauthorized && !outOfScope(resp):
+		return unauthorized
+	case resp.StatusCode != http.StatusTooManyRequests || r.limited:
+		return ""
+	}
+	now := time.Now()
+	next := wait(now)
+	deadline, bounded := ctx.Deadline()
+	most := 2*window + time.Second // seconds may have been rounded down
+	if next >= most || bounded && now.Add(next).After(deadline) {
+		return ""
+	}
+	r.until = now.Add(most)
+	return rateLimited
+}
+
+// prepare makes everything ready for another attempt, for that reason and after resp. It
+// reports whether it could: if not, resp is still to be returned.
+func (r *retry) prepare(ctx context.Context, reason string, resp *http.Response, l *lease) bool {
+	if !replayable(r.req) {
 		return false
 	}
-	body, ok := rewind(c.req)
-	if !ok {
+	buffer(resp)
+	if !r.replay(ctx) {
 		return false
 	}
-	c.body, c.kept = body, resp
-	keep(resp)
-	if _, ours := c.waiter.tokens.(*Source); ours && c.reason == unauthorized { // a new token is sure to be another
-		c.discard()
+	r.kept, r.reason, r.rejected = resp, reason, nil
+	if reason == rateLimited {
+		r.limited = true
+	} else {
+		r.unauthorized, r.rejected = true, l
 	}
-	c.unauthorized = c.unauthorized || c.reason == unauthorized
-	c.limited = c.limited || c.reason == rateLimited
 	return true
 }
 
+// giveUp ends the call without another attempt: with the answer to the last one if
+// there was only a better one to be had, else with err.
+func (r *retry) giveUp(ctx context.Context, err error) (*http.Response, error) {
+	closeBody(r.body)
+	optional := err == errSameToken || r.reason == rateLimited && errors.Is(err, context.DeadlineExceeded)
+	if optional && r.kept != nil && ctx.Err() == nil {
+		return r.kept, nil
+	}
+	r.discard()
+	return nil, err
+}
+
+// discard closes an answer that nobody will see.
+func (r *retry) discard() {
+	if r.kept != nil {
+		r.kept.Body.Close()
+		r.kept = nil
+	}
+}
+
+// replayable reports whether a request has no body, or one that GetBody returns again.
+func replayable(req *http.Request) bool {
+	return req.Body == nil || req.Body == http.NoBody || req.GetBody != nil
+}
+
+// replay gets the body for another attempt. GetBody may rewind what the Base still
+// reads, which would cut the upload short, so it is called when the Base is done with
+// the first body. That is waited for, but not for long.
+func (r *retry) replay(ctx context.Context) bool {
+	if r.req.Body == nil || r.req.Body == http.NoBody {
+		r.body = r.req.Body
+		return true
+	}
+	if r.sent != nil && !within(ctx, replayTime, r.sent.done) {
+		return false
+	}
+	body, err := r.req.GetBody()
+	if err != nil || body == nil {
+		return false
+	}
+	r.body = body
+	return true
+}
+
+// handOver returns the body of the next attempt. One that GetBody might rewind is
+// watched.
+func (r *retry) handOver() io.ReadCloser {
+	body := r.body
+	r.body, r.sent = nil, nil
+	if body == nil || body == http.NoBody || r.req.GetBody == nil || copiedByGetBody(r.req) {
+		return body
+	}
+	r.sent = &sentBody{body: body, done: make(chan struct{})}
+	return r.sent
+}
+
 // outOfScope reports whether a 401 says that the token is good, but not for this
-// (RFC 6750): no login helps.
+// request (RFC 6750). No login helps.
 func outOfScope(resp *http.Response) bool {
 	for _, v := range resp.Header["Www-Authenticate"] {
 		if len(v) <= maxField && strings.Contains(strings.ToLower(strings.ReplaceAll(v, `"`, "")), "error=insufficient_scope") {
@@ -51,56 +143,84 @@ func outOfScope(resp *http.Response) bool {
 	return false
 }
 
-// worthWaiting reports whether the next turn comes before the deadline and
-// within two windows. Where it does not, the answer is not even read.
-func (c *call) worthWaiting(now time.Time) bool {
-	wait := c.queue.wait(now, &waiter{line: c.line, ticket: c.ticket})
-	deadline, bounded := c.ctx.Deadline()
-	return wait <= 2*c.queue.window && (!bounded || !now.Add(wait).After(deadline))
+// copiedByGetBody reports whether the request's GetBody is one of http.NewRequest's,
+// which return a new reader of what is in memory.
+func copiedByGetBody(req *http.Request) bool {
+	f := runtime.FuncForPC(reflect.ValueOf(req.GetBody).Pointer())
+	return f != nil && strings.HasPrefix(f.Name(), "net/http.NewRequestWithContext.")
 }
 
-// giveUp ends the call without another attempt: with the answer to the last one if
-// that was only to be improved on, else with err.
-func (c *call) giveUp(err error) (*http.Response, error) {
-	closeBody(c.body)
-	improved := err == errInsisted || c.reason == rateLimited && errors.Is(err, context.DeadlineExceeded)
-	if improved && c.kept != nil && c.ctx.Err() == nil {
-		return c.kept, nil
+// replayTime is how long the Base may take until it is done with a body.
+const replayTime = time.Second
+
+// A sentBody is a body that the Base has. net/http may go on reading it after
+// RoundTrip has returned, and may close it in the middle of a Read.
+type sentBody struct {
+	body io.ReadCloser
+	done chan struct{} // closed when body is closed and no Read is under way
+
+	mu      sync.Mutex // guards what follows; not held during a Read
+	reading int
+	closed  bool
+	err     error // of Close
+}
+
+func (b *sentBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return 0, http.ErrBodyReadAfterClose
 	}
-	c.discard()
-	return nil, err
+	b.reading++
+	b.mu.Unlock()
+	defer func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.reading--
+		b.settleLocked()
+	}()
+	return b.body.Read(p)
 }
 
-// discard lets go of an answer that nobody will see.
-func (c *call) discard() {
-	if c.kept != nil {
-		c.kept.Body.Close()
-		c.kept = nil
+// Close closes the body once.
+func (b *sentBody) Close() error {
+	b.mu.Lock()
+	first := !b.closed
+	b.closed = true
+	b.mu.Unlock()
+	if !first {
+		return b.err
+	}
+	err := b.body.Close()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err = err
+	b.settleLocked()
+	return err
+}
+
+// settleLocked notes that nobody uses the body any more.
+func (b *sentBody) settleLocked() {
+	if !b.closed || b.reading > 0 {
+		return
+	}
+	select {
+	case <-b.done:
+	default:
+		close(b.done)
 	}
 }
 
-// rewind returns the body of req for another attempt, if it can be had.
-func rewind(req *http.Request) (io.ReadCloser, bool) {
-	switch {
-	case req.Body == nil || req.Body == http.NoBody:
-		return req.Body, true
-	case req.GetBody == nil:
-		return nil, false
-	}
-	body, err := req.GetBody()
-	return body, err == nil && body != nil
-}
-
-// maxDrain and drainTime bound what is read of an answer that is to be followed
-// by another, so that its connection can be used again.
+// maxDrain and drainTime bound what is read of an answer that is to be followed by
+// another, so that its connection can be used again.
 const (
 	maxDrain  = 64 << 10
 	drainTime = time.Second
 )
 
-// keep reads the beginning of an answer's body, which mostly is all of it, so that
-// the answer can be returned after all if there comes no other.
-func keep(resp *http.Response) {
+// buffer reads the beginning of an answer's body, which mostly is all of it, so that
+// the answer can still be returned if there is no other.
+func buffer(resp *http.Response) {
 	open := resp.Body
 	late := time.AfterFunc(drainTime, func() { open.Close() })
 	begins, err := io.ReadAll(io.LimitReader(open, maxDrain))
@@ -114,4 +234,23 @@ func keep(resp *http.Response) {
 		io.Reader
 		io.Closer
 	}{io.MultiReader(bytes.NewReader(begins), open), open}
+}
+
+// within reports whether done is closed within limit and before ctx ends.
+func within(ctx context.Context, limit time.Duration, done <-chan struct{}) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+func closeBody(body io.Closer) {
+	if body != nil {
+		body.Close()
+	}
 }

@@ -3,7 +3,6 @@ package partnerauth
 import (
 	"math"
 	"net/http"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +17,8 @@ const (
 	// for a delta, and epochMilliFrom the first for milliseconds.
 	epochFrom      = 1_000_000_000
 	epochMilliFrom = 1_000_000_000_000
+	// lost is the most that rounding to whole seconds takes away, in seconds.
+	lost = 0.999
 )
 
 // pauseOf reads from an answer that came now how long to leave the server alone,
@@ -25,12 +26,12 @@ const (
 //
 // The first field that makes sense counts: for 429 and 503 Retry-After (RFC
 // 9110), then, but for 503, RateLimit and RateLimit-Reset (IETF drafts 6 to 10)
-// and X-RateLimit-Reset. A reset counts where nothing remains, and an answer of
-// another status has to say so.
+// and X-RateLimit-Reset, also as X-Rate-Limit-Reset. A reset counts where nothing
+// remains, and an answer of another status has to say so.
 func pauseOf(status int, h http.Header, now time.Time) (time.Duration, bool) {
 	limited := status == http.StatusTooManyRequests
 	if limited || status == http.StatusServiceUnavailable {
-		if wait, ok := waitOf(h["Retry-After"], h, now); ok || !limited {
+		if wait, ok := retryAfter(h, now); ok || !limited {
 			return wait, ok
 		}
 	}
@@ -39,9 +40,10 @@ func pauseOf(status int, h http.Header, now time.Time) (time.Duration, bool) {
 	}
 	for _, name := range [...]struct{ remaining, reset string }{
 		{"Ratelimit-Remaining", "Ratelimit-Reset"}, {"X-Ratelimit-Remaining", "X-Ratelimit-Reset"},
+		{"X-Rate-Limit-Remaining", "X-Rate-Limit-Reset"},
 	} {
 		if left := h[name.remaining]; len(left) == 0 && limited || len(left) > 0 && left[0] != "" && strings.Trim(left[0], "0") == "" {
-			if wait, ok := waitOf(h[name.reset], h, now); ok {
+			if wait, ok := waitOf(h[name.reset], h, now, 0); ok {
 				return wait, true
 			}
 		}
@@ -49,26 +51,50 @@ func pauseOf(status int, h http.Header, now time.Time) (time.Duration, bool) {
 	return 0, false
 }
 
-// waitOf reads the first value that makes sense: seconds, a time since 1970, or a
-// date, and neither of these has passed. The server's own clock is in the Date.
-func waitOf(values []string, h http.Header, now time.Time) (time.Duration, bool) {
+// retryAfter reads the Retry-After of an answer that came now, whatever its status.
+// Some servers round its seconds down, and would refuse who comes back on the dot.
+func retryAfter(h http.Header, now time.Time) (time.Duration, bool) {
+	return waitOf(h["Retry-After"], h, now, lost)
+}
+
+// waitOf reads the first value that makes sense: seconds, of which so much may be
+// lost, a time since 1970, or a date, and neither of these has passed. The server's
+// own clock is in the Date.
+func waitOf(values []string, h http.Header, now time.Time, lost float64) (time.Duration, bool) {
 	for _, v := range values {
-		if v = strings.TrimSpace(v); len(v) > maxField {
+		if len(v) > maxField {
 			continue
 		}
 		if date, err := http.ParseTime(h.Get("Date")); err == nil {
 			now = date
 		}
-		if seconds := secondsOf(v, now); seconds >= 0 {
+		if seconds := secondsOf(single(v), now, lost); seconds >= 0 {
 			return time.Duration(math.Ceil(min(seconds, maxPause.Seconds())*1000)) * time.Millisecond, true
 		}
 	}
 	return 0, false
 }
 
-// secondsOf is the wait that v names, negative if it names none.
-func secondsOf(v string, now time.Time) float64 {
-	if at, err := http.ParseTime(v); err == nil {
+// single returns the one value of v, which a proxy may have joined of equal fields.
+func single(v string) string {
+	first, rest, _ := strings.Cut(v, ",")
+	first = strings.TrimSpace(first)
+	for value := range strings.SplitSeq(rest, ",") {
+		if strings.TrimSpace(value) != first {
+			return strings.TrimSpace(v)
+		}
+	}
+	return first
+}
+
+// secondsOf is the wait that v names, negative if it names none. Whole seconds may
+// have lost as much to rounding.
+func secondsOf(v string, now time.Time, lost float64) float64 {
+	at, err := http.ParseTime(v)
+	if err != nil {
+		at, err = time.Parse(time.RFC3339, v)
+	}
+	if err == nil {
 		return until(float64(at.Unix()), now)
 	}
 	n, err := strconv.ParseFloat(v, 64)
@@ -79,6 +105,8 @@ func secondsOf(v string, now time.Time) float64 {
 		return until(n/1000, now)
 	case n >= epochFrom:
 		return until(n, now)
+	case n > 0 && n == math.Trunc(n):
+		return n + lost
 	}
 	return n
 }
@@ -147,8 +175,3 @@ func joined(fields []string) string {
 	}
 	return strings.Join(fields, ",")
 }
-
-// withoutQuoted cuts what stands between quotes.
-func withoutQuoted(v string) string { return quoted.ReplaceAllString(v, `""`) }
-
-var quoted = regexp.MustCompile(`(?s)"(\\.|[^"\\])*("|\\?$)`)

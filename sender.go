@@ -8,111 +8,200 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/oauth2"
 )
 
-// A sender is the way to the partner for all requests of an account, token
-// requests included: the queue for the quota, the RoundTripper, and telemetry.
+// A sender is the way to the partner for all requests of an account, token requests
+// included: the queue for the quota, the RoundTripper, and telemetry.
 type sender struct {
-	base  http.RoundTripper // nil: http.DefaultTransport
-	queue *queue
-	line  line // of callers, in the queue
-	*telemetry
+	base      http.RoundTripper // nil: http.DefaultTransport
+	queue     *queue
+	telemetry *telemetry
+	provider  string // in errors
 
-	trouble atomic.Bool // the last request found no connection, or lost it
+	failing atomic.Bool // the last request found no connection, or lost it
 }
 
-// An attempt is one request on its way: its permit and the copy that is sent.
-// It is one allocation, made anew for a retry since the Base may hold on to it.
+// withBase returns a sender that is like s, but for its Base.
+func (s *sender) withBase(base http.RoundTripper) *sender {
+	return &sender{base: base, queue: s.queue, telemetry: s.telemetry, provider: s.provider}
+}
+
+// roundTripper returns the Base. Like net/http, it asks for the default at each
+// request.
+func (s *sender) roundTripper() http.RoundTripper {
+	if s.base == nil {
+		return http.DefaultTransport
+	}
+	return s.base
+}
+
+// tryAcquire returns a permit if there is one at once.
+func (s *sender) tryAcquire(ctx context.Context, now time.Time, t ticket) (permit, bool) {
+	p, ok := s.queue.tryAcquire(now, t)
+	if !ok {
+		return p, false
+	}
+	s.told(p, func() {
+		s.telemetry.metrics.recordWait(ctx, 0, acquired, t.low())
+	})
+	return p, true
+}
+
+// acquire waits for a permit, and returns how long that took.
+func (s *sender) acquire(ctx context.Context, t ticket, usable func() bool) (permit, time.Duration, error) {
+	return s.recorded(ctx, t.low(), func() (permit, error) { return s.queue.acquire(ctx, t, usable) })
+}
+
+// recorded records a wait for a permit.
+func (s *sender) recorded(ctx context.Context, low bool, wait func() (permit, error)) (p permit, waited time.Duration, err error) {
+	began := time.Now()
+	s.telemetry.metrics.addQueued(ctx, 1)
+	p, err = wait()
+	s.told(p, func() {
+		s.telemetry.metrics.addQueued(ctx, -1)
+		if err == errNotUsable {
+			return
+		}
+		waited = time.Since(began)
+		s.recordWait(ctx, began, waited, low, err)
+	})
+	return p, waited, err
+}
+
+// told tells telemetry, and gives p back if that panics.
+func (s *sender) told(p permit, tell func()) {
+	done := false
+	defer func() {
+		if !done && !p.at.IsZero() {
+			s.giveBack(p)
+		}
+	}()
+	tell()
+	done = true
+}
+
+func (s *sender) recordWait(ctx context.Context, since time.Time, waited time.Duration, low bool, err error) {
+	result := acquired
+	switch {
+	case errors.Is(err, ErrRateLimited):
+		result = deadlineExceeded
+	case err != nil:
+		result = canceled
+	}
+	s.telemetry.metrics.recordWait(ctx, waited, result, low)
+	s.telemetry.waitSpan(ctx, since, waited, result, low, failureOf(ctx, nil, err))
+}
+
+// giveBack ends a permit for which nothing was sent.
+func (s *sender) giveBack(p permit) {
+	s.queue.release(time.Now(), p, unused, 0, 0, 0, false)
+}
+
+// An attempt is one request on its way: its permit, and the copy that is sent. It is
+// one allocation, made anew for a retry since the Base may hold on to it. It is also
+// the context of that copy, so that a Base that leads back here can be recognized.
 type attempt struct {
-	permit        permit
-	origin        *origin
-	authorization []string      // for the copy; shared, so never appended to
-	body          io.ReadCloser // for the copy; nil: that of the request
-	template      string
-	tokenPath     string // of a token request, which metrics tell from other calls
-	resend        int
-	pause         time.Duration // that the answer asked of everybody
-	left          bool          // where there was no answer: there may have been a request
+	context.Context
+	sender *sender // whose requests must not come back to it
+
+	permit    permit
+	to        target
+	lease     *lease                                   // the token for the copy; nil: none
+	authorize func(*http.Request, *oauth2.Token) error // nil: set the Authorization header
+	body      io.ReadCloser                            // for the copy; nil: that of the request
+	template  string
+	resend    int  // how many requests came before it for the same call
+	forToken  bool // it is a token request, whose template goes to metrics, too
+	mostPause bool // nobody else is paused for longer than a window
+
+	mayCount bool          // where there was no answer: the server may have counted the request
+	pause    time.Duration // that the answer asks for
+	reason   string        // why the rate limit has learnt from the answer
 
 	copy    http.Request
 	carrier carrier
 }
 
-// admit waits until w, which has arrived, has its permit, and tells telemetry what
-// it waited for and for how long.
-func (s *sender) admit(ctx context.Context, w *waiter, ready bool) (p permit, waited time.Duration, err error) {
-	told := false
-	defer func() {
-		if !told && !p.at.IsZero() { // telemetry has panicked
-			s.queue.settle(time.Now(), p, unused, 0, 0)
-		}
-	}()
-	p, granted := s.queue.enter(time.Now(), w, ready && ctx.Err() == nil)
-	if granted {
-		s.recordWait(ctx, w, 0, nil)
-		s.recordPace(ctx, p.pace)
-		told = true
-		return p, 0, nil
-	}
-	waiting := *w // which is on the heap
-	s.addQueued(ctx, 1)
-	p, err = waiting.wait()
-	s.addQueued(ctx, -1)
-	if waiting.shares() {
-		s.recordShared(ctx, &waiting)
-	}
-	*w = waiting
-	if has[*AuthError](err) || err == errNoToken {
-		return p, 0, err // before it came to waiting for a permit
-	}
-	waited = time.Since(w.since)
-	s.recordWait(ctx, w, waited, err)
-	if err == nil {
-		s.recordPace(ctx, p.pace)
-	}
-	told = true
-	return p, waited, err
+// A target is where requests go.
+type target struct {
+	origin   *origin
+	endpoint *endpoint
 }
 
-// send sends a copy of req under a's permit and settles the permit when the
-// headers are in. The answer's body is the caller's; that of req the Base's.
+// Value implements context.Context.
+func (a *attempt) Value(key any) any {
+	if key == attemptKey {
+		return a
+	}
+	return a.Context.Value(key)
+}
+
+// errOwnBase is returned for a request that a Transport's Base sends back to it.
+var errOwnBase = errors.New("partnerauth: the Transport is its own Base: Transport.Base, or http.DefaultTransport where it is nil, leads back to it")
+
+// sentBy reports whether ctx is that of an attempt by s.
+func (s *sender) sentBy(ctx context.Context) bool {
+	a, ok := ctx.Value(attemptKey).(*attempt)
+	for ok {
+		if a.sender == s {
+			return true
+		}
+		a, ok = a.Context.Value(attemptKey).(*attempt)
+	}
+	return false
+}
+
+// send sends a copy of req under a's permit and ends the permit when the headers are
+// in. The answer's body is the caller's; that of req the Base's.
 func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp *http.Response, err error) {
 	span, err := noSpan, errAborted
 	defer func() {
 		now := time.Now()
 		s.settle(ctx, now, a, resp, err)
-		s.endAttempt(ctx, span, now.Sub(a.permit.at), req, a, resp, err)
+		failed := failureOf(ctx, resp, err)
+		template := ""
+		if a.forToken {
+			template = a.template
+		}
+		s.telemetry.metrics.recordAttempt(ctx, a.to.endpoint, now.Sub(a.permit.at), req.Method, template, resp, failed.kind)
+		s.telemetry.endAttempt(span, req.Method, req.URL, resp, a.reason, failed)
 		if err != nil {
-			_, secret, _ := strings.Cut(a.copy.Header.Get("Authorization"), " ")
-			err = withoutSecrets(err, secret)
+			err = withoutToken(err, a.lease.text())
 		}
 	}()
-	ctx, span = s.startAttempt(ctx, req, a)
+	ctx, span = s.telemetry.startAttempt(ctx, a.to.endpoint, req.Method, a.template, a.resend)
 	inVain := func() bool { return false }
-	if s.trouble.Load() {
+	if s.failing.Load() {
 		ctx, inVain = watched(ctx)
 	}
-	a.prepare(ctx, req)
-	s.inject(ctx, &a.carrier)
-	a.left = true
+	if err = a.prepare(ctx, req, s.telemetry); err != nil {
+		closeBody(a.copy.Body)
+		return nil, err
+	}
+	a.mayCount = true
+	err = errAborted
 	resp, err = s.roundTripper().RoundTrip(&a.copy)
-	if (err != nil) != s.trouble.Load() {
-		s.trouble.Store(err != nil)
+	if (err != nil) != s.failing.Load() {
+		s.failing.Store(err != nil)
 	}
 	switch {
 	case err != nil:
 		if resp = nil; fromProxy(err) {
 			err = fmt.Errorf("%w: %w", errProxy, err)
 		}
-		a.left = !neverLeft(err) && !inVain()
+		a.mayCount = !neverLeft(err) && !errors.Is(err, errOwnBase) && !inVain()
 	case resp == nil:
 		err = errors.New("partnerauth: Base returned neither a response nor an error")
 	case resp.Body == nil:
-		resp.Body = http.NoBody
+		resp.Body = missingBody(req, resp)
 	}
 	if err == nil {
 		resp.Request = req // and not the copy, which has the token in it
@@ -120,10 +209,21 @@ func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp 
 	return resp, err
 }
 
-// watched is ctx with a watch for the connection, which reports whether a Base of
-// net/http has sought one in vain. It costs something, and so is for times when
-// requests fail: by its error a TLS handshake that is cut cannot be told from an
-// answer that is.
+// missingBody returns the body of an answer that has none. Where the answer
+// announces one, reading it must not look like success.
+func missingBody(req *http.Request, resp *http.Response) io.ReadCloser {
+	if resp.ContentLength <= 0 || req.Method == http.MethodHead {
+		return http.NoBody
+	}
+	missing, end := io.Pipe()
+	end.CloseWithError(io.ErrUnexpectedEOF)
+	return missing
+}
+
+// watched returns ctx with a watch for the connection, which reports whether a Base
+// of net/http has looked for one in vain. It costs something, and so is for times
+// when requests fail: by its error, a TLS handshake that is cut cannot be told from
+// an answer that is.
 func watched(ctx context.Context) (_ context.Context, inVain func() bool) {
 	var sought, got atomic.Bool
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
@@ -134,19 +234,67 @@ func watched(ctx context.Context) (_ context.Context, inVain func() bool) {
 
 var errAborted = errors.New("partnerauth: Base has panicked or ended the goroutine")
 
-// roundTripper is the Base, asked for at each request as net/http does.
-func (s *sender) roundTripper() http.RoundTripper {
-	if s.base == nil {
-		return http.DefaultTransport
+// prepare makes the copy of req that is sent. It shares the values of the header, in
+// lists that nobody can append to in place, unless Authorize may change them.
+func (a *attempt) prepare(ctx context.Context, req *http.Request, t *telemetry) error {
+	a.Context = ctx
+	a.copy = *req.WithContext(a)
+	if a.body != nil {
+		a.copy.Body = a.body
 	}
-	return s.base
+	header := sharedHeader(req.Header)
+	if a.authorize != nil {
+		header = canonical(req.Header)
+		a.copy.URL = cloneURL(req.URL)
+	} else if a.lease != nil {
+		for key := range header {
+			if len(key) == len("Authorization") && strings.EqualFold(key, "Authorization") {
+				delete(header, key) // in whatever case the caller wrote it
+			}
+		}
+		header["Authorization"] = a.lease.authorization
+	}
+	a.copy.Header, a.carrier.Header = header, header
+	t.inject(ctx, &a.carrier)
+	if a.authorize == nil {
+		return nil
+	}
+	return a.authorized()
 }
 
-// prepare makes the copy of req that is sent. It shares the values of the
-// header, in lists that nobody can append to in place.
-func (a *attempt) prepare(ctx context.Context, req *http.Request) {
-	a.copy = *req.WithContext(ctx)
-	header := maps.Clone(req.Header)
+// authorized has the provider put the token on the copy.
+func (a *attempt) authorized() error {
+	err := a.authorize(&a.copy, a.lease.token)
+	switch {
+	case err != nil:
+		err = withText(err, strings.ReplaceAll(err.Error(), a.lease.text(), redacted))
+	case a.copy.URL == nil || !a.to.origin.matches(a.copy.URL) || a.to.origin.misdirected(&a.copy) != nil:
+		err = fmt.Errorf("the request would go to another host than %s", a.to.origin.host)
+	default:
+		return nil
+	}
+	return &AuthError{Provider: a.sender.provider, Op: "authorize", At: time.Now(), Err: err}
+}
+
+// canonical returns a deep copy of h with canonical names, so that a name set on it
+// replaces the one that the caller wrote in another case.
+func canonical(h http.Header) http.Header {
+	header := make(http.Header, len(h))
+	for name, values := range h {
+		name = http.CanonicalHeaderKey(name)
+		header[name] = append(header[name], values...)
+	}
+	return header
+}
+
+func cloneURL(u *url.URL) *url.URL {
+	clone := *u
+	return &clone
+}
+
+// sharedHeader returns a copy of h whose values are shared.
+func sharedHeader(h http.Header) http.Header {
+	header := maps.Clone(h)
 	if header == nil {
 		header = http.Header{}
 	}
@@ -155,44 +303,49 @@ func (a *attempt) prepare(ctx context.Context, req *http.Request) {
 			header[key] = slices.Clip(values)
 		}
 	}
-	if a.authorization != nil {
-		header["Authorization"] = a.authorization
-	}
-	if a.body != nil {
-		a.copy.Body = a.body
-	}
-	a.copy.Header, a.carrier.Header = header, header
+	return header
 }
 
-// settle tells the queue what became of a's permit. An answer may ask to be left
-// alone: then everybody leaves it alone.
+// settle ends a's permit. An answer may ask to be left alone: then everybody leaves
+// it alone.
 func (s *sender) settle(ctx context.Context, now time.Time, a *attempt, resp *http.Response, err error) {
-	o, status, pause := answered, 0, time.Duration(0)
+	o, status, named, isNamed, most := answered, 0, time.Duration(0), false, never
 	switch {
-	case err != nil && !a.left:
+	case err != nil && !a.mayCount:
 		o = unused
 	case err != nil:
 		o = unanswered
 	default:
-		var named bool
 		status = resp.StatusCode
-		pause, named = pauseOf(resp.StatusCode, resp.Header, now)
+		named, isNamed = pauseOf(status, resp.Header, now)
 		switch {
-		case resp.StatusCode == http.StatusTooManyRequests:
-			if o = throttled; !named {
-				pause = unnamed
-			}
-		case resp.StatusCode == http.StatusServiceUnavailable:
-			if !named {
-				o = overloaded
-			}
-		default: // nothing remains; the server counts what other programs send, too
-			pause = min(pause, s.queue.window)
+		case status == http.StatusTooManyRequests:
+			o = throttled
+		case status != http.StatusServiceUnavailable: // nothing remains; the server counts what other programs send, too
+			most = s.queue.window
+		case !isNamed:
+			o = overloaded
 		}
 	}
-	var pace float64
-	a.pause, pace = s.queue.settle(now, a.permit, o, status, pause)
-	s.recordPace(ctx, pace)
+	if a.mostPause {
+		most = s.queue.window
+	}
+	var v verdict
+	a.pause, v = s.queue.release(now, a.permit, o, status, named, most, isNamed)
+	a.reason = v.reason
+	s.telemetry.metrics.recordPace(ctx, v.pace, v.burst)
+}
+
+// failureOf returns how a request or call that ended with resp and err shows on its
+// span. Cancelling is not a failure.
+func failureOf(ctx context.Context, resp *http.Response, err error) failure {
+	switch {
+	case err != nil && !errors.Is(ctx.Err(), context.Canceled):
+		return failure{errorType(err), description(err)}
+	case err == nil && resp != nil && resp.StatusCode >= 400:
+		return failure{kind: fmt.Sprint(resp.StatusCode)}
+	}
+	return failure{}
 }
 
 // withSender lets a source of the user's own that wraps a Source send its token
@@ -204,4 +357,10 @@ func withSender(ctx context.Context, s *sender) context.Context {
 func senderFrom(ctx context.Context) *sender {
 	s, _ := ctx.Value(senderKey).(*sender)
 	return s
+}
+
+// spanContextFrom returns the place in the trace that a token request carries, and
+// nothing that somebody outside could make the partner refuse: others wait for it.
+func spanContextFrom(ctx context.Context) trace.SpanContext {
+	return trace.SpanContextFromContext(ctx).WithTraceState(trace.TraceState{})
 }

@@ -3,197 +3,209 @@ package partnerauth
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/oauth2"
-	"golang.org/x/time/rate"
 )
 
-// How a token is fetched, which is the Op of an AuthError as well.
+// Where a token comes from that was not fetched for the call.
 const (
-	login   = "login"
-	refresh = "refresh"
+	fromCache  = "cache"
+	fromOthers = "shared" // another call has fetched it
 )
 
-// Why a token is fetched.
+// Why a token is fetched. The other reason is unauthorized.
 const (
-	missing      = "missing"
-	expiring     = "expiring"
-	unauthorized = "unauthorized"
+	missing  = "missing"
+	expiring = "expiring"
 )
 
-// Logins that 401s on tokens just issued may cost: ten in a row, then one in
-// 45 seconds. An endpoint that misuses 401 gets no more than that.
-const (
-	reloginBurst = 10
-	reloginEvery = 45 * time.Second
-)
-
-// A Source is one account's token: an oauth2.TokenSource that signs in when
-// first asked, renews the token in the background from about 80 % of its
-// lifetime on, and lets one fetch serve all who wait. NowPost.TokenSource and
+// A Source is one account's token: an oauth2.TokenSource that signs in when first
+// asked, renews the token in the background from about 80 % of its lifetime on, and
+// lets one fetch serve all who wait. Provider.TokenSource, NowPost.TokenSource and
 // Ndovu.TokenSource make Sources; the zero value only returns an error.
 //
-// A Source is safe for concurrent use and has nothing to close. While it has a
-// fresh token, asking for it takes no lock and allocates nothing. What fmt,
-// slog and encoding/json make of a *Source contains no secret; do not copy one.
+// A Source is safe for concurrent use and has nothing to close. While it has a fresh
+// token, asking for it takes no lock and allocates nothing. What fmt, slog and
+// encoding/json print of a *Source contains no secret. Do not copy a Source.
 //
-// Used in a Transport, its token requests go through that Transport's queue and
-// telemetry and, unless the provider has a Base of its own, through its Base;
-// so do those that Token starts later. Of the caller's context they carry the
-// place in its trace, and no other value.
+// In a Transport, its token requests go through that Transport's queue and telemetry
+// and, unless the provider has a Base of its own, through its Base; so do those that
+// Token starts later. Of the caller's context they carry the trace context and no
+// other value.
 type Source struct {
-	provider *provider // a pointer, which fmt does not follow
+	account *account // a pointer, which fmt does not follow
 
-	current  atomic.Pointer[lease]  // the one token; nil: none, or it was rejected
-	last     atomic.Pointer[sender] // of the Transport that last fetched
-	own      *sender                // for as long as no Transport has
-	relogins *rate.Limiter
+	current atomic.Pointer[lease]  // nil: there is none, or it was rejected
+	last    atomic.Pointer[sender] // of the Transport that last fetched
+	own     *sender                // for as long as no Transport has
 
-	// The last lease that was rejected, and the last that such a rejection has
-	// overtaken: a Store may still have them.
-	last401, overtaken atomic.Pointer[lease]
+	known knownTokens
 
+	// mu guards what follows, and changes of current. Nothing waits while holding
+	// it, and no foreign code runs under it.
 	mu       sync.Mutex
-	fetch    *fetch                // the one under way
-	trigger  string                // of a fetch for want of a token
-	failures map[*sender]*failures // of fetches since the last that did not fail; under nil refused credentials
+	history  history
+	fetch    *fetch               // the one under way
+	trigger  string               // of a fetch for want of a token
+	renewing *oauth2.Token        // the last token, if it has a RefreshToken; it may have ended
+	setbacks map[*sender]*setback // since the last success, by the way they were met on
+	refusal  refusal              // of the credentials, on whatever way
 }
 
-func newRelogins() *rate.Limiter {
-	return rate.NewLimiter(rate.Every(reloginEvery), reloginBurst)
-}
+var errNoProvider = configError("", "the Source was not made by a TokenSource method")
 
-var errNoProvider = configError("", "the Source was not made by NowPost.TokenSource or Ndovu.TokenSource")
-
-func newSource(p *provider) *Source {
+// TokenSource returns a new Source for the account. Share it: each Source signs in for
+// itself.
+func (p Provider) TokenSource() *Source {
 	return &Source{
-		provider: p, trigger: missing, relogins: newRelogins(), failures: map[*sender]*failures{},
-		own: &sender{queue: unlimited(), telemetry: newTelemetry(p.name, nil, nil, nil)},
+		account: newAccount(p), trigger: missing, history: newHistory(), setbacks: map[*sender]*setback{},
+		own: &sender{queue: unlimited(), telemetry: newTelemetry(p.Name, nil, nil, nil), provider: p.Name},
 	}
 }
 
-// Token returns the current token, or waits until there is one: TokenContext
-// without a context. It makes Source an oauth2.TokenSource.
+// Token returns the current token, or waits until there is one: TokenContext without
+// a context. It makes Source an oauth2.TokenSource.
 func (s *Source) Token() (*oauth2.Token, error) {
 	return s.TokenContext(context.Background())
 }
 
-// TokenContext returns the current token, or waits until there is one. The end
-// of ctx ends this caller's wait and nobody else's; the fetch goes on, for at
-// most 30 seconds on the wire. The token must not be changed.
+// TokenContext returns the current token, or waits until there is one. The end of ctx
+// ends this caller's wait and nobody else's; the fetch goes on, for at most 30 seconds
+// on the wire. The token must not be changed.
 //
-// Every error is an *[AuthError]. Credentials that were refused are not tried
-// again for a second at first and for a quarter of an hour later on, and other
-// failures for half a second up to 30; meanwhile callers get the same error.
+// Every error is an *[AuthError]. After refused credentials the partner is not asked
+// again with the same ones for a second at first and for a quarter of an hour later
+// on, and after other failures for half a second up to 30. Meanwhile callers get that
+// failure again.
 func (s *Source) TokenContext(ctx context.Context) (*oauth2.Token, error) {
-	if s == nil || s.provider == nil {
+	if s == nil || s.account == nil {
 		return nil, errNoProvider
 	}
-	if l := s.fresh(); l != nil {
-		return l.token, nil
-	}
-	l, err := s.wait(ctx, senderFrom(ctx))
+	l, _, err := s.lease(ctx, time.Now(), senderFrom(ctx), nil)
 	if err != nil {
 		return nil, err
 	}
 	return l.token, nil
 }
 
-// wait waits for a token, but not for leave to send a request with it.
-func (s *Source) wait(ctx context.Context, via *sender) (*lease, error) {
-	if ctx.Err() != nil {
-		return nil, s.gaveUp(ended(ctx))
-	}
-	q := unlimited()
-	w := &waiter{queue: q, line: &q.own, ctx: ctx, tokens: s, via: via}
-	_, err := w.wait()
-	if w.shares() {
-		s.way(via).recordShared(ctx, w)
+// lease returns a token to send and where it came from, waiting for a fetch if there
+// is none.
+func (s *Source) lease(ctx context.Context, now time.Time, via *sender, _ *lease) (*lease, string, error) {
+	if l := s.current.Load(); l.state(now) == fresh {
+		return l, fromCache, nil
 	}
 	switch {
-	case err == nil || has[*AuthError](err):
-		return w.lease, err
-	case w.lease.good(time.Now()): // it came at the very end
-		return w.lease, nil
+	case s.account.err != nil:
+		return nil, "", s.account.err
+	case ctx.Err() != nil:
+		return nil, "", s.gaveUp(ctx, nil)
 	}
-	return nil, s.gaveUp(ended(ctx))
+	began := time.Now()
+	for {
+		good, f, own, err := s.join(ctx, via)
+		if f == nil {
+			return good, fromCache, err
+		}
+		l, from, err := s.wait(ctx, f)
+		if !own {
+			s.way(via).telemetry.sharedWaitSpan(ctx, began, f.spanContext(), failureOf(ctx, nil, err))
+			from = fromOthers
+		}
+		switch {
+		case l != nil:
+			return l, from, nil
+		case good.good(time.Now()): // a renewal that was waited for
+			return good, fromCache, nil
+		case err != nil:
+			return nil, "", err
+		}
+		// A rejection has overtaken the fetch: look again.
+	}
 }
 
-// fresh is the current token if it need not be renewed, else nil.
-func (s *Source) fresh() *lease {
-	if l := s.current.Load(); l != nil && time.Now().Before(l.renew) {
-		return l
+// wait waits for f's token. It returns neither a token nor an error if a rejection has
+// overtaken f.
+func (s *Source) wait(ctx context.Context, f *fetch) (*lease, string, error) {
+	select {
+	case <-f.done:
+		if f.got.err != nil {
+			return nil, "", f.got.err
+		}
+		return f.got.lease, f.got.from, nil
+	case <-ctx.Done():
+		return nil, "", s.gaveUp(ctx, f)
 	}
-	return nil
 }
 
-func (s *Source) ask(context.Context, *sender, bool) (*lease, error) { return s.fresh(), nil }
-
-// seek gives w the token to send, starting its renewal if that is due, or else a
-// fetch to wait for. Its error may be that of a failed fetch that must not be
-// repeated yet.
-func (s *Source) seek(w *waiter) error {
-	w.fetch = nil
-	if w.lease = s.fresh(); w.lease != nil || s.provider.err != nil {
-		return s.provider.err
-	}
+// join returns a token that is good, if there is one, and the fetch to wait for, if
+// there is one. It starts a fetch that is due and allowed, own then being true. It
+// returns an error if there is no token and none may be fetched yet.
+func (s *Source) join(ctx context.Context, via *sender) (good *lease, f *fetch, own bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now, l := time.Now(), s.current.Load()
-	failed := s.forbidding(now, w.via)
-	switch {
-	case l.good(now):
-		if w.lease = l; s.fetch == nil && failed.err == nil && !now.Before(l.renew) {
-			s.start(w, l)
+	now := time.Now()
+	l := s.advanceLocked(now)
+	if state := l.state(now); state != expired {
+		if state == renewable && s.fetch == nil && s.heldBackLocked(now, via, true) == nil {
+			own = true
+			s.startLocked(ctx, via, now, l)
 		}
-		return nil
-	case s.fetch != nil:
-		s.fetch.awaited.Store(true)
-	case failed.err != nil && !(failed.err.refused() && (s.provider.asks || s.provider.store != nil)):
-		return failed.err
-	case w.outlived >= maxOutlived:
-		return &AuthError{Provider: s.provider.name, Op: login, Err: errOutlived}
-	default:
-		s.start(w, nil)
+		if s.account.savesBeforeExit() {
+			f = s.fetch
+		}
+		return l, f, own, nil
 	}
-	w.fetch = s.fetch
-	return nil
+	if s.fetch == nil {
+		if err := s.heldBackLocked(now, via, false); err != nil {
+			return nil, nil, false, err
+		}
+		own = true
+		s.startLocked(ctx, via, now, nil)
+	}
+	s.fetch.want()
+	return nil, s.fetch, own, nil
 }
 
-var errOutlived = errors.New("the tokens end before the turn of a request comes")
+// advanceLocked returns the current lease. The one that another stood in for is
+// current when its time has come.
+func (s *Source) advanceLocked(now time.Time) *lease {
+	l := s.current.Load()
+	if next := s.history.next; next != nil && l.state(now) != fresh {
+		s.history.next, s.history.previous = nil, nil
+		s.current.Store(next)
+		return next
+	}
+	return l
+}
 
-// start starts the fetch of a new token, in place of l if that is still good.
-// s.mu is held, and no fetch is under way.
-func (s *Source) start(w *waiter, l *lease) {
-	if w.via != nil {
-		s.last.Store(w.via)
+// startLocked starts the fetch of a new token, in place of l if that is still good. No
+// other is under way.
+func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time, l *lease) {
+	if via != nil {
+		s.last.Store(via)
 	}
-	via := s.way(w.via)
-	f := &fetch{
-		source: s, via: via, sender: via, op: login, trigger: s.trigger, renews: l,
-		refusals: *cmp.Or(s.failures[nil], new(failures)),
-	}
+	plan := fetchPlan{trigger: s.trigger, renews: l, refusal: s.refusal}
 	switch {
-	case l == nil:
-		f.leader = w
-	case !l.over && s.provider.refreshes:
-		f.op = refresh
+	case s.account.Refresh == nil || s.refusal.holds(now):
+	case l != nil && !l.expiredOnArrival:
+		plan.refreshes = l.token
+	default:
+		plan.refreshes = s.renewing
 	}
-	f.pending.Store(true)
-	f.awaited.Store(l == nil)
-	f.done, f.end = context.WithCancel(context.Background())
-	f.ctx = f.done
+	f, fetching := newFetch(s.account, &s.known, s.way(via), now, plan)
+	if s.refusal.mayAsk(now) {
+		s.refusal.asked = now
+	}
 	s.fetch = f
-	go f.run(w.ctx)
+	go f.run(fetching, spanContextFrom(ctx), s.finish)
 }
 
-// way is the sender that token requests take: of the Transport that needs a token,
-// the last that did, or the Source's own.
+// way returns the sender that token requests take: of the Transport that needs a
+// token, the last that did, or the Source's own.
 func (s *Source) way(via *sender) *sender {
 	if via == nil {
 		via = s.last.Load()
@@ -204,93 +216,187 @@ func (s *Source) way(via *sender) *sender {
 	return via
 }
 
-// finish makes what fetch f brought known, unless a rejection has overtaken it.
-func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
+// setbackKey returns the way that failures are met on. All ways are one where token
+// requests have a Base of their own.
+func (s *Source) setbackKey(via *sender) *sender {
+	if s.account.Base != nil {
+		return s.own
+	}
+	return s.way(via)
+}
+
+// heldBackLocked returns an earlier failure if no fetch may start yet because of it. A
+// renewal, which nobody waits for, may have to wait longer.
+func (s *Source) heldBackLocked(now time.Time, via *sender, renewal bool) error {
+	if b := s.setbacks[s.setbackKey(via)]; b != nil {
+		until := b.callers
+		if renewal {
+			until = b.until
+		}
+		if now.Before(until) {
+			return b.err.again(now, until)
+		}
+	}
+	if r := &s.refusal; r.holds(now) && !r.mayAsk(now) && s.account.Store == nil {
+		return r.err.again(now, r.until)
+	}
+	return nil
+}
+
+// finish makes the result of fetch f known, unless a rejection has overtaken it.
+func (s *Source) finish(f *fetch, got result) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fetch != f {
-		if l != nil {
-			s.overtaken.Store(l)
-		}
+		s.known.forbid(got.lease.text())
 		return
 	}
 	s.fetch = nil
-	if err == nil {
-		clear(s.failures)
-		s.trigger = expiring
-		s.current.Store(l)
-		f.lease = l
-		if f.op == fromStore && f.trigger == unauthorized {
-			s.relogins.ReserveN(time.Now(), -1) // it was no login
-		}
-		return
+	if got.lease != nil {
+		s.adoptLocked(f, got)
+	} else {
+		s.holdLocked(f, got)
 	}
-	f.err = err
-	way := s.key(f.via)
-	switch {
-	case err.refused():
-		if err != f.refusals.err {
-			f.refusals = f.refusals.with(err, f.secret)
+	f.got = got
+	close(f.done)
+}
+
+// adoptLocked makes a new token the current one.
+func (s *Source) adoptLocked(f *fetch, got result) {
+	l, h := got.lease, &s.history
+	same := f.plan.renews.text() == l.text()
+	if f.plan.renews != nil && f.plan.renews.accepted.Load() {
+		h.unproven = 0
+		if same {
+			l.accept()
 		}
-		s.failures[nil] = new(f.refusals)
-	case !f.idle:
-		s.failures[way] = new(cmp.Or(s.failures[way], new(failures)).with(err, ""))
+	}
+	switch {
+	case got.from == fromStore && f.plan.trigger == unauthorized:
+		h.loggedIn(l.issued, -1) // it was no login of ours
+	case got.from == login && f.plan.trigger == expiring:
+		h.unproven++
+	}
+	h.previous, h.next = f.plan.renews, nil
+	s.known.allow(l)
+	if s.renewing = nil; l.token.RefreshToken != "" {
+		s.renewing = l.token
+	}
+	clear(s.setbacks)
+	s.refusal = refusal{}
+	s.trigger = expiring
+	s.current.Store(l)
+}
+
+// holdLocked remembers why a fetch has failed, and for how long.
+func (s *Source) holdLocked(f *fetch, got result) {
+	if got.forgetRefresh {
+		s.renewing = nil
+	}
+	switch {
+	case got.sentNothing:
+		s.refusal.varies = s.refusal.varies || got.refusal.varies
+		s.refusal.record = cmp.Or(got.refusal.record, s.refusal.record)
+	case got.err.isRefusal():
+		s.refusal = got.refusal
+	default:
+		key := s.setbackKey(f.way)
+		s.setbacks[key] = s.setbacks[key].with(got.err, f.plan.renews != nil)
 	}
 }
 
-// Invalidate forgets token if it is still the current one, so that the next
-// caller signs in. An answer to a token request sent before is not used any
-// more. A Transport calls it for a token that was answered 401.
+// Invalidate forgets token if it is still the current one, so that the next caller
+// signs in. An answer to a token request that was sent before is not used any more. A
+// Transport calls it for a token that was answered 401.
 func (s *Source) Invalidate(token *oauth2.Token) {
-	if s == nil || token == nil {
+	if s == nil || token == nil || s.account == nil {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.current.Load().has(token.AccessToken) {
-		s.forget()
+	s.known.forbid(token.AccessToken)
+	switch token.AccessToken {
+	case s.current.Load().text():
+		s.forgetLocked(s.history.next)
+	case s.history.next.text():
+		s.history.next = nil
+	case s.history.previous.text():
+		s.history.previous = nil
 	}
 }
 
-// reject is Invalidate for the token of l, which a partner answered with 401.
-// It reports whether another token can be had: it is somebody else's new one,
-// or a login that the limit for fruitless logins allows.
+// reject is told that l was answered 401, and reports whether another token can be
+// had.
 func (s *Source) reject(l *lease) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := s.current.Load(); now == nil || now.token != l.token {
-		return true
-	}
-	if !s.relogins.Allow() {
+	now, current := time.Now(), s.current.Load()
+	switch s.history.decide(l, current, now) {
+	case keepToken:
 		return false
+	case useCurrent:
+	case usePrevious:
+		s.history.next = current
+		s.current.Store(s.history.previous.standIn(current.issued.Add(lagTime)))
+	case useNext:
+		s.known.forbid(l.text())
+		s.forgetLocked(s.history.next)
+	case fetchAnother:
+		s.known.forbid(l.text())
+		s.history.loggedIn(now, 1)
+		s.forgetLocked(nil)
 	}
-	s.forget()
 	return true
 }
 
-// forget drops the current token. A fetch under way may have been answered
-// before whatever made the token invalid, so it is taken off the Source, and who
-// waited for it looks for another. s.mu is held.
-func (s *Source) forget() {
-	s.last401.Store(s.current.Swap(nil))
+// forgetLocked drops the current token, for next if there is one. A fetch under way
+// may have been answered before whatever made the token invalid, so it is taken off
+// the Source, and who waited for it looks for another.
+func (s *Source) forgetLocked(next *lease) {
+	s.current.Store(next)
+	s.history.previous, s.history.next = nil, nil
 	s.trigger = unauthorized
 	if f := s.fetch; f != nil {
 		s.fetch = nil
-		f.end()
+		f.cancel()
+		s.known.forbid(f.saving.Load().text())
+		close(f.done)
 	}
 }
 
-// gaveUp is the error of a caller whose context ended before there was a token.
-func (s *Source) gaveUp(why error) *AuthError {
-	return &AuthError{Provider: s.provider.name, Op: login, Err: fmt.Errorf("gave up waiting: %w", why)}
+// newest returns the current token if it is good, starting its renewal if that is due.
+func (s *Source) newest(ctx context.Context, via *sender, _ *lease) *lease {
+	switch l := s.current.Load(); l.state(time.Now()) {
+	case fresh:
+		return l
+	case renewable:
+		good, _, _, _ := s.join(ctx, via)
+		return good
+	}
+	return nil
 }
 
-// Format implements fmt.Formatter, for all verbs that go vet accepts: it tells
-// the provider, and nothing secret.
+func (s *Source) usable(*lease) bool { return s.current.Load().good(time.Now()) }
+
+func (s *Source) surely() bool { return true }
+
+// gaveUp returns the error of a caller whose context ended before there was a token,
+// and what the fetch that it waited for was waiting for.
+func (s *Source) gaveUp(ctx context.Context, f *fetch) *AuthError {
+	why := fmt.Errorf("gave up waiting: %w", ended(ctx))
+	if f != nil {
+		if cause := f.waitsFor(ctx); cause != nil {
+			why = fmt.Errorf("%w: %w", why, cause)
+		}
+	}
+	return &AuthError{Provider: s.account.Name, Op: login, At: time.Now(), Err: why}
+}
+
+// Format implements fmt.Formatter: all verbs print the provider, and nothing secret.
 func (s *Source) Format(f fmt.State, _ rune) {
 	provider := ""
-	if s != nil && s.provider != nil {
-		provider = s.provider.name
+	if s != nil && s.account != nil {
+		provider = s.account.Name
 	}
 	fmt.Fprintf(f, "partnerauth.Source{%s}", provider)
 }

@@ -8,194 +8,195 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"encoding/json"
-	mathrand "math/rand/v2"
-	"net/http"
 	"strings"
-	"sync/atomic"
 	"time"
-
-	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
-	"go.opentelemetry.io/otel/trace"
 )
 
+// A Store keeps the tokens of accounts where other processes find them: module
+// partnerredis has one for a fleet, partnerfile one for command-line programs. It
+// must be safe for concurrent use. Records are opaque and secret. Most programs use
+// one of these two and need not know more.
+//
+// A Store that fails is never an error of a call: the process signs in as if it had
+// none.
+//
+// A Store with a method SavesBeforeExit() bool that returns true serves programs
+// that end at once: a token is then not renewed in the background, where the
+// program would end before the new one is saved, but before the first call that
+// finds it due.
+type Store interface {
+	// Load returns the record saved under key and how long it is still good for;
+	// nil if there is none.
+	Load(ctx context.Context, key string) (record []byte, left time.Duration, err error)
+	// TryLock takes the lock of key, without waiting. It returns a nil Lock and no
+	// error if somebody else has it.
+	TryLock(ctx context.Context, key string) (Lock, error)
+}
+
+// A Lock allows its holder to replace one record. It ends with Unlock, or some
+// seconds after its process has died.
+type Lock interface {
+	// Save replaces the record for as long as it is good. It fails if the lock was
+	// lost.
+	Save(ctx context.Context, record []byte, good time.Duration) error
+	Unlock(ctx context.Context) error
+}
+
 const (
-	fromStore = "store" // how a token is fetched that another process has fetched
+	// storeTime is how long each operation of a Store may take.
 	storeTime = 3 * time.Second
-	hashRound = 10_000 // of a refused secret; a Store may be read by others
-	// countTime is how much longer a refusal stays there than it holds, so that
-	// the next one, of a cron job perhaps, is remembered for longer.
+	// digestRounds are those of PBKDF2. Others may be able to read a Store.
+	digestRounds = 10_000
+	// countTime is how much longer a refusal stays in a Store than it holds, so
+	// that the next one, perhaps of a cron job, is remembered for longer.
 	countTime = time.Hour
 )
 
-// A record is what a Store keeps of an account: a token, or the credentials that
-// were refused.
+// A record is what a Store keeps of an account: a token, or that a sign-in request
+// was refused.
 type record struct {
 	Token    string        `json:"token,omitempty"`
+	Type     string        `json:"type,omitempty"`
+	Refresh  string        `json:"refresh,omitempty"`
 	Lifetime time.Duration `json:"lifetime,omitempty"` // the whole of it
-	Status   int           `json:"status,omitempty"`   // with which the secret was refused
+	Refused  bool          `json:"refused,omitempty"`
+	Wrong    bool          `json:"wrong,omitempty"` // the refusal is ErrCredentials
+	Status   int           `json:"status,omitempty"`
 	Salt     []byte        `json:"salt,omitempty"`
-	Hash     []byte        `json:"hash,omitempty"`
-	Count    int           `json:"count,omitempty"` // of refusals so far
+	Digest   []byte        `json:"digest,omitempty"` // of the request that was refused
+	Count    int           `json:"count,omitempty"`  // of refusals so far
 }
 
-// storeKey is the key of an account's record. One Store serves all accounts.
-func storeKey(provider, baseURL, user string) string {
-	sum := sha256.Sum256([]byte(provider + "\n" + strings.TrimRight(baseURL, "/") + "\n" + user))
-	return provider + "-" + hex.EncodeToString(sum[:12])
+// A requestDigest identifies a token request that was refused, without keeping the
+// secret in it.
+type requestDigest [sha256.Size]byte
+
+// of reports whether r is the refusal of the request with that digest.
+func (r *record) of(digest requestDigest) bool {
+	return subtle.ConstantTimeCompare(saltedDigest(digest, r.Salt), r.Digest) == 1
 }
 
-func hashOf(secret string, salt []byte) []byte {
-	hash, _ := pbkdf2.Key(sha256.New, secret, salt, hashRound, 16)
+// setDigest makes r the refusal of the request with that digest.
+func (r *record) setDigest(digest requestDigest) {
+	r.Salt = make([]byte, 16)
+	rand.Read(r.Salt)
+	r.Digest = saltedDigest(digest, r.Salt)
+}
+
+func saltedDigest(digest requestDigest, salt []byte) []byte {
+	hash, _ := pbkdf2.Key(sha256.New, string(digest[:]), salt, digestRounds, 16)
 	return hash
 }
 
-// throughStore gets a token from the Store, or else by get while other processes wait
-// for it there. A Store that fails, or whose lock is stuck, is passed over.
-func (f *fetch) throughStore() fetched {
-	for began := time.Now(); ; {
-		if got, ok := f.stored(); ok {
-			return got
-		}
-		lock, err := f.lock()
-		switch {
-		case lock != nil:
-			return f.locked(lock)
-		case err != nil || time.Since(began) > wireLimit:
-			return f.get()
-		}
-		select {
-		case <-time.After(20*time.Millisecond + mathrand.N(180*time.Millisecond)):
-		case <-f.ctx.Done():
-			return f.failed(0, f.ctx.Err())
-		}
-	}
+// storeKey returns the key of an account's record. One Store serves all accounts.
+func storeKey(provider, baseURL, account string) string {
+	sum := sha256.Sum256([]byte(provider + "\n" + strings.TrimRight(baseURL, "/") + "\n" + account))
+	return provider + "-" + hex.EncodeToString(sum[:12])
 }
 
-// lock takes the Store's lock, nil if somebody else has it. One that comes when
-// f has stopped waiting is given back, or nobody could sign in any more.
-func (f *fetch) lock() (Lock, error) {
-	var lock Lock
-	var decided atomic.Bool // whether it came in time
-	_, err := within3s(f.ctx, f, func(ctx context.Context) (any, error) {
-		got, err := f.source.provider.store.TryLock(ctx, f.source.provider.key)
-		if err != nil || got == nil {
-			return nil, err
-		}
-		if lock = got; decided.Swap(true) {
-			f.unlock(got)
-		}
-		return nil, nil
+// A vault is one account's record in a Store, for one fetch. Each operation has
+// three seconds, whatever the Store's code does. After a failure the Store is not
+// asked again.
+type vault struct {
+	store  Store
+	key    string
+	failed func(error) // is told of the first failure
+	broken bool
+}
+
+// load returns the record and how long it is good for; false if there is none.
+func (v *vault) load(ctx context.Context) (r record, left time.Duration, ok bool) {
+	if v.broken {
+		return record{}, 0, false
+	}
+	type loaded struct {
+		record []byte
+		left   time.Duration
+	}
+	got, err := bounded(ctx, storeTime, nil, func(ctx context.Context) (loaded, error) {
+		sealed, left, err := v.store.Load(ctx, v.key)
+		return loaded{sealed, left}, err
 	})
-	if err != nil && !decided.Swap(true) {
-		return nil, err
+	if v.note(ctx, err); err != nil || got.left <= 0 || json.Unmarshal(got.record, &r) != nil {
+		return record{}, 0, false
 	}
-	return lock, nil
+	return r, got.left, true
 }
 
-func (f *fetch) unlock(lock Lock) {
-	within3s(context.WithoutCancel(f.ctx), f, func(ctx context.Context) (any, error) { return nil, lock.Unlock(ctx) })
+// tryLock returns the lock, nil if somebody else has it. It reports false if the
+// Store failed. A lock that comes too late is given back.
+func (v *vault) tryLock(ctx context.Context) (lock Lock, ok bool) {
+	if v.broken {
+		return nil, false
+	}
+	giveBack := func(late Lock, err error) {
+		if err == nil && late != nil {
+			v.unlock(ctx, late)
+		}
+	}
+	lock, err := bounded(ctx, storeTime, giveBack, func(ctx context.Context) (Lock, error) { return v.store.TryLock(ctx, v.key) })
+	v.note(ctx, err)
+	return lock, err == nil
 }
 
-// locked gets a token under the lock, and saves it.
-func (f *fetch) locked(lock Lock) fetched {
-	defer f.unlock(lock)
-	if got, ok := f.stored(); ok { // since then
-		return got
-	}
-	got := f.get()
-	if f.ctx.Err() == nil {
-		f.save(lock, got)
-	}
-	if f.ctx.Err() != nil && got.lease != nil { // a rejection has overtaken it
-		f.source.overtaken.Store(got.lease)
-	}
-	return got
+func (v *vault) unlock(ctx context.Context, lock Lock) {
+	_, err := bounded(context.WithoutCancel(ctx), storeTime, nil, func(ctx context.Context) (any, error) { return nil, lock.Unlock(ctx) })
+	v.note(ctx, err)
 }
 
-// within3s gives the Store its time, and makes its failure an event of the fetch.
-func within3s[T any](ctx context.Context, f *fetch, ask func(context.Context) (T, error)) (T, error) {
-	got, err := bounded(ctx, storeTime, ask)
-	if err != nil && f.ctx.Err() == nil {
-		trace.SpanFromContext(f.ctx).AddEvent("partnerauth.store.failed", trace.WithAttributes(semconv.ErrorTypeKey.String(typeOf(err))))
-	}
-	return got, err
+func (v *vault) save(ctx context.Context, lock Lock, r record, good time.Duration) {
+	encoded, _ := json.Marshal(r)
+	_, err := bounded(context.WithoutCancel(ctx), storeTime, nil, func(ctx context.Context) (any, error) { return nil, lock.Save(ctx, encoded, good) })
+	v.note(ctx, err)
 }
 
-// stored is what the Store has, if it is of use: a token that is neither the one
-// to be renewed nor the one that was rejected, or a refusal of the same secret.
-func (f *fetch) stored() (fetched, bool) {
-	p, source := f.source.provider, f.source
-	if p.store == nil {
-		return fetched{}, false
+// note remembers a failure of the Store, unless it came of the end of ctx.
+func (v *vault) note(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil && !v.broken {
+		v.broken = true
+		v.failed(err)
 	}
-	var left time.Duration
-	sealed, err := within3s(f.ctx, f, func(ctx context.Context) (sealed []byte, err error) {
-		sealed, left, err = p.store.Load(ctx, p.key)
-		return sealed, err
-	})
-	var r record
-	if err != nil || left <= 0 || json.Unmarshal(sealed, &r) != nil {
-		return fetched{}, false
-	}
-	if r.Status != 0 && f.op == refresh {
-		return fetched{}, false // the session may go on all the same
-	}
-	if r.Status != 0 {
-		return f.refusedElsewhere(r, left)
-	}
-	outdated := source.last401.Load().has(r.Token) || source.overtaken.Load().has(r.Token) || f.renews.has(r.Token)
-	if outdated || !sendable(r.Token) || left < leastLeft {
-		return fetched{}, false
-	}
-	now := time.Now()
-	f.op = fromStore
-	return fetched{lease: newLease(r.Token, max(r.Lifetime, left), now.Add(min(0, left-r.Lifetime)), now)}, true
 }
 
-// refusedElsewhere is the refusal of the same secret to another process.
-func (f *fetch) refusedElsewhere(r record, left time.Duration) (fetched, bool) {
-	secret, err := f.asked()
-	switch {
-	case err != nil:
-		return fetched{}, false
-	case f.refusals.holds(secret): // as this process knows
-		f.idle = true
-		return fetched{err: f.refusals.err}, true
-	case subtle.ConstantTimeCompare(hashOf(secret, r.Salt), r.Hash) == 0:
-		return fetched{}, false
-	}
-	f.refusals.count = max(f.refusals.count, min(max(r.Count, 1), len(refusals)))
-	if r.Count > 0 {
-		left -= countTime // in which it is only counted
-	}
-	if left = min(left, refusals[len(refusals)-1]*3/2); left <= 0 {
-		return fetched{}, false
-	}
-	got := f.failed(r.Status, f.refusal(&http.Response{StatusCode: r.Status}, true))
-	got.err.RetryAfter = left
-	f.refusals = failures{got.err, f.refusals.count, time.Now().Add(left), secret}
-	f.idle = true
-	return got, true
+// bounded runs foreign code for at most limit, whatever it does. A result that comes
+// later goes to late, if there is one.
+func bounded[T any](ctx context.Context, limit time.Duration, late func(T, error), do func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return beside(ctx, late, do)
 }
 
-// save puts what an exchange brought into the Store: a token, or that the secret
-// was refused, for as long as that is to be remembered.
-func (f *fetch) save(lock Lock, got fetched) {
-	var r record
-	var good time.Duration
-	switch {
-	case got.lease != nil && f.op != fromStore:
-		good = time.Until(got.lease.ends)
-		r = record{Token: got.lease.token.AccessToken, Lifetime: good}
-	case got.err.refused() && got.err != f.refusals.err:
-		f.refusals = f.refusals.with(got.err, f.secret)
-		good = got.err.RetryAfter + countTime
-		r = record{Status: got.err.StatusCode, Salt: make([]byte, 16), Count: f.refusals.count}
-		rand.Read(r.Salt)
-		r.Hash = hashOf(f.secret, r.Salt)
-	default:
-		return
+// beside runs foreign code in a goroutine of its own until ctx ends. A panic in it is
+// an error.
+func beside[T any](ctx context.Context, late func(T, error), do func(context.Context) (T, error)) (T, error) {
+	type result struct {
+		got T
+		err error
 	}
-	sealed, _ := json.Marshal(r)
-	within3s(context.WithoutCancel(f.ctx), f, func(ctx context.Context) (any, error) { return nil, lock.Save(ctx, sealed, good) })
+	done, gone := make(chan result), make(chan struct{})
+	go func() {
+		r := result{err: errGoexit}
+		defer func() {
+			if value := recover(); value != nil {
+				r.err = errPanic(value)
+			}
+			select {
+			case done <- r:
+			case <-gone:
+				if late != nil {
+					defer func() { recover() }() // nobody is left to be told
+					late(r.got, r.err)
+				}
+			}
+		}()
+		r.got, r.err = do(ctx)
+	}()
+	select {
+	case r := <-done:
+		return r.got, r.err
+	case <-ctx.Done():
+		close(gone)
+		var none T
+		return none, ctx.Err()
+	}
 }

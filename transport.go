@@ -4,143 +4,295 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"net/url"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/oauth2"
 )
 
-// A Transport is an http.RoundTripper that puts a token on requests to its
-// Origins, keeps them inside the quota, and traces them. Requests to anywhere
-// else go to the Base as they are, so that a redirect takes no token along:
-// where a 401 surprises you, compare the hosts.
+// A Transport is an http.RoundTripper that puts a token on requests to its Origins,
+// keeps them inside the quota, and traces them. Requests to anywhere else go to the
+// Base as they are, so a redirect does not carry the token away. If a 401 surprises
+// you, compare the hosts.
 //
-// A request answered 401 is sent once more with a new token, and one answered
-// 429 once more after the pause that the answer asks for, if its body can be had
-// again (http.NoBody or GetBody), and for 429 if the pause is within the
-// context's deadline and at most two windows. Everything else is an answer and
-// is returned as it is.
+// A request that is answered 401 is sent once more with a new token, and one that is
+// answered 429 once more after the pause that the answer asks for, if its body can be
+// replayed (none, http.NoBody, or GetBody) and, for 429, if the pause ends before the
+// context's deadline and within two windows. Every other answer is returned as it is.
+// GetBody is called only after the Base has closed the first body.
 //
-// Errors, beside those of Base: [*AuthError] where there is no token,
-// [ErrRateLimited] where the turn would come after the deadline,
-// [ErrInsecureURL], one for a request whose Host or URL.Opaque names another host
-// than its URL, and the context's. Time in the queue counts towards
-// http.Client.Timeout.
+// Beside those of Base, errors are [*AuthError] if there is no token,
+// [*RateLimitError] if the turn would come after the deadline, [ErrInsecureURL], an
+// error for a request whose Host or URL.Opaque names another host than its URL, and
+// the context's. Time in the queue counts towards http.Client.Timeout.
 //
-// A Transport needs a Source; other zero values mean the stated defaults. It is
-// safe for concurrent use and must not be changed or copied after first use.
+// A Transport needs a Source; other zero values mean the stated defaults. It is safe
+// for concurrent use and must not be changed or copied after first use. There is
+// nothing to close.
 type Transport struct {
-	// Source has the tokens; required. A source of your own that has the methods
-	// TokenContext or Invalidate of [Source] is treated like one; of one that has
-	// not, a 401 is returned as it is.
+	// Source has the tokens; required. Your own source that has the methods
+	// TokenContext or Invalidate of [Source] is asked by them. One that has not is
+	// asked by Token, one question at a time, and its 401 is returned as it is. It
+	// gets no renewal ahead of expiry, no Store and no back-off: describe the partner
+	// by a [Provider] to have these.
 	Source oauth2.TokenSource
 
 	// Base sends the requests; nil is http.DefaultTransport.
 	Base http.RoundTripper
 
-	// Limiter is asked before each attempt, token requests included; nil is a
-	// new zero Quota: 100 requests in any minute.
+	// Limiter is asked before each attempt, token requests included; nil is a new
+	// zero Quota: 100 requests in any minute.
 	Limiter Limiter
 
 	// Origins are URLs with the schemes, hosts and ports that may see the token;
-	// their paths do not matter. Empty is that of a *Source's BaseURL. For any
-	// other source they are required.
+	// their paths do not matter. nil is that of a *Source's BaseURL. They are
+	// required for any other source.
 	Origins []string
 
 	TracerProvider trace.TracerProvider          // nil is OpenTelemetry's global
 	MeterProvider  metric.MeterProvider          // nil is OpenTelemetry's global
 	Propagator     propagation.TextMapPropagator // nil is OpenTelemetry's global, which then sends no baggage
 
-	once    sync.Once
-	account *account
-	err     error
+	once   sync.Once
+	client *client // a pointer, which fmt does not follow
+	err    error
 }
 
-// An account is a Transport's configuration, made ready for use.
-type account struct {
-	sender
-	tokens  tokenCache
-	origins []*origin
+// A client is a Transport's configuration, made ready for use. Only passing changes.
+type client struct {
+	sender    sender
+	tokens    tokens
+	origins   []*origin
+	targets   []target // of origins
+	authorize func(*http.Request, *oauth2.Token) error
+	oauth     http.RoundTripper // Base of token requests; nil: that of the Transport
+	passing   atomic.Int32      // requests to elsewhere that are on their way
+}
+
+// tokens is where a Transport's calls get their tokens.
+type tokens interface {
+	// lease returns a token to send and where it came from, "cache" or how it was
+	// fetched. after is the rejected one that it has to replace, nil if there is none.
+	lease(ctx context.Context, now time.Time, via *sender, after *lease) (l *lease, from string, err error)
+	// newest returns the token to send in place of l after a wait: l itself, another,
+	// or nil if one has to be asked for. It does not wait.
+	newest(ctx context.Context, via *sender, l *lease) *lease
+	// usable reports whether newest would return a token. It is called with the
+	// queue's lock held.
+	usable(l *lease) bool
+	// reject is told that a request with l was answered 401, and reports whether
+	// another token can be had.
+	reject(l *lease) bool
+	// surely reports whether a token asked for after a rejection is another one.
+	surely() bool
 }
 
 // RoundTrip implements http.RoundTripper.
-func (t *Transport) RoundTrip(req *http.Request) (resp *http.Response, err error) {
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.once.Do(t.init)
 	to, err := t.destination(req)
 	if err != nil {
 		closeBody(req.Body)
 		return nil, err
 	}
-	if to == nil {
-		return t.account.roundTripper().RoundTrip(req)
+	if to < 0 {
+		return t.client.pass(req)
 	}
-	a := t.account
-	ctx, span := a.startCall(req.Context())
-	c := call{account: a, req: req, origin: to, body: req.Body}
-	c.waiter = waiter{queue: a.queue, line: &a.line, ctx: ctx, tokens: a.tokens, via: &a.sender}
-	defer func() { c.endCall(span, &c, resp, err) }()
-	return c.roundTrip()
+	return t.client.call(req, to)
 }
 
-// destination is the pinned origin that req goes to, nil if it goes elsewhere or
-// somebody elsewhere has sent it here.
-func (t *Transport) destination(req *http.Request) (*origin, error) {
-	if t.err != nil {
-		return nil, t.err
+// call sends one request of a caller until there is an answer for it.
+func (t *client) call(req *http.Request, to int) (resp *http.Response, err error) {
+	began := time.Now()
+	ctx, span := t.sender.telemetry.startCall(req.Context())
+	c := call{client: t, to: to, ticket: t.sender.queue.newTicket(priorityOf(ctx)), next: retry{req: req, body: req.Body}}
+	defer func() { c.end(ctx, span, began, resp, err) }()
+	if ctx.Err() != nil {
+		return c.next.giveUp(ctx, ended(ctx))
 	}
-	if req.URL == nil {
-		return nil, errors.New("partnerauth: the request has no URL")
-	}
-	to, err := pinned(t.account.origins, req.URL)
-	if to == nil || err != nil {
-		return nil, err
-	}
-	if req.URL.Opaque != "" || req.Host != "" && !to.matches(&url.URL{Scheme: to.scheme, Host: req.Host}) {
-		return nil, fmt.Errorf("partnerauth: the request's Host or URL.Opaque names another host than its URL, %s", to.host)
-	}
-	for r := req.Response; r != nil && r.Request != nil && r.Request.URL != nil; r = r.Request.Response {
-		if from, err := pinned(t.account.origins, r.Request.URL); from == nil || err != nil {
-			return nil, nil // signing it would be a stranger's wish
+	for now := began; ; now = time.Now() {
+		resp, err := c.attempt(ctx, now)
+		if err != nil || !c.again(ctx, resp) {
+			return resp, err
 		}
 	}
-	return to, nil
 }
 
-// SignIn returns nil as soon as there is a good token, for which it signs in by
-// t's own Base, queue and telemetry if there is none, or else the error that a
-// call would meet. It waits for no permit of its own. Asked every second, as by a
-// readiness probe, it costs no more token requests than calls do.
+// attempt waits for a token and a permit, and sends the request once.
+func (c *call) attempt(ctx context.Context, now time.Time) (*http.Response, error) {
+	p, err := c.admitInTime(ctx, now)
+	if err != nil {
+		return c.next.giveUp(ctx, err)
+	}
+	c.next.discard()
+	s := &c.client.sender
+	a := &attempt{
+		sender: s, permit: p, to: c.client.targets[c.to], lease: c.lease, authorize: c.client.authorize,
+		body: c.next.handOver(), template: templateOf(ctx), resend: redirects(c.next.req) + c.attempts,
+	}
+	c.attempts++
+	c.pace = p.pace
+	resp, err := s.send(ctx, c.next.req, a)
+	if c.next.reason != "" {
+		s.telemetry.metrics.addResend(ctx, c.next.reason)
+	}
+	return resp, err
+}
+
+// redirects returns how many redirects have led to req.
+func redirects(req *http.Request) (n int) {
+	for r := req.Response; r != nil && r.Request != nil; r = r.Request.Response {
+		n++
+	}
+	return n
+}
+
+// again reports whether the request is to be sent again after resp, and if so has made
+// everything ready for it. A rejected token is dropped in any case.
+func (c *call) again(ctx context.Context, resp *http.Response) bool {
+	if resp.StatusCode != http.StatusUnauthorized {
+		c.lease.accept()
+	}
+	q := c.client.sender.queue
+	reason := c.next.decide(ctx, resp, q.window, func(now time.Time) time.Duration { return q.wait(now, c.ticket) })
+	if reason == "" || reason == unauthorized && !c.client.tokens.reject(c.lease) || !c.next.prepare(ctx, reason, resp, c.lease) {
+		return false
+	}
+	if reason == unauthorized && c.client.tokens.surely() {
+		c.next.discard() // there will be another answer
+	}
+	return true
+}
+
+// admitInTime is admit, but a request that was answered 429 is not held back for longer
+// than was worth waiting for.
+func (c *call) admitInTime(ctx context.Context, now time.Time) (permit, error) {
+	if c.next.reason == rateLimited {
+		bounded, cancel := context.WithDeadline(ctx, c.next.until)
+		defer cancel()
+		ctx = bounded
+	}
+	return c.admit(ctx, now)
+}
+
+// admit waits for a token, and then for a permit to send one request with it: never
+// the other way round, or a hundred who hold permits would wait for a login that
+// needs one. A token that ends meanwhile is replaced, and the permit given back.
+func (c *call) admit(ctx context.Context, now time.Time) (permit, error) {
+	s := &c.client.sender
+	for outlived := 0; outlived <= maxOutlived; now = time.Now() {
+		l, from, err := c.client.tokens.lease(ctx, now, s, c.next.rejected)
+		if err != nil {
+			return permit{}, err
+		}
+		if c.lease, c.from = l, from; from != fromCache {
+			now = time.Now() // it may have been waited for
+		}
+		p, ok := s.tryAcquire(ctx, now, c.ticket)
+		if ok {
+			return p, nil
+		}
+		if p, err = c.queue(ctx, l); err != errNotUsable {
+			return p, err
+		}
+		if !l.accepted.Load() { // it served nobody
+			outlived++
+		}
+	}
+	return permit{}, &AuthError{Provider: s.provider, Op: login, At: time.Now(), Err: errOutlived}
+}
+
+// queue waits for a permit to send a request with l, or with the token that has
+// replaced it by then. It returns errNotUsable if there is none any more.
+func (c *call) queue(ctx context.Context, l *lease) (permit, error) {
+	tokens, s := c.client.tokens, &c.client.sender
+	p, waited, err := s.acquire(ctx, c.ticket, func() bool { return tokens.usable(l) })
+	c.waited += waited
+	if err != nil {
+		return p, err
+	}
+	if c.lease = tokens.newest(ctx, s, l); c.lease == nil {
+		s.giveBack(p)
+		return permit{}, errNotUsable
+	}
+	return p, nil
+}
+
+// maxOutlived is how many tokens may end before the turn of a call without having
+// served any other. Without a bound, tokens that live shorter than a turn takes would
+// cost one login after the other.
+const maxOutlived = 1
+
+var errOutlived = errors.New("the tokens end before the turn of a request comes")
+
+// pass sends a request that goes elsewhere as it is.
+func (t *client) pass(req *http.Request) (*http.Response, error) {
+	if t.passing.Add(1); t.passing.Load() > 1 && passesTwice() {
+		t.passing.Add(-1)
+		closeBody(req.Body)
+		return nil, errOwnBase
+	}
+	defer t.passing.Add(-1)
+	return t.sender.roundTripper().RoundTrip(req)
+}
+
+// passesTwice reports whether the goroutine that calls pass does so within pass. The
+// request itself must not be marked, as it is not ours.
+func passesTwice() bool {
+	callers := make([]uintptr, 512)
+	frames := runtime.CallersFrames(callers[:runtime.Callers(2, callers)])
+	pass, first := frames.Next()
+	for more := first; more; {
+		var f runtime.Frame
+		if f, more = frames.Next(); f.Function == pass.Function {
+			return true
+		}
+	}
+	return false
+}
+
+// destination returns which of the origins req goes to; -1 if it goes elsewhere, or
+// was sent here by somebody else.
+func (t *Transport) destination(req *http.Request) (int, error) {
+	switch {
+	case t.err != nil:
+		return -1, t.err
+	case t.client.sender.sentBy(req.Context()):
+		return -1, errOwnBase
+	}
+	return signable(t.client.origins, req)
+}
+
+// SignIn returns nil as soon as there is a good token. If there is none, it signs in
+// by t's own Base, queue and telemetry; its error is the one that a call would get.
+// It waits for no permit of its own. Call it at start-up, or as a readiness probe:
+// once a second, it costs no more token requests than calls do.
 func (t *Transport) SignIn(ctx context.Context) error {
 	t.once.Do(t.init)
 	if t.err != nil {
 		return t.err
 	}
-	l, err := t.account.tokens.ask(ctx, &t.account.sender, false)
-	if l == nil && err == nil {
-		_, err = t.Source.(*Source).wait(ctx, &t.account.sender)
-	}
+	_, _, err := t.client.tokens.lease(ctx, time.Now(), &t.client.sender, nil)
 	return err
 }
 
-// CloseIdleConnections does that for the Base, and for that of the provider's
-// token requests, if they can. http.Client has a method of the same name that
-// calls it.
+// CloseIdleConnections calls the method of that name of the Base, and of the
+// provider's Base for token requests, if they have it. http.Client's method of the
+// same name calls it.
 func (t *Transport) CloseIdleConnections() {
 	t.once.Do(t.init)
 	if t.err != nil {
 		return
 	}
-	bases := []http.RoundTripper{t.account.roundTripper()}
-	if s, ok := t.Source.(*Source); ok {
-		bases = append(bases, s.provider.base)
-	}
-	for _, base := range bases {
+	for _, base := range []http.RoundTripper{t.client.sender.roundTripper(), t.client.oauth} {
 		if base, ok := base.(interface{ CloseIdleConnections() }); ok {
 			base.CloseIdleConnections()
 		}
@@ -149,133 +301,111 @@ func (t *Transport) CloseIdleConnections() {
 
 func (t *Transport) init() {
 	t.err = errors.New("partnerauth: a provider of telemetry panicked at first use")
-	t.err = t.prepare()
+	t.client, t.err = t.prepare()
 }
 
-// prepare makes the account.
-func (t *Transport) prepare() error {
-	source, ours := t.Source.(*Source)
+// prepare checks the configuration and makes it ready.
+func (t *Transport) prepare() (*client, error) {
+	c := &client{}
 	provider := ""
-	a := &account{tokens: source}
+	source, ours := t.Source.(*Source)
 	switch {
 	case t.Source == nil:
-		return configError("", "Transport.Source is nil")
-	case ours && (source == nil || source.provider == nil):
-		return errNoProvider
-	case ours && source.provider.err != nil:
-		return source.provider.err
+		return nil, configError("", "Transport.Source is nil")
+	case ours && (source == nil || source.account == nil):
+		return nil, errNoProvider
+	case ours && source.account.err != nil:
+		return nil, source.account.err
 	case ours:
-		provider = source.provider.name
-		a.origins = []*origin{source.provider.origin}
+		provider, c.authorize, c.oauth = source.account.Name, source.account.Authorize, source.account.Base
+		c.tokens, c.origins = source, []*origin{source.account.origin}
 	case len(t.Origins) == 0:
-		return configError("", "Transport.Origins is empty, and only a *Source knows its own")
+		return nil, configError("", "Transport.Origins is empty, and only a *Source knows its own")
 	default:
-		a.tokens = newCustomSource(t.Source)
+		c.tokens = newCustomSource(t.Source)
 	}
 	if len(t.Origins) > 0 {
-		a.origins = nil
+		c.origins = nil
 	}
 	for i, url := range t.Origins {
 		o, err := parseOrigin(fmt.Sprintf("Transport.Origins[%d]", i), url)
 		if err != nil {
-			return configError("", "%w", err)
+			return nil, configError("", "%w", err)
 		}
-		a.origins = append(a.origins, o)
+		c.origins = append(c.origins, o)
 	}
-	var err error
-	if a.queue, err = queueOf(t.Limiter); err != nil {
-		return err
+	queue, err := queueOf(t.Limiter)
+	if err != nil {
+		return nil, err
 	}
-	a.base = t.Base
-	a.telemetry = newTelemetry(provider, t.TracerProvider, t.MeterProvider, t.Propagator)
-	t.account = a
-	return nil
+	s := &c.sender
+	s.base, s.queue, s.provider = t.Base, queue, provider
+	s.telemetry = newTelemetry(provider, t.TracerProvider, t.MeterProvider, t.Propagator)
+	for _, o := range c.origins {
+		c.targets = append(c.targets, target{o, newEndpoint(o.host, o.portNumber(), s.telemetry.provider)})
+	}
+	return c, nil
+}
+
+// Client returns a new http.Client for the account: that of a Transport with a new
+// TokenSource, p.Base, and otherwise the defaults. Share it: each Client has a token
+// and a quota of its own.
+func (p Provider) Client() *http.Client {
+	return &http.Client{Transport: &Transport{Source: p.TokenSource(), Base: p.Base}}
 }
 
 // A call is one RoundTrip to a pinned origin.
 type call struct {
-	*account
-	waiter // for the next attempt; its place in the queue is the same for all
-	req    *http.Request
-	origin *origin
-	body   io.ReadCloser // of the next attempt, until it is handed to the Base
+	client *client
+	to     int    // index of its origin
+	ticket ticket // its place in the queue, the same for all attempts
+	next   retry
 
-	permit   permit // of the last attempt
+	// of the last attempt
 	attempts int
-	waited   time.Duration // for permits
-
-	unauthorized, limited bool           // has been sent again after 401, after 429
-	reason                string         // why the next attempt is made; "": it is the first
-	until                 time.Time      // how long a 429 is held back for it
-	kept                  *http.Response // what is returned if it cannot be made
+	lease    *lease
+	from     string        // where the token came from
+	waited   time.Duration // for permits, of all attempts
+	pace     float64       // of the quota
 }
 
-// Why a request is sent once more. The other reason is unauthorized.
-const rateLimited = "rate_limited"
-
-// roundTrip sends the request until there is an answer for the caller.
-func (c *call) roundTrip() (*http.Response, error) {
-	if c.ctx.Err() != nil {
-		return c.giveUp(ended(c.ctx))
+// end records what the call amounts to.
+func (c *call) end(ctx context.Context, span trace.Span, began time.Time, resp *http.Response, err error) {
+	failed := failureOf(ctx, resp, err)
+	t := c.client.sender.telemetry
+	t.metrics.recordCall(ctx, began, templateOf(ctx), failed.kind)
+	if !span.IsRecording() {
+		span.End()
+		return
 	}
-	for {
-		err := errNoToken
-		for err == errNoToken {
-			err = c.admit()
-		}
-		if err != nil {
-			return c.giveUp(err)
-		}
-		c.discard()
-		a := &attempt{
-			permit: c.permit, origin: c.origin, authorization: c.lease.authorization,
-			body: c.body, template: templateOf(c.ctx), resend: c.attempts,
-		}
-		c.attempts++
-		c.resent = true
-		resp, err := c.send(c.ctx, c.req, a)
-		if c.reason != "" {
-			c.addResend(c.ctx, c.reason)
-		}
-		if err != nil || !c.again(resp) {
-			return resp, err
-		}
+	var kv [6]attribute.KeyValue
+	list := append(kv[:0], keyAttempts.Int(c.attempts), keyWaitTime.Float64(c.waited.Seconds()))
+	if len(t.provider) > 0 && c.lease != nil {
+		list = append(list, keyTokenSource.String(c.from))
 	}
+	if c.attempts > 0 && c.pace < 1 {
+		list = append(list, keyPace.Float64(c.pace))
+	}
+	if resp != nil {
+		list = append(list, semconv.HTTPResponseStatusCode(resp.StatusCode))
+	}
+	endSpan(span, failed, append(list, errorAttributes(err)...)...)
 }
 
-// admit waits for a token and for leave to send one request with it. It never
-// holds a permit while it waits for a token, or a hundred who hold permits would
-// wait for a login that needs one.
-func (c *call) admit() (err error) {
-	ctx := c.ctx
-	defer func() { c.ctx = ctx }()
-	if c.reason == rateLimited {
-		bounded, cancel := context.WithDeadline(ctx, c.until)
-		defer cancel()
-		c.ctx = bounded
+// errorAttributes returns what a call's span says of its error.
+func errorAttributes(err error) (kv []attribute.KeyValue) {
+	if err == nil {
+		return nil
 	}
-	c.queue.arrive(&c.waiter, classOf(ctx))
-	c.from = "cache"
-	if c.lease, err = c.waiter.tokens.ask(c.ctx, c.via, c.reason == unauthorized); err != nil {
-		return err
+	if auth, ok := errors.AsType[*AuthError](err); ok && auth.StatusCode > 0 {
+		kv = append(kv, keyTokenStatus.Int(auth.StatusCode))
 	}
-	var waited time.Duration
-	c.permit, waited, err = c.sender.admit(ctx, &c.waiter, c.lease != nil)
-	c.waited += waited
-	return err
-}
-
-// A contextKey is the key of something that a context carries for this package.
-type contextKey int
-
-const (
-	classKey    contextKey = iota // of WithLowPriority
-	templateKey                   // of WithURLTemplate
-	senderKey                     // of withSender
-)
-
-func closeBody(body io.Closer) {
-	if body != nil {
-		body.Close()
+	limited, ok := errors.AsType[interface {
+		error
+		RetryAfter() time.Duration
+	}](err)
+	if ok && errors.Is(err, ErrRateLimited) && limited.RetryAfter() > 0 {
+		kv = append(kv, keyRetryAfter.Float64(limited.RetryAfter().Seconds()))
 	}
+	return kv
 }

@@ -5,54 +5,61 @@ import (
 	"time"
 )
 
-// A Fault is something that goes wrong with the requests that it matches. A
-// request over the quota gets its 429 before any fault is asked. What stands
-// below Rate combines in this order: Delay, Hang, then one of Reset, Huge, the
-// given answer, or the normal one.
+// A Fault is something that goes wrong with the requests that it matches. The
+// zero value matches every request and changes nothing. A request over the quota
+// is answered 429 before any fault is considered.
+//
+// The fields from Status on combine in this order: Delay, then Hang, then one of
+// Reset, Huge, the given answer or the normal one, then Cut.
 type Fault struct {
-	// What it hits; "": any. Path is exact, or a prefix where it ends in '*'.
+	// Method and Path select requests; "" matches any. Path is exact, or a prefix
+	// if it ends in '*'.
 	Method, Path string
 
-	Times int // so many requests; 0: all, until ClearFaults
+	// Times is how many requests the fault hits; 0 means all, until ClearFaults.
+	Times int
 
-	// This share of the matching requests, evenly spread (0.25: every fourth);
-	// 0: every one.
+	// Rate is the share of the matching requests that the fault hits, evenly
+	// spread: 0.25 is every fourth. 0 means all.
 	Rate float64
 
-	// Answered in place of carrying the request out.
+	// Status is answered instead of carrying the request out.
 	Status int
 
-	// Of that answer; without Status and Body it is added to the normal one.
+	// Header is added to that answer, or to the normal one if there is neither
+	// Status nor Body.
 	Header http.Header
 
-	// Of that answer; without Status the status is 200. Status alone: the HTML
-	// page that Express or nginx sends.
+	// Body is that of the answer; without Status the status is 200. If only Status
+	// is set, the body is the HTML page that Express or nginx sends with it.
 	Body string
 
-	// The answer breaks off in the middle of its body; the request was carried
+	// Cut breaks the answer off in the middle of its body. The request was carried
 	// out.
 	Cut bool
 
-	// The connection is reset before the request was carried out.
+	// Reset resets the connection before the request is carried out.
 	Reset bool
 
-	// Held until Release, then answered; never carried out when its caller leaves.
+	// Hang holds the request until Release, and answers it then. If its caller
+	// leaves first, it is never carried out.
 	Hang bool
 
-	// Passes before the request is carried out, as Latency does after.
+	// Delay passes before the request is carried out, as Latency does after it.
 	Delay time.Duration
 
-	// A 200 with a JSON body of so many bytes that ends in tokens that nobody
-	// issued.
+	// Huge answers 200 with a JSON body of this many bytes that ends in tokens
+	// which nobody issued.
 	Huge int
 }
 
-// A Request is one that the stand-in received.
+// A Request is a request that a stand-in received. Its Header and Body are
+// shared and must not be changed.
 type Request struct {
 	Time         time.Time // of its arrival
 	Method, Path string
 	RawQuery     string
-	Header       http.Header // read only
-	Body         []byte      // read only
-	Status       int         // of the answer; 0: none yet, or none at all
+	Header       http.Header
+	Body         []byte
+	Status       int // of the answer; 0 if there is none, or none yet
 }

@@ -2,7 +2,10 @@ module github.com/partnerauth/partnerauth/partnertest
 
 go 1.26.0
 
-require github.com/partnerauth/partnerauth v0.2.0
+require (
+	github.com/partnerauth/partnerauth v0.2.0
+	golang.org/x/oauth2 v0.37.0
+)
 
 require (
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
@@ -13,6 +16,5 @@ require (
 	go.opentelemetry.io/otel/log v1.47.0 // indirect
 	go.opentelemetry.io/otel/metric v1.47.0 // indirect
 	go.opentelemetry.io/otel/trace v1.47.0 // indirect
-	golang.org/x/oauth2 v0.37.0 // indirect
 	golang.org/x/time v0.16.0 // indirect
 )

@@ -46,6 +46,7 @@ func call(t *testing.T, client *http.Client, method, url, body string) (status i
 func TestVirtualTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		partner := partnertest.NowPostInMemory(partnertest.Options{Lifetime: 3 * time.Minute, Latency: 100 * time.Millisecond})
+		t.Cleanup(partner.Drain)
 		client := partner.Account().Client()
 		partner.Inject(partnertest.Fault{Path: "/api/v1/auth/*", Status: 502, Times: 2})
 		began := time.Now()
@@ -85,6 +86,7 @@ func TestVirtualTime(t *testing.T) {
 func TestRefresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		partner := partnertest.NowPostInMemory(partnertest.Options{})
+		t.Cleanup(partner.Drain)
 		client := partner.Account().Client()
 		for range 48 {
 			call(t, client, "GET", partner.URL+"/api/v1/orders", "")
@@ -100,6 +102,7 @@ func TestRefresh(t *testing.T) {
 func TestHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		partner := partnertest.NdovuInMemory(partnertest.Options{})
+		t.Cleanup(partner.Drain)
 		client := partner.Account().Client()
 		client.Timeout = time.Minute
 		partner.Inject(partnertest.Fault{Method: "GET", Hang: true})

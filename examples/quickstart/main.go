@@ -1,6 +1,5 @@
-// Command quickstart calls both partners through partnerauth and draws, under
-// each call, what it took: signing in, waiting for the quota, a 401 and what
-// followed from it.
+// Command quickstart calls both partners through partnerauth and draws the spans
+// of each call: the login, the wait for the quota, a 401 and the recovery from it.
 //
 //	go run -C examples ./quickstart
 //
@@ -9,7 +8,10 @@
 // in the environment, it makes one GET request to the real API instead, for the
 // path that -path names.
 //
-// It sends no spans anywhere: examples/collector does.
+// The picture fits a terminal of 80 columns, and its bars grow and shrink with the
+// terminal, or with COLUMNS. NO_COLOR turns the colors off.
+//
+// It sends no spans anywhere; examples/collector does.
 package main
 
 import (
@@ -39,13 +41,14 @@ func main() {
 
 func run(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("quickstart", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // the error is returned; once is enough
-	path := flags.String("path", "", "what to GET from the real API, such as /api/v1/orders?page=2\n"+
-		"(default for NowPost: its orders; for Ndovu: the plans, with the client id as short name)")
+	flags.SetOutput(io.Discard) // the error is returned, and printed once
+	path := flags.String("path", "", "what to GET from the real API, such as /api/v1/orders?page=2; by\n"+
+		"default NowPost's orders, or Ndovu's plans with the client id as short name")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, usage)
 		flags.SetOutput(stdout)
-		flags.Usage()
+		flags.PrintDefaults()
 		return nil
 	case err != nil:
 		return err
@@ -65,19 +68,32 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout 
 		accounts[0].path, accounts[0].template = *path, ""
 	}
 
-	p := &program{observer: observe(), out: stdout}
+	p := &program{observer: observe(), screen: screenOf(stdout, getenv), out: stdout}
 	if len(accounts) == 0 {
 		return p.standIns(ctx)
 	}
 	p.printf(legend)
 	for _, a := range accounts {
-		p.printf("%s\n\n", a.name)
+		p.heading("%s", a.name)
 		if _, err := p.partner(a.baseURL, a.source, nil).call(ctx, http.MethodGet, a.path, a.template, ""); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+const usage = `quickstart calls both partners through partnerauth and draws what happens in
+each call: a login, a token that is revoked and replaced, a wait for the quota.
+The partners are stand-ins in this process. It takes about five seconds.
+
+With NOWPOST_EMAIL and NOWPOST_PASSWORD, or with NDOVU_CLIENT_ID,
+NDOVU_CLIENT_SECRET and NDOVU_BASE_URL, in the environment, it makes one GET
+request to the real API instead.
+
+COLUMNS sets the width of the picture. NO_COLOR turns the colors off.
+
+Usage: quickstart [-path PATH]
+`
 
 // An account is what a call to a real partner needs.
 type account struct {
@@ -86,8 +102,8 @@ type account struct {
 	path, template string
 }
 
-// accountsFrom reads the accounts from the environment. A program without a
-// getenv to honour has partnerauth.NowPostFromEnv and NdovuFromEnv for that.
+// accountsFrom reads the accounts from the environment. Most programs use
+// partnerauth.NowPostFromEnv and NdovuFromEnv for that; here tests replace getenv.
 func accountsFrom(getenv func(string) string) ([]account, error) {
 	nowPost, err := complete(getenv, "NOWPOST_EMAIL", "NOWPOST_PASSWORD")
 	if err != nil {
@@ -115,7 +131,8 @@ func accountsFrom(getenv func(string) string) ([]account, error) {
 	return found, nil
 }
 
-// complete reports whether all variables are set; some alone are a mistake.
+// complete reports whether all variables are set. If only some are, it returns an
+// error.
 func complete(getenv func(string) string, names ...string) (bool, error) {
 	var set, missing []string
 	for _, name := range names {
@@ -134,11 +151,16 @@ func complete(getenv func(string) string, names ...string) (bool, error) {
 // A program is what its calls share.
 type program struct {
 	*observer
+	screen
 	out   io.Writer
 	calls int
 }
 
 func (p *program) printf(format string, args ...any) { fmt.Fprintf(p.out, format, args...) }
+
+func (p *program) heading(format string, args ...any) {
+	p.printf("%s\n\n", p.paint(bold, fmt.Sprintf(format, args...)))
+}
 
 // A partner is an http.Client that speaks to one partner.
 type partner struct {
@@ -147,8 +169,8 @@ type partner struct {
 	client  http.Client
 }
 
-// partner wires up a client. A program need not do more than name the Source;
-// here a quota may be scaled down, and the spans have to be had for the picture.
+// partner makes a client. Most programs set the Source only; this one needs a
+// smaller quota for the stand-ins and the spans for the picture.
 func (p *program) partner(baseURL string, source *partnerauth.Source, quota *partnerauth.Quota) *partner {
 	transport := &partnerauth.Transport{Source: source, TracerProvider: p.traces}
 	if quota != nil {
@@ -157,9 +179,9 @@ func (p *program) partner(baseURL string, source *partnerauth.Source, quota *par
 	return &partner{p, strings.TrimRight(baseURL, "/"), http.Client{Transport: transport, Timeout: time.Minute}}
 }
 
-// call makes one call, draws it, and returns the body of the answer. It knows
-// nothing of tokens, quotas and retries. A path without a template stays out of
-// span names, where values do not belong.
+// call makes one call, draws it, and returns the body of the answer. Tokens, the
+// quota and retries are the Transport's business. A path without a template stays
+// out of span names, where values do not belong.
 func (p *partner) call(ctx context.Context, method, path, template, body string) ([]byte, error) {
 	name, _, _ := strings.Cut(path, "?")
 	if template != "" {
@@ -167,10 +189,10 @@ func (p *partner) call(ctx context.Context, method, path, template, body string)
 	}
 	status, answer, err := p.do(ctx, method, p.baseURL+path, body)
 	if with, ok := errors.AsType[*url.Error](err); ok {
-		err = with.Err // without the URL, whose query may be private
+		err = with.Err // without the URL, whose query may be confidential
 	}
 	p.calls++
-	draw(p.out, p.calls, method+" "+name, status, p.take())
+	p.draw(p.out, p.calls, method+" "+name, status, p.take())
 	return answer, err
 }
 

@@ -5,11 +5,10 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 )
 
-// An observer has the spans for the picture. What sends them to a collector is
-// in examples/collector.
+// An observer keeps the spans for the picture.
 type observer struct {
 	spans  *tracetest.SpanRecorder
-	drawn  int // of its spans
+	drawn  int // how many of its spans
 	traces *trace.TracerProvider
 }
 
@@ -21,8 +20,8 @@ func observe() *observer {
 	)}
 }
 
-// take returns the spans that have ended since it was last called. One that
-// ends meanwhile is the next call's, which the recorder's Reset would lose.
+// take returns the spans that have ended since its last call. It does not Reset
+// the recorder, which would lose a span that ends at that moment.
 func (o *observer) take() []trace.ReadOnlySpan {
 	spans := o.spans.Ended()[o.drawn:]
 	o.drawn += len(spans)

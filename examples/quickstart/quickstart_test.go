@@ -55,32 +55,36 @@ func TestStandIns(t *testing.T) {
 	if d := time.Since(began); d > 10*time.Second {
 		t.Errorf("took %v, want less than 10 s", d)
 	}
-	const took = ` +[\d.]+m?s +` // under load, a bar may begin a cell later
+	const (
+		took  = ` +[\d.]+m?s +` // under load, a bar may begin a cell later
+		after = ` after [\d.]+m?s\n`
+	)
 	for _, want := range []string{
 		// signing in
-		`(?m)^ 1  POST /api/v1/orders +201` + took + `signed in
-    nowpost call` + took + `─+
-    ├─ partnerauth\.token\.fetch login` + took + `─+
-    │  └─ POST +200` + took + `█+
-    └─ POST /api/v1/orders +201` + took + `█+$`,
+		`(?m)^ 1  POST /api/v1/orders: 201` + after + `    signed in
+ nowpost call` + took + `─+
+ ├─ partnerauth\.token\.fetch login` + took + `─+
+ │  └─ POST.* +200` + took + `█+
+ └─ POST /api/v1/orders +201` + took + `█+$`,
 		// 401, signing in again, 200
 		`(?m)nobody tells the client - - -
 
- 4  GET /api/v1/orders/\{id\} +200` + took + `401 → signed in again
-    nowpost call` + took + `─+
-    ├─ GET /api/v1/orders/\{id\} +401` + took + `×+
-    ├─ partnerauth\.token\.fetch login` + took + `─+
-    │  └─ POST +200` + took + `█+
-    └─ GET /api/v1/orders/\{id\} +200` + took + `█+$`,
+ 4  GET /api/v1/orders/\{id\}: 200` + after + `    401 → signed in again
+ nowpost call` + took + `─+
+ ├─ GET /api/v1/orders/\{id\} +401` + took + `×+
+ ├─ partnerauth\.token\.fetch login` + took + `─+
+ │  └─ POST.* +200` + took + `█+
+ └─ GET /api/v1/orders/\{id\} +200` + took + `█+$`,
 		// the quota
-		`(?m)^ 5  GET /api/v1/orders +200` + took + `waited [\d.]+m?s
-    nowpost call` + took + `─+
-    ├─ partnerauth\.rate_limit\.wait` + took + `░+
-    └─ GET /api/v1/orders +200` + took + `█+$`,
-		// the other partner, and all of it in one call
-		`(?m)^ 6  GET /api/v3/partners/\{shortName\}/plans +200` + took + `signed in$`,
-		`(?m)^ 7  GET /api/v3/partners/\{shortName\}/plans +200` + took + `still signed in$`,
-		`(?m)^ 8  GET /api/v3/partners/\{shortName\}/plans +200` + took + `401 → signed in again → waited [\d.]+m?s$`,
+		`(?m)^ 5  GET /api/v1/orders: 200` + after + `    waited [\d.]+m?s
+ nowpost call` + took + `─+
+ ├─ partnerauth\.rate_limit\.wait` + took + `░+
+ └─ GET /api/v1/orders +200` + took + `█+$`,
+		// the other partner, and everything in one call
+		`(?m)^ 6  GET /api/v3/partners/\{shortName\}/plans: 200` + after + `    signed in$`,
+		`(?m)^ 7  GET /api/v3/partners/\{shortName\}/plans: 200` + after + `    still signed in$`,
+		`(?m)^ 8  GET /api/v3/partners/\{shortName\}/plans: 200` + after + `    401 → signed in again → waited [\d.]+m?s$`,
+		`(?m)^ └─ GET /api/v3/partners/\{shortName\}/plans 200`,
 		// what the servers say
 		`(?m)429s
   NowPost +8 +7 of 7 +2 +1 +0
@@ -90,12 +94,21 @@ func TestStandIns(t *testing.T) {
 			t.Errorf("got\n%s\nwant a match of\n%s", got, want)
 		}
 	}
-	for line := range strings.Lines(got) {
-		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 100 {
-			t.Errorf("a line of %d columns, want 100 at most: %q", n, line)
-		}
+	fits(t, got, 79) // some terminals wrap a line that fills them
+	if strings.Contains(got, "\x1b") {
+		t.Error("there are colors in what is not shown on a terminal")
 	}
 	harmless(t, got)
+}
+
+// fits checks that no line is longer than columns.
+func fits(t *testing.T, text string, columns int) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > columns {
+			t.Errorf("got a line of %d columns, want %d at most: %q", n, columns, line)
+		}
+	}
 }
 
 // harmless checks that text has no secret and no token in it.
@@ -137,12 +150,12 @@ func TestRealAPI(t *testing.T) {
 	}{{
 		name: "NowPost",
 		vars: nowPostEnv(nowPost),
-		want: []string{`(?m)^ 1  GET /api/v1/orders +200 .* signed in$`, `└─ GET /api/v1/orders +200`},
+		want: []string{`(?m)^ 1  GET /api/v1/orders: 200 .*\n    signed in$`, `└─ GET /api/v1/orders +200`},
 		gets: []string{"/api/v1/orders"},
 	}, {
 		name: "Ndovu",
 		vars: ndovuEnv(ndovu),
-		want: []string{`(?m)^ 1  GET /api/v3/partners/\{shortName\}/plans +200 .* signed in$`},
+		want: []string{`(?m)^ 1  GET /api/v3/partners/\{shortName\}/plans: 200 .*\n    signed in$`},
 		gets: []string{"/api/v3/partners/acme/plans"},
 	}, {
 		name: "both",
@@ -153,7 +166,7 @@ func TestRealAPI(t *testing.T) {
 		name: "path",
 		args: []string{"-path", "/api/v1/orders/ord_9?key=do-not-show"},
 		vars: nowPostEnv(nowPost),
-		want: []string{`(?m)^ 1  GET /api/v1/orders/ord_9 +404 .* signed in → 404$`, `└─ GET +404 .* ×+`},
+		want: []string{`(?m)^ 1  GET /api/v1/orders/ord_9: 404 .*\n    signed in → 404$`, `└─ GET +404 .* ×+`},
 		gets: []string{"/api/v1/orders/ord_9"},
 	}} {
 		t.Run(test.name, func(t *testing.T) {
@@ -192,7 +205,7 @@ func TestCallFails(t *testing.T) {
 	if !errors.Is(err, partnerauth.ErrCredentials) {
 		t.Errorf("got error %v, want ErrCredentials", err)
 	}
-	if want := regexp.MustCompile(`(?m)^ 1  GET /x +ERR [\s\S]*└─ POST +401 .* ×+$`); !want.MatchString(got) {
+	if want := regexp.MustCompile(`(?m)^ 1  GET /x: ERR [\s\S]*└─ POST.* +401 .* ×+$`); !want.MatchString(got) {
 		t.Errorf("got\n%s\nwant a match of %s", got, want)
 	}
 	text := got + err.Error()
@@ -236,9 +249,15 @@ func TestMistakes(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	got, err := start(t, []string{"-h"})
-	if err != nil || !strings.Contains(got, "-path") {
-		t.Errorf("got %q and error %v, want the usage", got, err)
+	if err != nil {
+		t.Fatal(err)
 	}
+	for _, want := range []string{"-path", "NO_COLOR", "COLUMNS", "NDOVU_BASE_URL", "a login, a token that is revoked"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("got %q, want it to mention %q", got, want)
+		}
+	}
+	fits(t, got, 80)
 }
 
 func TestExitStatus(t *testing.T) {
@@ -301,20 +320,120 @@ func TestPicture(t *testing.T) {
 		stub(6, 1, "GET /a", 1400, 3000, "kind", "client", status, "200"),
 		stub(1, 0, "nowpost call", 1000, 3000),
 	}.Snapshots()
-	want := `
- 7  GET /a                                      200   2.00s  401 → signed in again → waited 150ms
-    nowpost call                                      2.00s  ──────────────────────────────────────
-    ├─ GET /a                                   401   100ms  ××
-    ├─ partnerauth.token.fetch login                  300ms    ──────
-    │  ├─ partnerauth.rate_limit.wait                 150ms    ░░░
-    │  └─ POST                                  200   150ms       ███
-    └─ GET /a                                   200   1.60s          ██████████████████████████████
+	for _, test := range []struct {
+		name   string
+		screen screen
+		want   string
+	}{
+		{name: "80 columns", screen: screen{columns: 80}, want: `
+ 7  GET /a: 200 after 2.00s
+    401 → signed in again → waited 150ms
+ nowpost call                                   2.00s  ────────────────────────
+ ├─ GET /a                                 401  100ms  ×
+ ├─ partnerauth.token.fetch login               300ms   ────
+ │  ├─ partnerauth.rate_limit.wait              150ms   ░░
+ │  └─ POST                                200  150ms     ██
+ └─ GET /a                                 200  1.60s       ███████████████████
 
-`
-	var got strings.Builder
-	draw(&got, 7, "GET /a", "200", spans)
-	if "\n"+got.String() != want {
-		t.Errorf("got \n%s\nwant %s", got.String(), want)
+`},
+		{name: "100 columns", screen: screen{columns: 100}, want: `
+ 7  GET /a: 200 after 2.00s
+    401 → signed in again → waited 150ms
+ nowpost call                                   2.00s  ────────────────────────────────────────────
+ ├─ GET /a                                 401  100ms  ××
+ ├─ partnerauth.token.fetch login               300ms    ───────
+ │  ├─ partnerauth.rate_limit.wait              150ms    ░░░░
+ │  └─ POST                                200  150ms        ███
+ └─ GET /a                                 200  1.60s           ███████████████████████████████████
+
+`},
+		{name: "40 columns", screen: screen{columns: 40}, want: `
+ 7  GET /a: 200 after 2.00s
+    401 → signed in again → waited 150…
+ nowpost call           2.00s  ────────
+ ├─ GET /a         401  100ms  ×
+ ├─ partnerauth.t…      300ms  ──
+ │  ├─ partneraut…      150ms  ░
+ │  └─ POST        200  150ms   █
+ └─ GET /a         200  1.60s    ██████
+
+`},
+		{name: "colors", screen: screen{columns: 40, color: true}, want: `
+{1} 7  GET /a: 200 after 2.00s{0}
+    401 → signed in again → waited 150…
+ nowpost call           2.00s  {2}────────{0}
+ ├─ GET /a         {31}401{0}  100ms  {31}×{0}
+ ├─ partnerauth.t…      300ms  {2}──{0}
+ │  ├─ partneraut…      150ms  {33}░{0}
+ │  └─ POST        200  150ms   {32}█{0}
+ └─ GET /a         200  1.60s    {32}██████{0}
+
+`},
+	} {
+		var got strings.Builder
+		test.screen.draw(&got, 7, "GET /a", "200", spans)
+		shown := regexp.MustCompile(`\x1b\[(\d+)m`).ReplaceAllString("\n"+got.String(), "{$1}")
+		if shown != test.want {
+			t.Errorf("%s: got %s\nwant %s", test.name, shown, test.want)
+		}
+		if !test.screen.color {
+			fits(t, shown, test.screen.columns-1)
+		}
+	}
+}
+
+func TestScreen(t *testing.T) {
+	for _, test := range []struct {
+		name, columns string
+		want          screen
+	}{
+		{name: "unknown", want: screen{columns: 80}},
+		{name: "COLUMNS", columns: "100", want: screen{columns: 100}},
+		{name: "too narrow", columns: "39", want: screen{columns: 40}},
+		{name: "narrow", columns: "41", want: screen{columns: 41}},
+		{name: "no number", columns: "wide", want: screen{columns: 80}},
+		{name: "zero", columns: "0", want: screen{columns: 80}},
+	} {
+		got := screenOf(io.Discard, func(name string) string {
+			if name == "COLUMNS" {
+				return test.columns
+			}
+			return ""
+		})
+		if got != test.want {
+			t.Errorf("%s: got %+v, want %+v", test.name, got, test.want)
+		}
+	}
+	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err == nil {
+		defer terminal.Close()
+		for _, test := range []struct {
+			variable string
+			want     bool
+		}{
+			{variable: "", want: true},
+			{variable: "NO_COLOR=1", want: false},
+			{variable: "NO_COLOR=", want: true},
+			{variable: "TERM=dumb", want: false},
+			{variable: "TERM=xterm", want: true},
+		} {
+			name, value, _ := strings.Cut(test.variable, "=")
+			got := screenOf(terminal, func(asked string) string {
+				if asked == name {
+					return value
+				}
+				return ""
+			})
+			if got.color != test.want {
+				t.Errorf("a terminal with %q: got color %t, want %t", test.variable, got.color, test.want)
+			}
+		}
+	}
+	for columns := 40; columns < 200; columns++ {
+		label, bar := (screen{columns: columns}).widths()
+		if label > labelWidth || bar < minBar || bar > maxBar || label+rowRest+bar > columns-1 {
+			t.Errorf("%d columns: got labels of %d and bars of %d", columns, label, bar)
+		}
 	}
 }
 

@@ -11,8 +11,8 @@ import (
 	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
 
-// The stand-ins' quotas are small, so that a few calls meet them and the wait is
-// short. latency makes requests long enough to be seen.
+// The stand-ins' quotas are small, so that a few calls exhaust them and the wait
+// is short. latency makes requests long enough to be visible.
 const (
 	nowPostLimit = 7
 	ndovuLimit   = 5
@@ -33,10 +33,10 @@ const order = `{
 	"items": [{"name": "Kettle", "qty": 1, "price": 24.5, "weight_kg": 1.2}]
 }`
 
-// standIns tells the whole story: signing in, a token revoked, the quota.
+// standIns shows everything: a login, a revoked token, the quota.
 func (p *program) standIns(ctx context.Context) error {
-	p.printf("partnerauth at work, on stand-ins for both partners in this process. Their quotas are small:\n"+
-		"a few requests in %v rather than 100 in a minute.\n\n%s", window, legend)
+	p.printf("partnerauth at work, with stand-ins for both partners in this process. Their\n"+
+		"quotas are small: a few requests in %v instead of 100 in a minute.\n\n%s", window, legend)
 	nowPost := partnertest.StartNowPost(partnertest.Options{Limit: nowPostLimit, Window: window, Latency: latency})
 	defer nowPost.Close()
 	ndovu := partnertest.StartNdovu(partnertest.Options{Limit: ndovuLimit, Window: window, Latency: latency})
@@ -52,8 +52,9 @@ func (p *program) standIns(ctx context.Context) error {
 	p.printf("What the stand-ins counted     requests   most in %v   logins   401s   429s\n", window)
 	p.summary("NowPost", nowPostLimit, nowPost.Server)
 	p.summary("Ndovu", ndovuLimit, ndovu.Server)
-	p.printf("\nThe same with a real partner: set NOWPOST_EMAIL and NOWPOST_PASSWORD, or NDOVU_CLIENT_ID,\n" +
-		"NDOVU_CLIENT_SECRET and NDOVU_BASE_URL. To a collector: go run -C examples ./collector\n")
+	p.printf("\nTo call a real partner, set NOWPOST_EMAIL and NOWPOST_PASSWORD, or\n" +
+		"NDOVU_CLIENT_ID, NDOVU_CLIENT_SECRET and NDOVU_BASE_URL. To send the spans to a\n" +
+		"collector: go run -C examples ./collector\n")
 	return nil
 }
 
@@ -63,7 +64,7 @@ func (p *program) summary(name string, limit int, s *partnertest.Server) {
 }
 
 func (p *program) orders(ctx context.Context, server *partnertest.NowPost) error {
-	p.printf("NowPost, %d requests in %v\n\n", nowPostLimit, window)
+	p.heading("NowPost: %d requests in %v", nowPostLimit, window)
 	account := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: server.URL}
 	api := p.partner(server.URL, account.TokenSource(), &partnerauth.Quota{Requests: nowPostLimit, Window: window})
 
@@ -73,7 +74,7 @@ func (p *program) orders(ctx context.Context, server *partnertest.NowPost) error
 	}
 	var created struct{ Data struct{ ID string } }
 	if err := json.Unmarshal(answer, &created); err != nil {
-		return fmt.Errorf("the answer to an order: %w", err)
+		return fmt.Errorf("answer to an order: %w", err)
 	}
 	mine := ordersPath + "/" + created.Data.ID
 	if _, err := api.call(ctx, http.MethodGet, mine, orderPath, ""); err != nil {
@@ -90,10 +91,10 @@ func (p *program) orders(ctx context.Context, server *partnertest.NowPost) error
 	return err
 }
 
-// plans ends with all of it in one call: after the 401 and the login, the quota
-// has run out.
+// plans ends with everything in one call: after the 401 and the login, the quota
+// is exhausted.
 func (p *program) plans(ctx context.Context, server *partnertest.Ndovu) error {
-	p.printf("Ndovu, %d requests in %v\n\n", ndovuLimit, window)
+	p.heading("Ndovu: %d requests in %v", ndovuLimit, window)
 	account := partnerauth.Ndovu{
 		ClientID: partnertest.ClientID, ClientSecret: partnertest.ClientSecret, BaseURL: server.URL,
 	}
@@ -113,5 +114,5 @@ func (p *program) plans(ctx context.Context, server *partnertest.Ndovu) error {
 
 func (p *program) revoke(server *partnertest.Server) {
 	server.RevokeAll()
-	p.printf("    - - - the partner revokes every token; nobody tells the client - - -\n\n")
+	p.printf("%s\n\n", p.paint(yellow, "    - - - the partner revokes every token; nobody tells the client - - -"))
 }

@@ -13,37 +13,35 @@ import (
 	oteltrace "go.opentelemetry.io/otel/trace"
 )
 
-const legend = `Every call below is a plain Do of http.Client. Under it is what the call took, span by span:
-███ a request, ××× one that was refused, ░░░ a wait for the quota, ─── a step made of others.
+const legend = `Each numbered call is a plain Do of an http.Client. Below it are its spans:
+███ a request, ××× a refused one, ░░░ a wait for the quota, ─── a step made of
+others.
 
 `
-
-// row is a line of a picture: its left part, status, duration, right part. With
-// the widest bar it has 98 columns.
-const (
-	row      = "%-47.47s %3s %7s  %s\n"
-	barWidth = 38
-)
 
 const (
 	waitName  = "partnerauth.rate_limit.wait"
 	fetchName = "partnerauth.token.fetch"
 )
 
-// draw draws a call: a line, and below it the tree of its spans, each with a bar
-// on the time scale of the call. A call that failed before anything began has no
-// spans, and no picture.
-func draw(out io.Writer, number int, name, status string, spans []trace.ReadOnlySpan) {
+// draw draws a call: what it was, what happened, and the tree of its spans, each
+// with a bar on the time scale of the call. A call that failed before anything
+// began has no spans, and no picture.
+func (s screen) draw(out io.Writer, number int, name, status string, spans []trace.ReadOnlySpan) {
 	if len(spans) == 0 {
 		return
 	}
 	t := newTree(spans)
-	fmt.Fprintf(out, row, fmt.Sprintf("%2d  %s", number, name), status, length(t.ends.Sub(t.starts)), t.story())
-	t.draw(out, oteltrace.SpanID{}, "    ")
+	took := fmt.Sprintf(": %s after %s", status, length(t.ends.Sub(t.starts)))
+	title := fmt.Sprintf("%2d  %s", number, name)
+	fmt.Fprintln(out, s.paint(bold, fit(title, s.columns-1-len(took))+took))
+	fmt.Fprintln(out, fit("    "+t.story(), s.columns-1))
+	t.draw(out, s, oteltrace.SpanID{}, " ")
 	fmt.Fprintln(out)
 }
 
-// A tree is the spans of a call by parentage, siblings by their start.
+// A tree has the spans of a call by their parents, siblings in the order of their
+// start.
 type tree struct {
 	spans        []trace.ReadOnlySpan // by their start
 	children     map[oteltrace.SpanID][]trace.ReadOnlySpan
@@ -64,8 +62,9 @@ func newTree(spans []trace.ReadOnlySpan) *tree {
 	return t
 }
 
-// draw draws what is under parent, which for roots is the zero SpanID.
-func (t *tree) draw(out io.Writer, parent oteltrace.SpanID, indent string) {
+// draw draws the spans below parent, which for roots is the zero SpanID.
+func (t *tree) draw(out io.Writer, on screen, parent oteltrace.SpanID, indent string) {
+	labels, bars := on.widths()
 	siblings := t.children[parent]
 	for i, s := range siblings {
 		branch, stem := "├─ ", "│  "
@@ -75,31 +74,41 @@ func (t *tree) draw(out io.Writer, parent oteltrace.SpanID, indent string) {
 		case i == len(siblings)-1:
 			branch, stem = "└─ ", "   "
 		}
-		label := indent + branch + s.Name() + " " + value(s, "partnerauth.token.operation")
-		fmt.Fprintf(out, row, label, outcome(s), length(s.EndTime().Sub(s.StartTime())), t.bar(s))
-		t.draw(out, s.SpanContext().SpanID(), indent+stem)
+		label := pad(strings.TrimSpace(s.Name()+" "+value(s, "partnerauth.token.operation")), labels, indent+branch)
+		outcome := pad(outcome(s), 3, "")
+		if s.Status().Code == codes.Error {
+			outcome = on.paint(red, outcome)
+		}
+		from, to := t.extent(s, bars)
+		stroke, with := t.stroke(s)
+		bar := strings.Repeat(" ", from) + on.paint(with, strings.Repeat(stroke, to-from))
+		fmt.Fprintf(out, rowFormat, label, outcome, length(s.EndTime().Sub(s.StartTime())), bar)
+		t.draw(out, on, s.SpanContext().SpanID(), indent+stem)
 	}
 }
 
-func (t *tree) bar(s trace.ReadOnlySpan) string {
+// extent returns where the bar of s begins and ends. The shortest has one column.
+func (t *tree) extent(s trace.ReadOnlySpan, width int) (from, to int) {
 	total := max(1, t.ends.Sub(t.starts))
-	column := func(at time.Time) int { return int((barWidth*at.Sub(t.starts) + total/2) / total) }
-	from := min(column(s.StartTime()), barWidth-1)
-	to := max(column(s.EndTime()), from+1) // the shortest can be seen
+	column := func(at time.Time) int { return int((time.Duration(width)*at.Sub(t.starts) + total/2) / total) }
+	from = min(column(s.StartTime()), width-1)
+	return from, max(column(s.EndTime()), from+1)
+}
 
-	stroke := "█"
+// stroke returns what the bar of s is made of.
+func (t *tree) stroke(s trace.ReadOnlySpan) (string, color) {
 	switch {
 	case len(t.children[s.SpanContext().SpanID()]) > 0:
-		stroke = "─"
+		return "─", faint
 	case s.Status().Code == codes.Error:
-		stroke = "×"
+		return "×", red
 	case s.Name() == waitName:
-		stroke = "░"
+		return "░", yellow
 	}
-	return strings.Repeat(" ", from) + strings.Repeat(stroke, to-from)
+	return "█", green
 }
 
-// outcome is the status of a request's answer, or tells that there was an error.
+// outcome is the status of a request's answer, or ERR.
 func outcome(s trace.ReadOnlySpan) string {
 	if status := value(s, "http.response.status_code"); status != "" && s.SpanKind() == oteltrace.SpanKindClient {
 		return status
@@ -110,7 +119,7 @@ func outcome(s trace.ReadOnlySpan) string {
 	return ""
 }
 
-// story tells in a few words what happened on the way to the answer.
+// story is what happened on the way to the answer, in a few words.
 func (t *tree) story() string {
 	var events []string
 	for _, s := range t.spans {
@@ -134,7 +143,7 @@ func (t *tree) story() string {
 	return strings.Join(events, " → ")
 }
 
-// value is that of an attribute of s, "" if it has none.
+// value returns an attribute of s as text, "" if it has none.
 func value(s trace.ReadOnlySpan, key string) string {
 	for _, kv := range s.Attributes() {
 		if string(kv.Key) == key {

@@ -2,10 +2,14 @@ module github.com/partnerauth/partnerauth/examples/service
 
 go 1.26.0
 
-replace github.com/partnerauth/partnerauth => ../..
+replace (
+	github.com/partnerauth/partnerauth => ../..
+	github.com/partnerauth/partnerauth/partnertest => ../../partnertest
+)
 
 require (
 	github.com/partnerauth/partnerauth v0.2.0
+	github.com/partnerauth/partnerauth/partnertest v0.2.0
 	github.com/prometheus/client_golang v1.24.1
 	go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp v0.72.0
 	go.opentelemetry.io/otel v1.47.0

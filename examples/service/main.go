@@ -1,12 +1,15 @@
-// Command service is what a shop runs between its own systems and NowPost: orders come in over HTTP, are placed with the
-// partner, and are reconciled with it every quarter of an hour. It is a template to start from.
+// Command service is a service between a shop's own systems and NowPost. It accepts orders over HTTP, places them with
+// the partner, and reconciles them every 15 minutes.
+//
+// It is a template: copy this directory, give it a go.mod of its own, and change what you like. Its tests come along and
+// need nothing but the module partnertest.
 //
 //	NOWPOST_EMAIL=… NOWPOST_PASSWORD_FILE=/etc/nowpost/password go run .
 //
-//	POST /orders   places an order, or tells what became of it
-//	GET  /livez    the process is alive: restart it if not
-//	GET  /readyz   it is signed in with the partner: send it no requests if not
-//	GET  /metrics  for Prometheus
+//	POST /orders   places an order, or returns its status if it was placed before
+//	GET  /livez    answers 200 while the process works; otherwise restart it
+//	GET  /readyz   answers 200 while it is signed in with the partner; otherwise send it no requests
+//	GET  /metrics  metrics for Prometheus
 package main
 
 import (
@@ -27,8 +30,11 @@ import (
 )
 
 const (
-	drain = 5 * time.Second  // from "not ready" until no request is accepted: load balancers have to notice
-	grace = 20 * time.Second // for those under way; with drain, less than terminationGracePeriodSeconds
+	// drain passes between "not ready" and the last request that is accepted, so that load balancers notice.
+	drain = 5 * time.Second
+	// grace is the time for requests that are under way. With drain it must be less than Kubernetes'
+	// terminationGracePeriodSeconds, which is 30 by default.
+	grace = 20 * time.Second
 )
 
 func main() {
@@ -56,8 +62,8 @@ func start(ctx context.Context) error {
 	return newService(account, &partnerauth.Transport{}, t).run(ctx, listener)
 }
 
-// passwordFile reads the password before each login. Kubernetes rewrites the files of a mounted secret, so a password
-// that was rotated needs no restart.
+// passwordFile returns a PasswordFunc that reads a file before each login. Kubernetes rewrites the files of a mounted
+// secret, so the service picks up a new password without a restart.
 func passwordFile(name string) func(context.Context) (string, error) {
 	return func(context.Context) (string, error) {
 		b, err := os.ReadFile(name)
@@ -65,7 +71,7 @@ func passwordFile(name string) func(context.Context) (string, error) {
 	}
 }
 
-// run serves until ctx ends, and then lets what is under way come to its end.
+// run serves until ctx ends, then finishes the requests that are under way.
 func (s *service) run(ctx context.Context, listener net.Listener) error {
 	server := &http.Server{
 		Handler:      s.handler(),

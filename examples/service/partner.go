@@ -12,16 +12,17 @@ import (
 	"github.com/partnerauth/partnerauth"
 )
 
-// An order is what both sides call it and what has become of it.
+// An order is what the service knows of an order.
 type order struct {
-	PartnerOrderID string `json:"partner_order_id"`
-	ID             string `json:"id,omitempty"` // the partner's
-	TrackingCode   string `json:"tracking_code,omitempty"`
-	Status         string `json:"status"`
-	since          time.Time
+	PartnerOrderID string    `json:"partner_order_id"`
+	ID             string    `json:"id,omitempty"` // at the partner
+	TrackingCode   string    `json:"tracking_code,omitempty"`
+	Status         string    `json:"status"`
+	since          time.Time // when it was sent
 }
 
-// reconcile asks once about each order, when nobody else has anything to ask. What does not work now is for next time.
+// reconcile asks the partner about each order, with low priority: interactive calls go first. If a check fails, the next
+// round repeats it.
 func (s *service) reconcile(ctx context.Context) {
 	ctx, span := s.tracers.Tracer("service").Start(partnerauth.WithLowPriority(ctx), "reconcile")
 	defer span.End()
@@ -34,7 +35,7 @@ func (s *service) reconcile(ctx context.Context) {
 }
 
 func (s *service) check(ctx context.Context, o order) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute) // others go first, so this may take its time
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute) // a call of low priority may wait long for its turn
 	defer cancel()
 	var found struct{ Data struct{ Orders []order } }
 	query := "?pageSize=100&search=" + url.QueryEscape(o.PartnerOrderID)
@@ -47,18 +48,21 @@ func (s *service) check(ctx context.Context, o order) error {
 			return nil
 		}
 	}
-	if time.Since(o.since) > 2*orderDeadline { // it cannot be under way
+	if time.Since(o.since) > 2*orderDeadline { // it is no longer under way: the partner has not got it
 		s.orders.Delete(o.PartnerOrderID)
 	}
 	return nil
 }
 
-// A statusError is an answer that is none of those asked for.
-type statusError int
+// A statusError is an answer that is not 2xx.
+type statusError struct {
+	code       int
+	retryAfter string // its header of that name
+}
 
-func (e statusError) Error() string { return "the partner answers " + strconv.Itoa(int(e)) }
+func (e statusError) Error() string { return "the partner answered " + strconv.Itoa(e.code) }
 
-// call makes one call of the partner. The deadline is ctx's.
+// call makes one call to the partner and decodes its answer into out. Every call needs a deadline in ctx.
 func (s *service) call(ctx context.Context, method, path, query string, body io.Reader, out any) error {
 	req, err := http.NewRequestWithContext(partnerauth.WithURLTemplate(ctx, path), method, s.url+path+query, body)
 	if err != nil {
@@ -71,7 +75,7 @@ func (s *service) call(ctx context.Context, method, path, query string, body io.
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode/100 != 2 {
-		return statusError(resp.StatusCode)
+		return statusError{resp.StatusCode, resp.Header.Get("Retry-After")}
 	}
 	return json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(out)
 }

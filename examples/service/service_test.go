@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,7 +25,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/partnerauth/partnerauth"
-	"github.com/partnerauth/partnerauth/internal/partnertest"
+	"github.com/partnerauth/partnerauth/partnertest"
 )
 
 func TestMain(m *testing.M) {
@@ -34,7 +36,12 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// mountSecret makes a file as Kubernetes mounts a secret, and what rewrites it as Kubernetes does.
+const (
+	loginPath  = "/api/v1/auth/login"
+	ordersPath = "/api/v1/orders"
+)
+
+// mountSecret writes a password to a file as Kubernetes mounts a secret. rotate replaces it the way Kubernetes does.
 func mountSecret(t *testing.T, password string) (file string, rotate func(string)) {
 	t.Helper()
 	dir, versions := t.TempDir(), 0
@@ -52,15 +59,38 @@ func mountSecret(t *testing.T, password string) (file string, rotate func(string
 	return file, rotate
 }
 
-// newTestService makes a service whose partner is p. Its password is in a file, and old.
-func newTestService(t *testing.T, p http.RoundTripper, limiter partnerauth.Limiter) (s *service, rotate func(string), log *bytes.Buffer) {
+// newPartner returns a NowPost in memory for a test with virtual time. Its password is "old".
+func newPartner(t *testing.T, latency time.Duration) *partnertest.NowPostStandIn {
+	partner := partnertest.NowPostInMemory(partnertest.Options{Password: "old", Latency: latency})
+	t.Cleanup(partner.Drain)
+	return partner
+}
+
+// newTestService returns a service for an account at partner, whose password it reads from a file: "old" until rotate.
+func newTestService(t *testing.T, partner *partnertest.NowPostStandIn) (s *service, rotate func(string), log *bytes.Buffer) {
 	t.Helper()
 	file, rotate := mountSecret(t, "old")
 	log = new(bytes.Buffer)
 	tel, err := newTelemetry(log)
 	check(t, err)
-	account := partnerauth.NowPost{Email: "shop@example.com", PasswordFunc: passwordFile(file), BaseURL: "https://nowpost.test"}
-	return newService(account, &partnerauth.Transport{Base: p, Limiter: limiter}, tel), rotate, log
+	account := partnerauth.NowPost{Email: partnertest.Email, PasswordFunc: passwordFile(file), BaseURL: partner.URL}
+	return newService(account, &partnerauth.Transport{Base: partner}, tel), rotate, log
+}
+
+// logins returns the logins that the partner has answered.
+func logins(partner *partnertest.NowPostStandIn) []partnertest.Request {
+	return slices.DeleteFunc(partner.Requests(), func(r partnertest.Request) bool { return r.Path != loginPath || r.Status == 0 })
+}
+
+// loginsWith counts those with a password.
+func loginsWith(partner *partnertest.NowPostStandIn, password string) (n int) {
+	for _, r := range logins(partner) {
+		var got struct{ Password string }
+		if json.Unmarshal(r.Body, &got) == nil && got.Password == password {
+			n++
+		}
+	}
+	return n
 }
 
 func check(t *testing.T, err error) {
@@ -74,7 +104,7 @@ const orderJSON = `{"partner_order_id":%q,"pudo_point_id":"p-1",` +
 	`"customer":{"name":"Asha","email":"asha@example.com","phone":"+254700000000"},` +
 	`"items":[{"name":"Tea","qty":2,"price":4.5,"weight_kg":0.25}]}`
 
-// do asks the service itself, without network.
+// do sends a request to the service without a network.
 func do(ctx context.Context, h http.Handler, method, path, body string) *httptest.ResponseRecorder {
 	rec := httptest.NewRecorder()
 	h.ServeHTTP(rec, httptest.NewRequest(method, path, strings.NewReader(body)).WithContext(ctx))
@@ -87,32 +117,32 @@ func post(t *testing.T, h http.Handler, id string) *httptest.ResponseRecorder {
 
 func TestPlacesAnOrderOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &standIn{password: "old", latency: 100 * time.Millisecond}
-		s, _, log := newTestService(t, p, nil)
+		partner := newPartner(t, 100*time.Millisecond)
+		s, _, log := newTestService(t, partner)
 		h := s.handler()
 		for i, want := range []int{http.StatusCreated, http.StatusOK} {
 			rec := post(t, h, "A-1")
 			var o order
-			if err := json.Unmarshal(rec.Body.Bytes(), &o); err != nil || rec.Code != want || o.ID != "ord_1" || o.Status != "created" {
-				t.Errorf("time %d: %d %s, want %d and ord_1", i, rec.Code, rec.Body, want)
+			if err := json.Unmarshal(rec.Body.Bytes(), &o); err != nil || rec.Code != want || o.ID != "ord_000001" || o.Status != "created" {
+				t.Errorf("time %d: got %d %s, want %d and ord_000001", i, rec.Code, rec.Body, want)
 			}
 		}
-		if len(p.orders) != 1 {
-			t.Errorf("the partner has %d orders, want 1", len(p.orders))
+		if got := partner.Created("A-1"); got != 1 {
+			t.Errorf("got %d orders at the partner, want 1", got)
 		}
 		var line struct {
 			TraceID string `json:"trace_id"`
 			Order   string
 		}
 		if err := json.Unmarshal(log.Bytes(), &line); err != nil || len(line.TraceID) != 32 || line.Order != "A-1" {
-			t.Errorf("the log has no line with a trace id and the order: %s", log)
+			t.Errorf("got log %s, want a line with a trace id and the order", log)
 		}
 	})
 }
 
-func TestRefusesWhatIsNoOrder(t *testing.T) {
+func TestRejectsWhatIsNotAnOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, _, _ := newTestService(t, &standIn{password: "old"}, nil)
+		s, _, _ := newTestService(t, newPartner(t, 0))
 		h := s.handler()
 		for body, want := range map[string]int{
 			"no JSON":                    http.StatusBadRequest,
@@ -121,107 +151,123 @@ func TestRefusesWhatIsNoOrder(t *testing.T) {
 			`{"partner_order_id": true}`: http.StatusBadRequest,
 		} {
 			if rec := do(t.Context(), h, "POST", "/orders", body); rec.Code != want {
-				t.Errorf("%s: %d %s, want %d", body, rec.Code, rec.Body, want)
+				t.Errorf("%s: got %d %s, want %d", body, rec.Code, rec.Body, want)
 			}
 		}
 	})
 }
 
-// What the answer did not tell, the next round of reconciliation does.
+// TestReconcilesUnknownOrders lets two orders end without an answer. Only reconciliation can find out which of them the
+// partner has.
 func TestReconcilesUnknownOrders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &standIn{password: "old"}
-		s, _, log := newTestService(t, p, nil)
+		partner := newPartner(t, 0)
+		s, _, log := newTestService(t, partner)
 		h := s.handler()
-		p.lost = true
+		partner.Inject(partnertest.Fault{Method: "POST", Path: ordersPath, Times: 1, Cut: true})
 		if rec := post(t, h, "lost"); rec.Code != http.StatusAccepted {
-			t.Errorf("an order without an answer: %d, want 202", rec.Code)
+			t.Errorf("an order without an answer: got %d, want 202", rec.Code)
 		}
-		p.lost, p.down = false, true
-		if rec := post(t, h, "never sent"); rec.Code != http.StatusAccepted {
-			t.Errorf("an order without a connection: %d %s, want 202", rec.Code, rec.Body)
+		partner.Inject(partnertest.Fault{Method: "POST", Path: ordersPath, Times: 1, Reset: true})
+		if rec := post(t, h, "never carried out"); rec.Code != http.StatusAccepted {
+			t.Errorf("an order on a connection that broke: got %d %s, want 202", rec.Code, rec.Body)
 		}
-		p.down = false
 		time.Sleep(time.Minute)
 		s.reconcile(t.Context())
-		if rec := post(t, h, "lost"); rec.Code != http.StatusOK || !strings.Contains(rec.Body.String(), "ord_1") {
-			t.Errorf("after reconciliation: %d %s, want 200 and ord_1", rec.Code, rec.Body)
+		if rec := post(t, h, "lost"); rec.Code != http.StatusOK || !strings.Contains(rec.Body.String(), "ord_000001") {
+			t.Errorf("after reconciliation: got %d %s, want 200 and ord_000001", rec.Code, rec.Body)
 		}
-		if rec := post(t, h, "never sent"); rec.Code != http.StatusCreated {
-			t.Errorf("an order that the partner does not have: %d %s, want 201", rec.Code, rec.Body)
+		if rec := post(t, h, "never carried out"); rec.Code != http.StatusCreated {
+			t.Errorf("an order that the partner does not have: got %d %s, want 201", rec.Code, rec.Body)
+		}
+		for _, id := range []string{"lost", "never carried out"} {
+			if got := partner.Created(id); got != 1 {
+				t.Errorf("%s: got %d orders at the partner, want 1", id, got)
+			}
 		}
 		if !strings.Contains(log.String(), `"reconciled","trace_id"`) {
-			t.Errorf("the log does not tell of the round and its trace: %s", log)
+			t.Errorf("got log %s, want a line for the round with its trace", log)
 		}
 	})
 }
 
-func TestTellsWhenToComeBack(t *testing.T) {
+func TestRetryAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &standIn{password: "new"}
-		s, rotate, _ := newTestService(t, p, nil)
+		partner := newPartner(t, 0)
+		partner.SetPassword("new")
+		s, rotate, _ := newTestService(t, partner)
 		h := s.handler()
-		rec := post(t, h, "A")
-		if after := rec.Header().Get("Retry-After"); rec.Code != 503 || after != "2" {
-			t.Errorf("refused credentials: %d, Retry-After %q, want 503 and 2", rec.Code, after)
+		want := func(what string, least, most int) (seconds int) {
+			t.Helper()
+			rec := post(t, h, "A")
+			seconds, err := strconv.Atoi(rec.Header().Get("Retry-After"))
+			if rec.Code != http.StatusServiceUnavailable || err != nil || seconds < least || seconds > most {
+				t.Errorf("%s: got %d, Retry-After %q, want 503 and %d to %d", what, rec.Code, rec.Header().Get("Retry-After"), least, most)
+			}
+			return seconds
 		}
+		time.Sleep(time.Duration(want("a refused password", 1, 2)) * time.Second)
+		left := want("a password that is refused again", 5, 8)
+		if got := len(logins(partner)); got != 2 {
+			t.Errorf("got %d logins after waiting as long as the header says, want 2", got)
+		}
+		time.Sleep(3 * time.Second)
+		want("the same refusal, 3 s later", left-3, left-3)
 		rotate("new")
-		for range 97 { // and three logins
-			check(t, s.call(t.Context(), "GET", "/api/v1/orders", "?search=A", nil, new(any)))
+		time.Sleep(2 * time.Minute)
+		before := partner.Count("", "")
+		for range 98 { // and a login
+			check(t, s.call(t.Context(), "GET", ordersPath, "?search=A", nil, new(any)))
 		}
-		var wait sync.WaitGroup
-		for i := range 3 {
-			wait.Go(func() {
-				if rec := post(t, h, fmt.Sprint(i)); rec.Code != 201 && rec.Code != 503 {
-					t.Errorf("%d %s", rec.Code, rec.Body)
-				}
-			})
+		if rec := post(t, h, "the last"); rec.Code != http.StatusCreated {
+			t.Errorf("got %d %s, want 201", rec.Code, rec.Body)
 		}
-		wait.Wait()
-		rec = post(t, h, "A")
-		if after := rec.Header().Get("Retry-After"); rec.Code != 503 || after < "60" || after > "62" {
-			t.Errorf("a full quota: %d, Retry-After %q, want 503 and a minute", rec.Code, after)
+		if got := partner.Count("", "") - before; got != 100 {
+			t.Errorf("got %d requests since the last minute, want the 100 of a quota", got)
 		}
+		want("a full quota", 60, 62)
+		time.Sleep(40 * time.Second)
+		want("a full quota, 40 s later", 20, 22)
+		time.Sleep(time.Minute)
+		partner.Inject(partnertest.Fault{Path: ordersPath, Status: 429, Header: http.Header{"Retry-After": {"30"}}, Times: 1})
+		want("a 429 that asks for more than the deadline", 30, 30)
 	})
 }
 
-// Kubernetes asks every second, and nothing else is asked before the answer is yes.
+// TestReadiness probes every second, as Kubernetes does. No other request arrives before the service is ready.
 func TestReadiness(t *testing.T) {
 	cases := []struct {
 		name   string
-		set    func(p *standIn) // as it is at first
-		after  time.Duration    // and then, until then
-		mend   func(p *standIn, rotate func(string))
-		within time.Duration // of that, it is ready
-		logins int           // at most
+		fault  partnertest.Fault // until mended
+		wrong  bool              // the password in the file, until mended
+		after  time.Duration     // is the trouble mended
+		within time.Duration     // is the service ready then
+		logins int               // that the partner answers, at most
 	}{
-		{name: "at once", set: func(*standIn) {}, mend: func(*standIn, func(string)) {}, within: 0, logins: 1},
-		{
-			name: "no connection for 10 s", set: func(p *standIn) { p.down = true },
-			after: 10 * time.Second, mend: func(p *standIn, _ func(string)) { p.down = false }, within: 15 * time.Second, logins: 1,
-		},
-		{
-			name: "no connection for 10 min", set: func(p *standIn) { p.down = true },
-			after: 10 * time.Minute, mend: func(p *standIn, _ func(string)) { p.down = false }, within: 31 * time.Second, logins: 1,
-		},
-		{
-			name: "the password comes after an hour", set: func(p *standIn) { p.password = "new" },
-			after: time.Hour, mend: func(_ *standIn, rotate func(string)) { rotate("new") }, within: time.Second, logins: 11,
-		},
+		{name: "at once", within: 0, logins: 1},
+		{name: "no connection for 10 s", fault: partnertest.Fault{Reset: true}, after: 10 * time.Second, within: 15 * time.Second, logins: 1},
+		{name: "no connection for 10 min", fault: partnertest.Fault{Reset: true}, after: 10 * time.Minute, within: 31 * time.Second, logins: 1},
+		{name: "the password comes after an hour", wrong: true, after: time.Hour, within: time.Second, logins: 11},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				withoutDefaultTransport(t)
-				p := &standIn{password: "old", latency: 200 * time.Millisecond}
-				c.set(p)
-				s, rotate, _ := newTestService(t, p, nil)
+				partner := newPartner(t, 200*time.Millisecond)
+				partner.Inject(c.fault)
+				if c.wrong {
+					partner.SetPassword("new")
+				}
+				s, rotate, _ := newTestService(t, partner)
 				h := s.handler()
 				start := time.Now()
 				mended := false
 				for polls := 0; ; polls++ {
 					if !mended && time.Since(start) >= c.after {
-						p.with(func() { c.mend(p, rotate) })
+						partner.ClearFaults()
+						if c.wrong {
+							rotate("new")
+						}
 						mended = true
 					}
 					asked := time.Now()
@@ -241,23 +287,23 @@ func TestReadiness(t *testing.T) {
 					time.Sleep(time.Until(start.Add(time.Duration(polls+1) * time.Second)))
 				}
 				ready := time.Since(start) - c.after
-				last := p.logins[len(p.logins)-1]
-				t.Logf("ready %v after it could be, %v after the login that was granted; %d login requests",
-					ready, time.Since(last.at), len(p.logins))
-				if late := time.Since(last.at); !last.granted || late > 1100*time.Millisecond {
-					t.Errorf("ready %v after the first login that succeeded, want by the next probe", late)
+				all := logins(partner)
+				last := all[len(all)-1]
+				t.Logf("ready %v after it could be, %v after the login that was granted; %d logins", ready, time.Since(last.Time), len(all))
+				if late := time.Since(last.Time); last.Status != 200 || late > 1100*time.Millisecond {
+					t.Errorf("ready %v after a login that was answered %d, want it by the next probe after one that was granted", late, last.Status)
 				}
-				if ready > c.within+time.Second || len(p.logins) > c.logins {
-					t.Errorf("ready after %v and %d logins, want %v and %d", ready, len(p.logins), c.within, c.logins)
+				if ready > c.within+time.Second || len(all) > c.logins {
+					t.Errorf("ready after %v and %d logins, want %v and %d", ready, len(all), c.within, c.logins)
 				}
-				for range 600 { // a probe every second costs nothing from now on
+				for range 600 { // from now on a probe every second costs nothing
 					time.Sleep(time.Second)
 					if rec := do(t.Context(), h, "GET", "/readyz", ""); rec.Code != 200 {
-						t.Fatalf("not ready any more: %s", rec.Body)
+						t.Fatalf("no longer ready: %s", rec.Body)
 					}
 				}
-				if again := len(p.logins); again > c.logins {
-					t.Errorf("%d logins after ten minutes of probes", again)
+				if again := len(logins(partner)); again > c.logins {
+					t.Errorf("got %d logins after ten minutes of probes, want %d at most", again, c.logins)
 				}
 			})
 		})
@@ -277,18 +323,16 @@ type roundTripFunc func(*http.Request) (*http.Response, error)
 
 func (f roundTripFunc) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
-// A login by http.DefaultTransport, which knows no CA, must not hold the Transport back, whose Base does.
+// TestReadyWithACAThatOnlyBaseKnows fails a login through http.DefaultTransport, which does not trust the partner's
+// certificate. That must not delay the Transport, whose Base does.
 func TestReadyWithACAThatOnlyBaseKnows(t *testing.T) {
-	partner := partnertest.StartNowPost(partnertest.Options{TLS: true})
-	defer partner.Close()
-	base := partner.Transport()
-	defer base.CloseIdleConnections()
+	partner := partnertest.NowPost(t, partnertest.Options{TLS: true})
 	defer http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 	for _, first := range []bool{false, true} {
 		tel, err := newTelemetry(io.Discard)
 		check(t, err)
 		account := partnerauth.NowPost{Email: partnertest.Email, Password: partnertest.Password, BaseURL: partner.URL}
-		s := newService(account, &partnerauth.Transport{Base: base}, tel)
+		s := newService(account, &partnerauth.Transport{Base: partner}, tel)
 		if first {
 			if _, err := s.rt.Source.Token(); err == nil {
 				t.Fatal("http.DefaultTransport trusts the partner")
@@ -297,15 +341,16 @@ func TestReadyWithACAThatOnlyBaseKnows(t *testing.T) {
 		start := time.Now()
 		rec := do(t.Context(), s.handler(), "GET", "/readyz", "")
 		if took := time.Since(start); rec.Code != 200 || took > time.Second {
-			t.Errorf("own login first: %v: %d %s after %v, want 200 within a second", first, rec.Code, rec.Body, took)
+			t.Errorf("own login first: %v: got %d %s after %v, want 200 within a second", first, rec.Code, rec.Body, took)
 		}
 	}
-	if n := partner.LoginRequests(); n != 2 {
-		t.Errorf("%d login requests, want 2: one for each service", n)
+	if got := partner.Count("POST", loginPath); got != 2 {
+		t.Errorf("got %d login requests, want 2: one for each service", got)
 	}
 }
 
-// The batch is a round of reconciliation with a thousand orders, one after the other, or a thousand calls at once.
+// TestBatchLeavesRoomForOthers runs a batch beside interactive calls. The batch is a round of reconciliation with a
+// thousand orders, one after the other, or a thousand calls at once.
 func TestBatchLeavesRoomForOthers(t *testing.T) {
 	const fast, slow = 20 * time.Millisecond, 800 * time.Millisecond
 	cases := []struct {
@@ -328,13 +373,12 @@ func TestBatchLeavesRoomForOthers(t *testing.T) {
 	for _, c := range cases {
 		t.Run(fmt.Sprintf("latency=%v/atOnce=%v/interactive=%v", c.latency, c.atOnce, c.interactive), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := &standIn{password: "old", latency: c.latency}
-				s, _, _ := newTestService(t, p, nil)
+				partner := newPartner(t, c.latency)
+				s, _, _ := newTestService(t, partner)
 				h := s.handler()
 				for i := range 1000 {
 					o := order{PartnerOrderID: fmt.Sprint("batch-", i), ID: "ord", Status: "created"}
 					s.orders.Store(o.PartnerOrderID, o)
-					p.orders = append(p.orders, o)
 				}
 				start := time.Now()
 				check(t, s.rt.SignIn(t.Context()))
@@ -365,7 +409,7 @@ func TestBatchLeavesRoomForOthers(t *testing.T) {
 					})
 				}
 				all.Wait()
-				batch := len(p.calls) - placed - 1
+				batch := partner.Count("GET", ordersPath)
 				perMinute := float64(batch) / time.Since(start).Minutes()
 				t.Logf("%d interactive calls, the slowest waited %v; the batch got %.1f a minute", placed, slowest, perMinute)
 				if slowest > 2*time.Second {
@@ -379,13 +423,14 @@ func TestBatchLeavesRoomForOthers(t *testing.T) {
 	}
 }
 
-// The partner takes the new password only, and no token of the old one, from one moment on.
+// TestRotationUnderLoad changes the password at the partner, which then accepts neither the old one nor its tokens, and
+// in the file at the same time or later.
 func TestRotationUnderLoad(t *testing.T) {
 	for _, late := range []time.Duration{0, 500 * time.Millisecond, 20 * time.Second, 90 * time.Second, time.Hour} {
 		t.Run(fmt.Sprint("file after ", late), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := &standIn{password: "old", latency: 100 * time.Millisecond}
-				s, rotate, _ := newTestService(t, p, nil)
+				partner := newPartner(t, 100*time.Millisecond)
+				s, rotate, _ := newTestService(t, partner)
 				start := time.Now()
 				const change = time.Minute
 				type failure struct {
@@ -402,7 +447,7 @@ func TestRotationUnderLoad(t *testing.T) {
 						began := time.Since(start)
 						ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 						defer cancel()
-						err := s.call(ctx, "GET", "/api/v1/orders", "?search=1", nil, new(any))
+						err := s.call(ctx, "GET", ordersPath, "?search=1", nil, new(any))
 						mu.Lock()
 						defer mu.Unlock()
 						if err != nil {
@@ -416,7 +461,8 @@ func TestRotationUnderLoad(t *testing.T) {
 				if late == 0 {
 					rotate("new")
 				}
-				p.with(func() { p.password, p.token = "new", "" })
+				partner.SetPassword("new")
+				partner.RevokeAll()
 				if late > 0 {
 					time.Sleep(late)
 					rotate("new")
@@ -425,7 +471,7 @@ func TestRotationUnderLoad(t *testing.T) {
 				last := time.Duration(0)
 				for _, f := range failures {
 					last = max(last, f.began-change-late)
-					if f.began > change+late {
+					if f.began > change+late+time.Second { // the file is read once a second
 						t.Errorf("a call begun %v after the file had the new password failed: %v", f.began-change-late, f.err)
 					}
 					if !errors.Is(f.err, partnerauth.ErrCredentials) {
@@ -433,13 +479,13 @@ func TestRotationUnderLoad(t *testing.T) {
 					}
 				}
 				t.Logf("%d calls succeeded, %d failed, the last begun %v after the file had the password; logins: %d with the old, %d with the new",
-					succeeded, len(failures), last, p.loginsWith("old"), p.loginsWith("new"))
-				if n := p.loginsWith("new"); n != 1 {
+					succeeded, len(failures), last, loginsWith(partner, "old"), loginsWith(partner, "new"))
+				if n := loginsWith(partner, "new"); n != 1 {
 					t.Errorf("%d logins with the new password, want 1", n)
 				}
 				// The first of them was granted, and the old password may be refused as often as rule 11 says.
 				want := map[time.Duration]int{0: 1, 500 * time.Millisecond: 2, 20 * time.Second: 4, 90 * time.Second: 5, time.Hour: 11}[late]
-				if n := p.loginsWith("old"); n > want {
+				if n := loginsWith(partner, "old"); n > want {
 					t.Errorf("%d logins with the old password, want at most %d", n, want)
 				}
 				if late == 0 && len(failures) > 0 {
@@ -450,13 +496,13 @@ func TestRotationUnderLoad(t *testing.T) {
 	}
 }
 
-// The file is away for a while, as it is while somebody mends a secret by hand.
+// TestPasswordFileIsMissing has no file for a while, as when somebody repairs a secret by hand.
 func TestPasswordFileIsMissing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &standIn{password: "old"}
-		s, _, _ := newTestService(t, p, nil)
+		partner := newPartner(t, 0)
+		s, _, _ := newTestService(t, partner)
 		file := filepath.Join(t.TempDir(), "password")
-		s.rt.Source = partnerauth.NowPost{Email: "shop@example.com", PasswordFunc: passwordFile(file), BaseURL: "https://nowpost.test"}.TokenSource()
+		s.rt.Source = partnerauth.NowPost{Email: partnertest.Email, PasswordFunc: passwordFile(file), BaseURL: partner.URL}.TokenSource()
 		h := s.handler()
 		for range 300 {
 			if rec := do(t.Context(), h, "GET", "/readyz", ""); rec.Code != 503 || !strings.Contains(rec.Body.String(), "no such file") {
@@ -471,16 +517,16 @@ func TestPasswordFileIsMissing(t *testing.T) {
 		}
 		took := time.Since(start)
 		t.Logf("ready %v after the file was there", took)
-		if took > 31*time.Second || len(p.logins) != 1 {
-			t.Errorf("ready after %v and %d logins", took, len(p.logins))
+		if got := partner.Logins(); took > 31*time.Second || got != 1 {
+			t.Errorf("ready after %v and %d logins, want 31s at most and 1", took, got)
 		}
 	})
 }
 
 func TestShutsDownGracefully(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &standIn{password: "old", latency: 8 * time.Second}
-		s, _, log := newTestService(t, p, nil)
+		partner := newPartner(t, 0)
+		s, _, log := newTestService(t, partner)
 		ctx, stop := context.WithCancel(t.Context())
 		l := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
 		ended := make(chan error)
@@ -488,7 +534,6 @@ func TestShutsDownGracefully(t *testing.T) {
 
 		client := &http.Client{Transport: &http.Transport{DialContext: l.dial}}
 		defer client.CloseIdleConnections()
-		p.with(func() { p.latency = 0 })
 		ask := func(path string) int {
 			resp, err := client.Get("http://service" + path)
 			if err != nil {
@@ -500,7 +545,7 @@ func TestShutsDownGracefully(t *testing.T) {
 		if got := ask("/readyz"); got != 200 {
 			t.Errorf("ready: %d", got)
 		}
-		p.with(func() { p.latency = 8 * time.Second })
+		partner.Inject(partnertest.Fault{Path: ordersPath, Delay: 8 * time.Second})
 		var late sync.WaitGroup
 		late.Go(func() {
 			resp, err := client.Post("http://service/orders", "application/json", strings.NewReader(fmt.Sprintf(orderJSON, "late")))
@@ -528,15 +573,14 @@ func TestShutsDownGracefully(t *testing.T) {
 		}
 		late.Wait()
 		if !strings.Contains(log.String(), `"shutting down"`) {
-			t.Error("the log does not tell")
+			t.Errorf("got log %s, want a line about shutting down", log)
 		}
 	})
 }
 
-// The program itself: it is configured by its environment, and ends well on SIGTERM.
+// TestProgram runs the program itself: its environment configures it, and SIGTERM ends it with status 0.
 func TestProgram(t *testing.T) {
-	partner := partnertest.StartNowPost(partnertest.Options{})
-	defer partner.Close()
+	partner := partnertest.NowPost(t, partnertest.Options{})
 	file, _ := mountSecret(t, partnertest.Password)
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), "RUN_AS_SERVICE=1", "LISTEN=127.0.0.1:0", "NOWPOST_BASE_URL="+partner.URL,
@@ -569,7 +613,7 @@ func TestProgram(t *testing.T) {
 	}
 }
 
-// A pipeListener connects without network.
+// A pipeListener accepts connections in memory.
 type pipeListener struct {
 	conns  chan net.Conn
 	once   sync.Once

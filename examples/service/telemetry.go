@@ -15,7 +15,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// telemetry is handed to whoever needs it; OpenTelemetry's globals stay unset.
+// telemetry is passed to what needs it. OpenTelemetry's globals stay unset.
 type telemetry struct {
 	log     *slog.Logger
 	tracers *sdktrace.TracerProvider
@@ -23,8 +23,8 @@ type telemetry struct {
 	metrics http.Handler
 }
 
-// newTelemetry logs to w and has metrics for Prometheus. Traces have ids, which the log and the partner see, and go
-// nowhere: for a collector add sdktrace.WithBatcher with an exporter, as examples/collector does.
+// newTelemetry logs to w and keeps metrics for Prometheus. Traces are not exported, but their ids are in the log and in
+// the requests to the partner. To export them, add sdktrace.WithBatcher with an exporter to the TracerProvider.
 func newTelemetry(w io.Writer) (*telemetry, error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -40,7 +40,7 @@ func newTelemetry(w io.Writer) (*telemetry, error) {
 	}, nil
 }
 
-// tracedLog adds to each line the trace that its context belongs to.
+// tracedLog adds the ids of the context's trace and span to each line.
 type tracedLog struct{ slog.Handler }
 
 func (h tracedLog) Handle(ctx context.Context, r slog.Record) error {

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// newCertificate is self-signed, for loopback, and new for each server: trust
-// in one is no trust in another.
+// newCertificate returns a self-signed certificate for loopback. Each server has
+// its own, so that a client that trusts one does not trust another.
 func newCertificate() tls.Certificate {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -23,7 +23,7 @@ func newCertificate() tls.Certificate {
 	if err != nil {
 		panic(err)
 	}
-	// Valid for long, for clients with strange clocks.
+	// Tests use clients whose clocks are years off.
 	template := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: "partnertest"},

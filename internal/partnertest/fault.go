@@ -12,49 +12,53 @@ import (
 	"time"
 )
 
-// Fault is something that goes wrong with the requests it matches. Requests
-// over the quota get their 429 before any fault is asked. A request meets at
-// most one fault, the first injected that is due. The fields below Rate combine
-// in this order: Delay, Hang, then one of Reset, Huge, the given answer, or the
-// normal answer.
+// A Fault is something that goes wrong with the requests that it matches. The
+// zero value matches every request and changes nothing. A request over the quota
+// is answered 429 before any fault is considered.
+//
+// The fields from Status on combine in this order: Delay, then Hang, then one of
+// Reset, Huge, the given answer or the normal one, then Cut.
 type Fault struct {
-	// What it hits; "": any. Path is exact, or a prefix when it ends in '*'.
+	// Method and Path select requests; "" matches any. Path is exact, or a prefix
+	// if it ends in '*'.
 	Method, Path string
 
-	Times int // so many requests; 0: until ClearFaults
+	// Times is how many requests the fault hits; 0 means all, until ClearFaults.
+	Times int
 
-	// This share of the matching requests, evenly spread (0.25: every fourth);
-	// 0: every one.
+	// Rate is the share of the matching requests that the fault hits, evenly
+	// spread: 0.25 is every fourth. 0 means all.
 	Rate float64
 
-	// Answered in place of carrying the request out; counted in the quota, which
-	// the answer does not announce.
+	// Status is answered instead of carrying the request out. The quota counts the
+	// request, but the answer does not announce it.
 	Status int
 
-	// Of that answer; without Status and Body it is added to the normal one.
+	// Header is added to that answer, or to the normal one if there is neither
+	// Status nor Body.
 	Header http.Header
 
-	// Of that answer; without Status the status is 200. Status alone: the HTML
-	// page Express or nginx sends.
+	// Body is that of the answer; without Status the status is 200. If only Status
+	// is set, the body is the HTML page that Express or nginx sends with it.
 	Body string
 
-	// The answer breaks off in the middle of its body; the request was carried
+	// Cut breaks the answer off in the middle of its body. The request was carried
 	// out.
 	Cut bool
 
-	// The connection is reset after the request was read, before it was carried
-	// out, other HTTP/2 streams on it included.
+	// Reset resets the connection after the request was read and before it is
+	// carried out. Other HTTP/2 streams on the connection end as well.
 	Reset bool
 
-	// Held until Release, then answered; dropped, and never carried out, when the
-	// client leaves or the server closes.
+	// Hang holds the request until Release, and answers it then. If its client
+	// leaves or the server closes first, it is never carried out.
 	Hang bool
 
-	// Passes before the request is carried out; Options.Latency passes after.
+	// Delay passes before the request is carried out, as Options.Latency does after it.
 	Delay time.Duration
 
-	// A 200 with a JSON body of so many bytes, at least a few dozen, that ends in
-	// tokens nobody issued.
+	// Huge answers 200 with a JSON body of this many bytes, a few dozen at least,
+	// that ends in tokens which nobody issued.
 	Huge int
 }
 
@@ -63,11 +67,10 @@ type armed struct {
 	seen, hits int
 }
 
-// faults are those in force, oldest first. The server's lock guards them.
+// faults are those in force, the oldest first. Server.mu guards them.
 type faults []*armed
 
-// strike returns the fault that is due for this request; the zero Fault does
-// nothing.
+// strike returns the fault that hits this request, or the zero Fault.
 func (fs faults) strike(method, path string) Fault {
 	for _, f := range fs {
 		if f.Times > 0 && f.hits >= f.Times || !f.matches(method, path) {
@@ -83,8 +86,8 @@ func (fs faults) strike(method, path string) Fault {
 	return Fault{}
 }
 
-// due is how many of the first n requests a rate hits. The bit more absorbs
-// what floating point loses: 10 × 0.1 is 1.
+// due returns how many of the first n requests a rate hits. The small term makes
+// up for rounding: 10 × 0.1 must be 1.
 func due(n int, rate float64) int { return int(math.Floor(float64(n)*rate + 1e-9)) }
 
 func (f Fault) matches(method, path string) bool {
@@ -97,7 +100,7 @@ func (f Fault) matches(method, path string) bool {
 	return f.Path == "" || f.Path == path
 }
 
-// replaces reports whether the fault's own answer stands in for the normal one.
+// replaces reports whether the fault has an answer of its own.
 func (f Fault) replaces() bool { return f.Status != 0 || f.Body != "" || f.Huge > 0 }
 
 func (f Fault) answer(w http.ResponseWriter, r *http.Request) {
@@ -122,8 +125,7 @@ func (f Fault) answer(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte(body))
 }
 
-// hugeBody has the tokens last, so that a reader without a limit would take
-// them.
+// hugeBody ends in tokens, which a client takes if it reads without a limit.
 func hugeBody(size int) string {
 	const head, tail = `{"padding":"`, `","token":"forged","access_token":"forged"}`
 	return head + strings.Repeat("x", max(0, size-len(head)-len(tail))) + tail
@@ -134,12 +136,13 @@ func (s *Server) Inject(f Fault) {
 	s.note(func() { s.faults = append(s.faults, &armed{Fault: f}) })
 }
 
-// ClearFaults ends all faults; what hangs already goes on hanging.
+// ClearFaults ends all faults. Requests that one of them holds stay held until
+// Release.
 func (s *Server) ClearFaults() {
 	s.note(func() { s.faults = nil })
 }
 
-// Release lets every request that hangs go on.
+// Release lets the requests continue that faults hold.
 func (s *Server) Release() {
 	s.note(func() {
 		close(s.gate)
@@ -147,7 +150,7 @@ func (s *Server) Release() {
 	})
 }
 
-// hold keeps a request for as long as its fault says.
+// hold delays a request as its fault says.
 func (s *Server) hold(ctx context.Context, f Fault) {
 	s.wait(ctx, f.Delay)
 	if !f.Hang {

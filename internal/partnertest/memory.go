@@ -15,11 +15,12 @@ import (
 	"testing/iotest"
 )
 
-// RoundTrip carries a request out in its caller's goroutine, without a socket:
-// what waits, waits for timers and channels only, so that it works in a bubble
-// of testing/synctest, in which the server was made. Faults end as they would
-// on a connection. A URL other than the server's is a host that does not exist.
-// The request's body is read to its end first, whatever its context says.
+// RoundTrip carries a request out in its caller's goroutine, without a socket. It
+// blocks on timers and channels only, so it works in the bubble of
+// testing/synctest in which the server was made. Faults have the effects that
+// they have on a connection. A request to any other URL fails as if there were no
+// such host. The request's body is read to its end first, even if its context
+// ends meanwhile.
 func (s *Server) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx, line := req.Context(), &wire{}
 	in, err := received(req, line)
@@ -36,7 +37,7 @@ func (s *Server) RoundTrip(req *http.Request) (*http.Response, error) {
 	ans := httptest.NewRecorder()
 	whole := s.handle(ans, in)
 	switch {
-	case whole || ans.Flushed: // of which the latter breaks off
+	case whole || ans.Flushed: // an answer that is cut was flushed
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case line.closed:
@@ -54,7 +55,7 @@ func (s *Server) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// handle reports whether serve gave a whole answer.
+// handle calls serve and reports whether it gave a complete answer.
 func (s *Server) handle(w http.ResponseWriter, r *http.Request) (whole bool) {
 	defer func() {
 		if v := recover(); v != nil && v != http.ErrAbortHandler {
@@ -65,7 +66,7 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) (whole bool) {
 	return true
 }
 
-// received is req as net/http's server would have it.
+// received returns req as net/http's server would receive it.
 func received(req *http.Request, line *wire) (*http.Request, error) {
 	body := []byte{}
 	if req.Body != nil {
@@ -90,7 +91,7 @@ func received(req *http.Request, line *wire) (*http.Request, error) {
 	return in, nil
 }
 
-// site is a URL's scheme and host, without the port that the scheme implies.
+// site returns a URL's scheme and host, without the scheme's default port.
 func site(u *url.URL) string {
 	host := u.Host
 	switch u.Scheme {
@@ -104,8 +105,8 @@ func site(u *url.URL) string {
 
 func dialError(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
 
-// A wire is the connection of one request in memory. A Fault may close it, and
-// nobody does anything else with it.
+// A wire is the connection of one request in memory. Only a Fault uses it, to
+// close it.
 type wire struct {
 	net.Conn
 	closed bool

@@ -7,25 +7,30 @@ import (
 	"time"
 )
 
-// Ndovu stands in for the investment partner.
+// Ndovu is a stand-in for the investment partner.
 type Ndovu struct {
 	*Server
 }
 
-// StartNdovu starts an Ndovu; the caller closes it.
+// StartNdovu starts an Ndovu on a socket. The caller must close it.
 func StartNdovu(o Options) *Ndovu {
 	n := NewNdovu(o)
 	n.listen()
 	return n
 }
 
-// NewNdovu returns an Ndovu in memory, which RoundTrip reaches.
+// NewNdovu returns an Ndovu in memory. Requests reach it through RoundTrip.
 func NewNdovu(o Options) *Ndovu {
 	o.Lifetime = or(o.Lifetime, time.Hour)
 	n := &Ndovu{newServer(o, "/api/v3/partners/auth")}
-	n.mux.HandleFunc("POST /api/v3/partners/auth", n.logIn)
-	n.mux.HandleFunc("GET /api/v3/partners/{shortName}/plans", n.listPlans)
+	n.endpoint("POST /api/v3/partners/auth", n.logIn)
+	n.endpoint("GET /api/v3/partners/{shortName}/plans", n.listPlans)
 	return n
+}
+
+// SetClientSecret changes the secret that a login needs. Tokens stay good.
+func (n *Ndovu) SetClientSecret(secret string) {
+	n.note(func() { n.opts.ClientSecret = secret })
 }
 
 func (n *Ndovu) logIn(w http.ResponseWriter, r *http.Request) {
@@ -39,7 +44,7 @@ func (n *Ndovu) logIn(w http.ResponseWriter, r *http.Request) {
 		say(w, http.StatusBadRequest, "Missing or malformed Authorization header")
 		return
 	}
-	if id != n.opts.ClientID || secret != n.opts.ClientSecret {
+	if id != n.opts.ClientID || secret != read(n.Server, func() string { return n.opts.ClientSecret }) {
 		say(w, http.StatusUnauthorized, "Invalid client credentials")
 		return
 	}
@@ -87,7 +92,7 @@ func (n *Ndovu) listPlans(w http.ResponseWriter, r *http.Request) {
 }
 
 type plan struct {
-	category int // filtered by, not shown
+	category int // a filter; answers do not contain it
 
 	ID                    int                `json:"id"`
 	Identifier            string             `json:"identifier"`
@@ -116,7 +121,7 @@ type plan struct {
 	Prospectus            *string            `json:"prospectus"`
 }
 
-// plans are made up; their fields are those of the partner's page.
+// plans are made up. Their fields are those of the partner's page.
 var plans = []plan{
 	newPlan(101, 1, "money-market-kes", "Money Market Fund", "Rainy Day", "Fixed income", "MONEY_MARKET", "KES", 1000, 500, 11.2, 0),
 	newPlan(102, 1, "money-market-usd", "Dollar Money Market Fund", "Dollar Buffer", "Fixed income", "MONEY_MARKET", "USD", 10, 5, 5.4, 0),

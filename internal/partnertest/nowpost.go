@@ -10,31 +10,36 @@ import (
 	"time"
 )
 
-// NowPost stands in for the parcel partner.
+// NowPost is a stand-in for the parcel partner.
 type NowPost struct {
 	*Server
 	orders orderBook
 }
 
-// StartNowPost starts a NowPost; the caller closes it.
+// StartNowPost starts a NowPost on a socket. The caller must close it.
 func StartNowPost(o Options) *NowPost {
 	n := NewNowPost(o)
 	n.listen()
 	return n
 }
 
-// NewNowPost returns a NowPost in memory, which RoundTrip reaches.
+// NewNowPost returns a NowPost in memory. Requests reach it through RoundTrip.
 func NewNowPost(o Options) *NowPost {
 	o.Lifetime = or(o.Lifetime, 24*time.Hour)
 	n := &NowPost{Server: newServer(o, "/api/v1/auth/login")}
-	n.mux.HandleFunc("POST /api/v1/auth/login", n.logIn)
-	n.mux.HandleFunc("POST /api/v1/auth/refresh", n.refresh)
-	n.mux.HandleFunc("POST /partner/api-keys", n.createKey)
-	n.mux.HandleFunc("POST /api/v1/orders", n.authorized("orders:write", n.createOrder))
-	n.mux.HandleFunc("GET /api/v1/orders", n.authorized("orders:read", n.listOrders))
-	n.mux.HandleFunc("GET /api/v1/orders/{id}", n.authorized("orders:read", n.showOrder))
-	n.mux.HandleFunc("POST /api/v1/orders/{id}/cancel", n.authorized("orders:write", n.cancelOrder))
+	n.endpoint("POST /api/v1/auth/login", n.logIn)
+	n.endpoint("POST /api/v1/auth/refresh", n.refresh)
+	n.endpoint("POST /partner/api-keys", n.createKey)
+	n.endpoint("POST /api/v1/orders", n.authorized("orders:write", n.createOrder))
+	n.endpoint("GET /api/v1/orders", n.authorized("orders:read", n.listOrders))
+	n.endpoint("GET /api/v1/orders/{id}", n.authorized("orders:read", n.showOrder))
+	n.endpoint("POST /api/v1/orders/{id}/cancel", n.authorized("orders:write", n.cancelOrder))
 	return n
+}
+
+// SetPassword changes the password that a login needs. Tokens stay good.
+func (n *NowPost) SetPassword(password string) {
+	n.note(func() { n.opts.Password = password })
 }
 
 func (n *NowPost) logIn(w http.ResponseWriter, r *http.Request) {
@@ -47,7 +52,7 @@ func (n *NowPost) logIn(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, "email and password are required, and nothing else")
 		return
 	}
-	if got["email"] != n.opts.Email || got["password"] != n.opts.Password {
+	if got["email"] != n.opts.Email || got["password"] != read(n.Server, func() string { return n.opts.Password }) {
 		fail(w, http.StatusUnauthorized, "Invalid email or password")
 		return
 	}
@@ -90,7 +95,7 @@ func (n *NowPost) grant(w http.ResponseWriter, enveloped bool) {
 	}
 	layout := "2006-01-02T15:04:05Z"
 	if n.opts.Lifetime%time.Second != 0 {
-		// Whole seconds would end a short token before it began.
+		// In whole seconds a short token could expire before it is issued.
 		layout = "2006-01-02T15:04:05.000Z"
 	}
 	writeJSON(w, http.StatusOK, struct {
@@ -131,7 +136,7 @@ func (n *NowPost) createKey(w http.ResponseWriter, r *http.Request) {
 	}
 	k.ID, k.IsActive, k.CreatedAt, k.UpdatedAt = "key_"+rand.Text()[:12], true, now, now
 	k.Permissions = append([]string{}, k.Permissions...) // [] rather than null
-	secret := &grant{id: "npk_" + rand.Text(), apiKey: true, permissions: k.Permissions}
+	secret := &grant{id: "npk_" + rand.Text(), apiKey: true, opaque: true, permissions: k.Permissions}
 	if k.ExpiresAt != nil {
 		secret.expires = *k.ExpiresAt
 	}
@@ -155,8 +160,8 @@ func (n *NowPost) authorized(permission string, next http.HandlerFunc) http.Hand
 	}
 }
 
-// readJSON reads a JSON body, or answers 400 and reports false. It quotes
-// nothing of what it read.
+// readJSON reads a JSON body. If it is not one, it answers 400, without quoting
+// it, and returns false.
 func readJSON(w http.ResponseWriter, r *http.Request, into any) bool {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || !strings.EqualFold(t, "application/json") {
 		fail(w, http.StatusBadRequest, "Content-Type must be application/json")

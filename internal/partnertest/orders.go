@@ -42,7 +42,7 @@ type Item struct {
 	WeightKg float64 `json:"weight_kg"`
 }
 
-// orderBook keeps the orders in the order of their creation.
+// An orderBook has the orders in the sequence of their creation.
 type orderBook struct {
 	mu   sync.Mutex
 	list []*Order
@@ -59,8 +59,8 @@ func (n *NowPost) Orders() []Order {
 	return all
 }
 
-// Created tells how many orders a partner_order_id led to: one, if the client
-// is right.
+// Created returns how many orders were created with a partner_order_id. It is 1
+// if the client works.
 func (n *NowPost) Created(partnerOrderID string) int {
 	created := 0
 	for _, o := range n.Orders() {
@@ -71,8 +71,8 @@ func (n *NowPost) Created(partnerOrderID string) int {
 	return created
 }
 
-// createOrder does not recognise a partner_order_id it has seen: a request sent
-// twice shows as two orders.
+// createOrder does not recognise a partner_order_id, so a request that is sent
+// twice makes two orders.
 func (n *NowPost) createOrder(w http.ResponseWriter, r *http.Request) {
 	var in Order
 	if !readJSON(w, r, &in) {
@@ -121,8 +121,8 @@ func (n *NowPost) cancelOrder(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// find returns the order a path names by id or tracking code, or answers 404.
-// The caller holds the lock.
+// find returns the order that a path names by id or tracking code. If there is
+// none, it answers 404 and returns nil. b.mu must be held.
 func (b *orderBook) find(w http.ResponseWriter, r *http.Request) *Order {
 	name := r.PathValue("id")
 	for _, o := range b.list {
@@ -164,7 +164,7 @@ func (n *NowPost) listOrders(w http.ResponseWriter, r *http.Request) {
 		if q.descending {
 			a, b = b, a
 		}
-		// Ids break ties, for a clock that stands still.
+		// Orders created at the same instant are in the sequence of their ids.
 		return cmp.Or(q.compare(a, b), cmp.Compare(a.ID, b.ID))
 	})
 	p := pagination{Page: q.page, PageSize: q.pageSize, Total: len(found)}
@@ -177,7 +177,7 @@ func (n *NowPost) listOrders(w http.ResponseWriter, r *http.Request) {
 	}{found[from:min(from+p.PageSize, p.Total)], p})
 }
 
-// listing is what a list request asks for.
+// A listing has the parameters of a list request.
 type listing struct {
 	page, pageSize int
 	search, status string
@@ -194,8 +194,8 @@ func parseListing(q url.Values) (l listing, err error) {
 		}
 		return v
 	}
-	// A day stands for its first moment, or, at the end of a range, for the
-	// first moment after it.
+	// A date without a time is the beginning of that day or, as the end of a
+	// range, the beginning of the next.
 	date := func(name string, end time.Duration) time.Time {
 		text := q.Get(name)
 		if text == "" {

@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// window counts as express-rate-limit's memory store does: the first hit opens
-// it, hits over the limit count as well, and the first hit after its end opens
-// the next. The server's lock guards it.
+// A window counts requests as express-rate-limit's memory store does: the first
+// request opens it, requests over the limit count as well, and the first one
+// after its end opens the next. Server.mu guards it.
 type window struct {
 	limit  int
 	length time.Duration
@@ -22,7 +22,7 @@ type window struct {
 	peak   int
 }
 
-// quota is what one hit learnt from the window.
+// A quota is the state of the window at one request.
 type quota struct {
 	limit, hits int
 	length      time.Duration
@@ -41,8 +41,7 @@ func (w *window) hit(now time.Time) quota {
 
 func (q quota) exceeded() bool { return q.limit > 0 && q.hits > q.limit }
 
-// announce writes the headers that express-rate-limit 8 sends in the given
-// style.
+// announce sets the headers that express-rate-limit 8 sends in a style.
 func (q quota) announce(h http.Header, style string) {
 	if q.limit < 0 || style == "none" {
 		return
@@ -71,7 +70,7 @@ func (q quota) announce(h http.Header, style string) {
 	}
 }
 
-// name is the policy's, such as 100-in-1min.
+// name returns the name of the policy, such as 100-in-1min.
 func (q quota) name() string {
 	unit, size := "sec", time.Second
 	switch {
@@ -89,7 +88,7 @@ func (q quota) name() string {
 	return strconv.Itoa(q.limit) + "-in-" + strconv.FormatFloat(n, 'g', -1, 64) + unit
 }
 
-// partition is the draft-8 key of the one address all requests come from.
+// partition is the draft-8 key of 127.0.0.1, where all requests come from.
 var partition = func() string {
 	sum := sha256.Sum256([]byte("127.0.0.1"))
 	return base64.StdEncoding.EncodeToString([]byte(hex.EncodeToString(sum[:])[:12]))

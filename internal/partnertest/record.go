@@ -6,22 +6,21 @@ import (
 	"time"
 )
 
-// Request is one request as the server received it.
+// A Request is a request as the server received it.
 type Request struct {
-	Time             time.Time // when it was counted
+	Time             time.Time // at which it was counted
 	Proto            string
 	Host, RemoteAddr string
 	Method, Path     string
 	RawQuery         string
-	Header           http.Header // shared with the server: read only
+	Header           http.Header // must not be changed
 	Body             []byte
-	ContentLength    int64 // -1: not announced
+	ContentLength    int64 // -1 if not announced
 	TransferEncoding []string
-	Status           int // of the answer; 0: none yet, or none at all
+	Status           int // of the answer; 0 if there is none, or none yet
 }
 
-// Requests returns all requests received so far, in the order in which they
-// were counted.
+// Requests returns all requests received so far, in the order of their arrival.
 func (s *Server) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -32,8 +31,8 @@ func (s *Server) Requests() []Request {
 	return all
 }
 
-// Count tells how many requests were received for a method and an exact path;
-// "" stands for any.
+// Count returns the number of requests received with a method and an exact path;
+// "" means any.
 func (s *Server) Count(method, path string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -46,28 +45,28 @@ func (s *Server) Count(method, path string) int {
 	return n
 }
 
-// Status tells how many answers had this status.
+// Status returns the number of answers with that status.
 func (s *Server) Status(code int) int { return read(s, func() int { return s.answered[code] }) }
 
-// Logins tells how many token requests with credentials were granted.
+// Logins returns the number of sign-ins that were granted.
 func (s *Server) Logins() int { return read(s, func() int { return s.logins }) }
 
-// Refreshes tells how many refreshes were granted; Ndovu has none.
+// Refreshes returns the number of refreshes that were granted. Ndovu has none.
 func (s *Server) Refreshes() int { return read(s, func() int { return s.refreshes }) }
 
-// LoginRequests tells how many token requests with credentials were received,
-// whatever became of them.
+// LoginRequests returns the number of sign-ins that were received, granted or not.
 func (s *Server) LoginRequests() int { return s.Count(http.MethodPost, s.login) }
 
-// Peak is the most requests counted in any one window so far, refused ones
-// included: more than Limit means there was a 429.
+// Peak returns the largest number of requests in any one window so far, including
+// refused ones. If it is more than Limit, there was a 429.
 func (s *Server) Peak() int { return read(s, func() int { return s.window.peak }) }
 
-// Hanging tells how many requests a Fault holds right now.
+// Hanging returns the number of requests that faults hold right now.
 func (s *Server) Hanging() int { return read(s, func() int { return s.hanging }) }
 
-// Await returns when what() is true, or with ctx's error. It asks again
-// whenever the server received, held or answered something:
+// Await returns nil as soon as what returns true, or ctx's error when ctx ends
+// first. It calls what whenever the server has received, held or answered a
+// request:
 //
 //	Await(ctx, func() bool { return s.Hanging() == 3 })
 func (s *Server) Await(ctx context.Context, what func() bool) error {
@@ -94,7 +93,7 @@ func read[T any](s *Server, what func() T) T {
 	return what()
 }
 
-// note changes the server's state and wakes those who Await it.
+// note changes the server's state and wakes up every Await.
 func (s *Server) note(change func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -14,15 +14,15 @@ import (
 	"time"
 )
 
-// serve is every request's way: counted, read, refused or faulted or carried
-// out, delayed, answered.
+// serve handles a request: it counts and reads it; refuses it, lets a fault hit it
+// or carries it out; waits; and answers.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	entry, quota, ok := s.receive(r)
 	if !ok {
 		panic(http.ErrAbortHandler)
 	}
 	defer s.inside.Done()
-	defer s.note(func() {}) // a request that ends without an answer is news, too
+	defer s.note(func() {}) // for an Await, also if the request ends without an answer
 
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -60,9 +60,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	s.send(w, ans, fault.Cut)
 }
 
-// receive counts the request before anything else is done with it: a limiter
-// stands in front of the authentication. It reports false when the server is
-// closed.
+// receive counts a request before anything else happens, since the partners'
+// limiter comes before authentication. It returns false if the server is closed.
 func (s *Server) receive(r *http.Request) (*Request, quota, bool) {
 	entry := &Request{
 		Proto: r.Proto, Host: r.Host, RemoteAddr: r.RemoteAddr,
@@ -75,7 +74,7 @@ func (s *Server) receive(r *http.Request) (*Request, quota, bool) {
 		if open = !s.closed; !open {
 			return
 		}
-		s.inside.Add(1) // under the lock, so that Close cannot be waiting already
+		s.inside.Add(1) // with the lock held, so before Close waits
 		entry.Time = s.opts.Now()
 		q = s.window.hit(entry.Time)
 		s.received[endpoint{r.Method, r.URL.Path}]++
@@ -86,8 +85,8 @@ func (s *Server) receive(r *http.Request) (*Request, quota, bool) {
 	return entry, q, open
 }
 
-// wait lets d pass. It does not return when the client left or the server
-// closes meanwhile.
+// wait waits for d. If the client leaves or the server closes first, it panics
+// with http.ErrAbortHandler.
 func (s *Server) wait(ctx context.Context, d time.Duration) {
 	if d <= 0 {
 		return
@@ -121,8 +120,7 @@ func (s *Server) send(w http.ResponseWriter, ans *httptest.ResponseRecorder, cut
 	_, _ = w.Write(body)
 }
 
-// reset closes a connection so that the peer sees RST rather than an orderly
-// end.
+// reset closes a connection so that the peer receives a RST.
 func reset(c net.Conn) {
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()
@@ -136,7 +134,7 @@ func reset(c net.Conn) {
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // a programming error: all answers are plain data
+		panic(err) // impossible: all answers are plain data
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.WriteHeader(status)

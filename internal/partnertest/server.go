@@ -1,6 +1,7 @@
-// Package partnertest stands in for the two partners: servers on real sockets,
-// or in memory, that follow the partners' pages, keep real accounts, orders and
-// quotas, remember every request, and fail on demand.
+// Package partnertest has stand-ins for partners: servers on real sockets, or in
+// memory, that follow the partners' pages, keep real accounts, orders and
+// quotas, remember every request, and fail on demand. Module partnertest is what
+// users of the package see of it.
 package partnertest
 
 import (
@@ -13,12 +14,14 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 )
 
-// What the servers accept unless Options say otherwise. The secret holds what
-// breaks when a client escapes it.
+// The credentials that the servers accept unless Options set others. ClientSecret
+// contains characters that a client must not escape.
 const (
 	Email        = "shop@example.com"
 	Password     = "correct horse battery staple"
@@ -26,58 +29,80 @@ const (
 	ClientSecret = "s3cr3t:+/%& ü"
 )
 
-// Options shape a server; the zero value is a partner that behaves as its pages
-// say, over plain http.
+// Options configure a server. The zero value is a partner that behaves as its
+// pages say, over plain http.
 type Options struct {
-	TLS      bool          // https with its own certificate, HTTP/2 and HTTP/1.1
-	Lifetime time.Duration // of tokens; 0: 24 h for NowPost, 1 h for Ndovu
-	Limit    int           // requests a window; 0: 100; negative: no quota
+	TLS      bool          // https with a certificate of its own, HTTP/2 and HTTP/1.1
+	Lifetime time.Duration // of tokens; 0: 24 h for NowPost, 1 h for the others
+	Limit    int           // requests in a window; 0: 100; negative: no quota
 	Window   time.Duration // 0: one minute
 
-	// How the quota is announced: "draft-8" (also ""), "draft-7", "draft-6",
-	// "legacy" or "none".
+	// Headers is how the quota is announced: "draft-8" (also ""), "draft-7",
+	// "draft-6", "legacy" or "none".
 	Headers string
 
-	// NowPost: a refresh revokes the token it was made with.
+	// Rotate makes a refresh revoke the token that it was made with (NowPost).
 	Rotate bool
 
-	// NowPost: the login answers {"token":…}, as the page's samples read it.
+	// Flat makes the login answer {"token":…}, as the page's samples expect it
+	// (NowPost).
 	Flat bool
 
-	// NowPost: the refresh answers the login's envelope.
+	// Envelope makes the refresh answer as the login does (NowPost).
 	Envelope bool
 
-	// NowPost: announced in place of the true expiry, such as the page's own
-	// "2024-01-15T12:00:00Z".
+	// ExpiresAt is announced instead of the true expiry, such as the page's own
+	// "2024-01-15T12:00:00Z" (NowPost).
 	ExpiresAt string
 
-	// Before each answer, after the request was carried out.
+	// Latency passes after a request was carried out and before its answer.
 	Latency time.Duration
 
-	// The server's clock: quota, lifetimes and Date; nil: time.Now.
+	// Now is the server's clock, for quota, lifetimes and Date; nil: time.Now.
 	Now func() time.Time
 
-	Forget bool // keep no Requests, for benchmarks; the counts go on
+	Forget bool // keep no Requests, for benchmarks; the counts still work
 
-	// Accepted credentials; "": the constants.
+	// The credentials that the server accepts; "": the constants.
 	Email, Password, ClientID, ClientSecret string
 
-	ShortName string // Ndovu: the partner's short name; "": "acme"
+	ShortName string // the partner's short name (Ndovu); "": "acme"
 
-	// To serve on, for Start; nil: a free port of 127.0.0.1.
+	// SignInPath is where a Provider signs in; "": TokenPath.
+	SignInPath string
+
+	// Accepts reports whether a sign-in has the right credentials (Provider); nil:
+	// RFC 6749 with ClientID and ClientSecret.
+	Accepts func(*http.Request) bool
+
+	// RefreshPath is where a Provider renews tokens, which may be SignInPath; "":
+	// nowhere.
+	RefreshPath string
+
+	// Answer writes the answer to a sign-in or a refresh (Provider); nil: RFC 6749.
+	Answer func(http.ResponseWriter, Grant)
+
+	// TokenHeader and TokenType are the header and the scheme of tokens (Provider).
+	// Both "": Authorization and Bearer. TokenType alone "": the token alone.
+	TokenHeader, TokenType string
+
+	// Handler answers requests that carry a good token (Provider); nil: {}.
+	Handler http.Handler
+
+	// Listener is what Start serves on; nil: a free port of 127.0.0.1.
 	Listener net.Listener
 
-	// Where a server in memory is, such as "https://api.nowpost.com".
+	// URL is where a server in memory is, such as "https://api.nowpost.com".
 	URL string
 }
 
-// Server is what both stand-ins share. Its methods may be called at any time,
-// from any goroutine.
+// Server is what all stand-ins have in common. It is safe for concurrent use.
 type Server struct {
 	URL string // without a slash at the end
 
 	opts  Options
-	login string // path of the token request
+	login string   // path of the token request
+	paths []string // of the endpoints, with {name} for what varies
 	mux   *http.ServeMux
 	http  *httptest.Server // nil: in memory
 	vault *vault
@@ -86,8 +111,8 @@ type Server struct {
 
 	inside sync.WaitGroup // handlers at work
 
-	mu        sync.Mutex
-	happened  *sync.Cond // something below changed
+	mu        sync.Mutex // guards the fields below and what the Set methods change
+	happened  *sync.Cond // signals a change of these
 	events    int
 	closed    bool
 	window    window
@@ -140,14 +165,46 @@ func newServer(o Options, login string) *Server {
 	return s
 }
 
-// listen makes the server one on a real socket.
+// endpoint adds what answers a method and a path, in the form of http.ServeMux.
+func (s *Server) endpoint(pattern string, h http.HandlerFunc) {
+	_, path, _ := strings.Cut(pattern, " ")
+	s.paths = append(s.paths, path)
+	s.mux.HandleFunc(pattern, h)
+}
+
+// Paths returns those of the server's endpoints, with {name} for what varies.
+func (s *Server) Paths() []string { return slices.Compact(slices.Sorted(slices.Values(s.paths))) }
+
+// Reaches reports whether a Fault's Path, "" and prefixes included, is that of
+// an endpoint.
+func (s *Server) Reaches(path string) bool {
+	prefix, open := strings.CutSuffix(path, "*")
+	return path == "" || slices.ContainsFunc(s.paths, func(known string) bool {
+		if open && strings.HasPrefix(known, prefix) {
+			return true
+		}
+		fixed, _, varies := strings.Cut(known, "{")
+		if open && varies && strings.HasPrefix(prefix, fixed) {
+			return true
+		}
+		return matches(known, path)
+	})
+}
+
+// matches compares a path with a known one, element by element.
+func matches(known, path string) bool {
+	k, p := strings.Split(known, "/"), strings.Split(path, "/")
+	return slices.EqualFunc(k, p, func(k, p string) bool { return k == p || strings.HasPrefix(k, "{") && p != "" })
+}
+
+// listen starts serving on a socket.
 func (s *Server) listen() {
 	s.http = httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
 	if s.opts.Listener != nil {
 		s.http.Listener.Close()
 		s.http.Listener = s.opts.Listener
 	}
-	// Refused handshakes are part of what is tested.
+	// Tests make handshakes that fail.
 	s.http.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.http.Config.BaseContext = func(net.Listener) context.Context { return s.base }
 	s.http.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
@@ -178,7 +235,7 @@ func (s *Server) Close() {
 	s.mu.Unlock()
 	s.stop()
 	if s.http != nil {
-		// First, so that nobody connects again behind the next line.
+		// First, so that no client connects again after the next line.
 		s.http.Listener.Close()
 		s.http.CloseClientConnections()
 		s.http.Close()
@@ -187,7 +244,7 @@ func (s *Server) Close() {
 }
 
 // Transport returns a new transport that trusts the server and attempts HTTP/2.
-// The caller closes its idle connections.
+// The caller must close its idle connections.
 func (s *Server) Transport() *http.Transport {
 	t := &http.Transport{ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 256}
 	if pool := s.CertPool(); pool != nil {
@@ -196,7 +253,8 @@ func (s *Server) Transport() *http.Transport {
 	return t
 }
 
-// CertPool holds the server's certificate; nil when it speaks plain http.
+// CertPool returns a pool with the server's certificate, or nil if the server
+// speaks plain http.
 func (s *Server) CertPool() *x509.CertPool {
 	if s.http == nil || s.http.Certificate() == nil {
 		return nil

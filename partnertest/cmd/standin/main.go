@@ -1,16 +1,56 @@
-// Command standin serves stand-ins for NowPost and Ndovu on loopback, so that a
-// program in any language can be tried against them:
+// Command standin serves stand-ins for NowPost and Ndovu on loopback, so that you
+// can try a program in any language against them:
 //
-//	go run -C partnertest ./cmd/standin
+//	go run github.com/partnerauth/partnerauth/partnertest/cmd/standin
 //
-// It prints the environment for partnerauth.NowPostFromEnv and NdovuFromEnv as
-// lines to paste into a shell, and how to revoke tokens, make requests fail and
-// read the counts over http while it runs. An interrupt ends it.
+// It prints the account as environment variables to paste into a shell, and runs
+// until it is interrupted. The flags, which -h lists, set the quota, the lifetime
+// of tokens, the latency and the addresses.
+//
+// # Control
+//
+// While it runs, it is controlled over HTTP, at the address that it prints or
+// that -control sets. All of this works for ndovu as well:
+//
+//	POST   /nowpost/revoke   every token issued so far is answered 401
+//	POST   /nowpost/faults   add a fault, as JSON
+//	DELETE /nowpost/faults   end all faults, and answer the requests that they hold
+//	GET    /nowpost/counts   requests, logins, refreshes, answers 401 and 429, and
+//	                         peak, the most requests in one window; as JSON
+//
+// # Faults
+//
+// The next three requests for orders are answered 503, the first of them after
+// two seconds:
+//
+//	curl http://127.0.0.1:PORT/nowpost/faults -d '{"path":"/api/v1/orders","times":1,"status":503,"delay":"2s"}'
+//	curl http://127.0.0.1:PORT/nowpost/faults -d '{"path":"/api/v1/orders","times":2,"status":503}'
+//
+// A request meets at most one fault: the oldest that matches it and is due. These
+// fields say which requests a fault hits:
+//
+//	"method"  such as "POST"; absent: any
+//	"path"    exact, or a prefix if it ends in '*': "/api/v1/*"; absent: any
+//	"times"   how many requests; absent: all, until DELETE
+//	"rate"    the share of the matching requests, evenly spread: 0.25 is every fourth
+//
+// and these what happens to them:
+//
+//	"delay"   a duration such as "2s" or "1m30s", before anything else happens
+//	"hang"    true: the request is held until DELETE
+//	"reset"   true: the connection is reset; the request is not carried out
+//	"status"  the answer instead of the normal one
+//	"header"  of that answer, or added to the normal one: {"Retry-After":"30"}
+//	"body"    of that answer, as a string; absent: an HTML page, as servers send it
+//	"cut"     true: the answer breaks off in the middle of its body
+//	"huge"    the size of a JSON answer with forged tokens, in bytes
+//
+// A fault with an unknown field or value is answered 400. A path that is not one
+// of the stand-in's endpoints is answered 404, with a list of those there are.
 package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -38,13 +78,13 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	var o partnertest.Options
 	flags := flag.NewFlagSet("standin", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // the error is returned; once is enough
-	nowPostAddr := flags.String("nowpost", "127.0.0.1:0", "where NowPost listens; port 0 is a free one")
-	ndovuAddr := flags.String("ndovu", "127.0.0.1:0", "where Ndovu listens")
-	controlAddr := flags.String("control", "127.0.0.1:0", "where revoke, faults and counts are")
-	flags.IntVar(&o.Limit, "limit", 100, "requests a window; negative: no quota")
-	flags.DurationVar(&o.Window, "window", 0, "of the quota (default 1m)")
-	flags.DurationVar(&o.Lifetime, "lifetime", 0, "of tokens (default 24h for NowPost, 1h for Ndovu)")
-	flags.DurationVar(&o.Latency, "latency", 0, "of each answer")
+	nowPostAddr := flags.String("nowpost", "127.0.0.1:0", "address for NowPost; port 0 is a free one")
+	ndovuAddr := flags.String("ndovu", "127.0.0.1:0", "address for Ndovu")
+	controlAddr := flags.String("control", "127.0.0.1:0", "address for control over HTTP: revoke, faults, counts")
+	flags.IntVar(&o.Limit, "limit", 100, "requests in a window; negative: no quota")
+	flags.DurationVar(&o.Window, "window", 0, "window of the quota (default 1m)")
+	flags.DurationVar(&o.Lifetime, "lifetime", 0, "lifetime of tokens (default 24h for NowPost, 1h for Ndovu)")
+	flags.DurationVar(&o.Latency, "latency", 0, "latency of each answer")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		flags.SetOutput(stdout)
@@ -84,8 +124,9 @@ export NDOVU_CLIENT_ID=%s
 export NDOVU_CLIENT_SECRET=%s
 export NDOVU_BASE_URL=%s
 # While it runs, for nowpost and for ndovu:
-#   curl -X POST http://%[7]s/nowpost/revoke     every token is refused from now on
-#   curl -X POST http://%[7]s/nowpost/faults -d '{"Status":503,"Times":3}'
+#   curl -X POST http://%[7]s/nowpost/revoke
+#   curl http://%[7]s/nowpost/faults -d '{"status":503,"times":3}'
+#   curl http://%[7]s/nowpost/faults -d '{"path":"/api/v1/*","delay":"2s"}'
 #   curl -X DELETE http://%[7]s/nowpost/faults
 #   curl http://%[7]s/nowpost/counts
 # Ctrl-C ends it.
@@ -97,55 +138,17 @@ export NDOVU_BASE_URL=%s
 	return nil
 }
 
-// listen listens on loopback and nowhere else: the credentials are known to all.
+// listen listens on loopback only, since everybody knows the credentials.
 func listen(addr string) (net.Listener, error) {
 	tcp, err := net.ResolveTCPAddr("tcp", addr)
 	if err != nil {
 		return nil, err
 	}
 	if !tcp.IP.IsLoopback() {
-		return nil, fmt.Errorf("%s is not loopback", addr)
+		return nil, fmt.Errorf("%s is not a loopback address", addr)
 	}
 	return net.ListenTCP("tcp", tcp)
 }
 
-// quote makes a word for a shell.
+// quote returns s as one word for a shell.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
-
-// control is what a tester does to the servers, which they do not count.
-func control(servers map[string]*partnertest.Server) http.Handler {
-	mux := http.NewServeMux()
-	on := func(pattern string, do func(s *partnertest.Server, w http.ResponseWriter, r *http.Request)) {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			if s := servers[r.PathValue("partner")]; s != nil {
-				do(s, w, r)
-				return
-			}
-			http.NotFound(w, r)
-		})
-	}
-	on("POST /{partner}/revoke", func(s *partnertest.Server, w http.ResponseWriter, r *http.Request) {
-		s.RevokeAll()
-	})
-	on("POST /{partner}/faults", func(s *partnertest.Server, w http.ResponseWriter, r *http.Request) {
-		var f partnertest.Fault // with the field names of partnertest.Fault, Delay in nanoseconds
-		d := json.NewDecoder(r.Body)
-		d.DisallowUnknownFields()
-		if err := d.Decode(&f); err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		s.Inject(f)
-	})
-	on("DELETE /{partner}/faults", func(s *partnertest.Server, w http.ResponseWriter, r *http.Request) {
-		s.ClearFaults()
-		s.Release()
-	})
-	on("GET /{partner}/counts", func(s *partnertest.Server, w http.ResponseWriter, r *http.Request) {
-		json.NewEncoder(w).Encode(map[string]int{
-			"requests": s.Count("", ""), "logins": s.Logins(), "refreshes": s.Refreshes(), "peak": s.Peak(),
-			"401": s.Status(http.StatusUnauthorized), "429": s.Status(http.StatusTooManyRequests),
-		})
-	})
-	return mux
-}

@@ -1,0 +1,179 @@
+package partnerauth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/oauth2"
+)
+
+// A customSource is a TokenSource of the user's own as the tokens of a Transport. A
+// token is used for as long as no other was rejected since it was asked for: it might
+// have been that one.
+type customSource struct {
+	source oauth2.TokenSource
+	last   atomic.Pointer[lease] // of the last token, for its header
+	turn   atomic.Int64          // rejections so far
+	asking chan struct{}         // has one in it while Token runs
+
+	// mu guards what follows. No foreign code runs under it.
+	mu       sync.Mutex
+	history  history
+	rejected string        // the last access token that was
+	told     chan struct{} // closed when the source has been told of that; nil: there was none
+}
+
+func newCustomSource(s oauth2.TokenSource) *customSource {
+	return &customSource{source: s, history: newHistory(), asking: make(chan struct{}, 1)}
+}
+
+// lease asks the source for a token, which must be another one than after.
+func (c *customSource) lease(ctx context.Context, _ time.Time, via *sender, after *lease) (*lease, string, error) {
+	for {
+		turn, told := c.turn.Load(), c.telling()
+		token, err := c.token(ctx, via)
+		if err == nil && (token == nil || !sendable(token.AccessToken) || !sendable(token.Type())) {
+			err = errors.New("the source returned no token that a header can carry")
+		}
+		if err != nil {
+			return nil, "", customError(err)
+		}
+		switch {
+		case c.turn.Load() != turn && ctx.Err() == nil:
+			continue // there was a rejection meanwhile, and it may have been this token
+		case after.text() != token.AccessToken:
+			return c.leaseOf(token, turn), fromSource, nil
+		case told == nil || !within(ctx, drainTime, told):
+			return nil, "", errSameToken
+		}
+		// The source was still being told of the rejection. That may take long, or
+		// wait for this very call.
+	}
+}
+
+const fromSource = "source" // where a token comes from that is not ours
+
+// telling returns a channel that is closed when the source has been told of the last
+// rejection; nil if it has been told already.
+func (c *customSource) telling() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.told:
+		return nil
+	default:
+		return c.told
+	}
+}
+
+// token asks the source by TokenContext if it has that, else by Token: beside the
+// caller, who may leave, and one question at a time.
+func (c *customSource) token(ctx context.Context, via *sender) (*oauth2.Token, error) {
+	if s, ok := c.source.(interface {
+		TokenContext(context.Context) (*oauth2.Token, error)
+	}); ok {
+		return s.TokenContext(withSender(ctx, via))
+	}
+	select {
+	case c.asking <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("gave up waiting: %w", ended(ctx))
+	}
+	token, err := beside(ctx, nil, func(context.Context) (*oauth2.Token, error) {
+		defer func() { <-c.asking }()
+		return c.source.Token()
+	})
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("gave up waiting: %w", ended(ctx))
+	}
+	return token, err
+}
+
+// customError returns the AuthError for an error of a source. That of the partner in
+// it, as x/oauth2 returns it, has a status and may mean the credentials.
+func customError(err error) error {
+	if has[*AuthError](err) {
+		return err
+	}
+	e := &AuthError{Op: "token", At: time.Now(), Err: err}
+	answer, ok := errors.AsType[*oauth2.RetrieveError](err)
+	if !ok || answer.Response == nil {
+		return e
+	}
+	e.StatusCode = answer.Response.StatusCode
+	reason := &answerError{reason: statusText(e.StatusCode), answer: answer, cause: err}
+	if _, ok := errorWords[answer.ErrorCode]; ok {
+		reason.reason += ": " + answer.ErrorCode
+	}
+	if isWrong(e.StatusCode, answer.ErrorCode) {
+		reason.refusal, reason.cause = true, errors.Join(ErrCredentials, err)
+	}
+	e.Err = reason
+	return e
+}
+
+// leaseOf returns the lease of token, which was asked for after so many rejections: the
+// one made of it before if it is the same.
+func (c *customSource) leaseOf(token *oauth2.Token, turn int64) *lease {
+	now := time.Now()
+	if l := c.last.Load(); l != nil && l.token == token && l.good(now) && l.turn == turn && strings.HasSuffix(l.authorization[0], token.AccessToken) {
+		return l
+	}
+	l := &lease{token: token, authorization: []string{token.Type() + " " + token.AccessToken}, issued: now, ends: token.Expiry, turn: turn}
+	if !l.good(now) {
+		l.ends = time.Time{} // it has expired: the server decides
+	}
+	c.last.Store(l)
+	return l
+}
+
+func (c *customSource) usable(l *lease) bool {
+	return l.good(time.Now()) && l.turn == c.turn.Load()
+}
+
+func (c *customSource) newest(_ context.Context, _ *sender, l *lease) *lease {
+	if c.usable(l) {
+		return l
+	}
+	return nil
+}
+
+func (c *customSource) surely() bool { return false }
+
+// reject tells the source, unless it was told and still has the token. Many are rejected
+// for the same token, and only the first of them tells.
+func (c *customSource) reject(l *lease) bool {
+	s, ok := c.source.(interface{ Invalidate(*oauth2.Token) })
+	if !ok {
+		return false
+	}
+	told, first, worth := c.rejectOnce(l)
+	if first {
+		defer close(told)
+		s.Invalidate(l.token) // without the lock, since it is foreign code
+	}
+	return worth
+}
+
+// rejectOnce notes a rejection. It reports whether it is the first of that token, and
+// whether another token is worth asking for.
+func (c *customSource) rejectOnce(l *lease) (told chan struct{}, first, worth bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	switch {
+	case l.turn != c.turn.Load():
+		return nil, false, true // another was rejected since it was asked for
+	case l.text() == c.rejected, !c.history.mayLogin(l, now):
+		return nil, false, false
+	}
+	c.history.loggedIn(now, 1)
+	c.rejected, c.told = l.text(), make(chan struct{})
+	c.turn.Add(1)
+	return c.told, true, true
+}
