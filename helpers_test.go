@@ -239,6 +239,16 @@ type asked struct {
 	status int // answered; 0: none yet, or no answer
 }
 
+// secret is the one that a login carries, wherever its partner wants it.
+func (a asked) secret() string {
+	if _, secret, ok := (&http.Request{Header: a.header}).BasicAuth(); ok {
+		return secret
+	}
+	var login struct{ Password, Secret string }
+	json.Unmarshal([]byte(a.body), &login)
+	return login.Password + login.Secret
+}
+
 // on makes the partner answer an op or a path with replies in turn, of which the
 // last one stays.
 func (p *partner) on(what string, replies ...reply) *partner {
