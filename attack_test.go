@@ -47,7 +47,8 @@ type foreignKey struct{}
 func outsider(t *testing.T, flags trace.TraceFlags) (context.Context, string) {
 	state, err := trace.ParseTraceState("evil=" + strings.Repeat("x", 200))
 	must(t, err)
-	place := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: flags, TraceState: state, Remote: true})
+	place := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: flags,
+		TraceState: state, Remote: true})
 	member, err := baggage.NewMember("evil", strings.Repeat("x", 4000))
 	must(t, err)
 	bag, err := baggage.New(member)
@@ -74,9 +75,12 @@ func TestWhatOutsidersMakeTravel(t *testing.T) {
 			_, err := try(ctx, &partnerauth.Transport{Source: account(), Base: base, Propagator: own}, "/")
 			must(t, err)
 			login, call := p.seen()[0].header, p.seen()[1].header
-			errorIf(t, login.Get("Traceparent") != place || call.Get("Traceparent") != place, "got traceparents %v, %v, want %v", login, call, place)
-			errorIf(t, login["Baggage"] != nil || login["Tracestate"] != nil || values[loginPath] != nil, "the login carries %v and %v", login, values[loginPath])
-			errorIf(t, (call["Baggage"] != nil) != (own != nil) || values["/"] != "evil", "a Propagator of its own %t: the call carries %v", own != nil, call)
+			errorIf(t, login.Get("Traceparent") != place || call.Get("Traceparent") != place,
+				"got traceparents %v, %v, want %v", login, call, place)
+			errorIf(t, login["Baggage"] != nil || login["Tracestate"] != nil || values[loginPath] != nil,
+				"the login carries %v and %v", login, values[loginPath])
+			errorIf(t, (call["Baggage"] != nil) != (own != nil) || values["/"] != "evil",
+				"a Propagator of its own %t: the call carries %v", own != nil, call)
 		}
 	}
 }
@@ -179,7 +183,8 @@ var userCode = map[string]struct {
 		rt.Source, rt.Origins = tokenFunc(func() (*oauth2.Token, error) { r.spring(); return static("t").Token() }), []string{apiURL}
 	}},
 	"PasswordFunc": {false, false, func(rt *partnerauth.Transport, r *trap) {
-		rt.Source = partnerauth.NowPost{Email: "e", BaseURL: apiURL, PasswordFunc: func(ctx context.Context) (string, error) { return "p", r.ask(ctx) }}.TokenSource()
+		rt.Source = partnerauth.NowPost{Email: "e", BaseURL: apiURL,
+			PasswordFunc: func(ctx context.Context) (string, error) { return "p", r.ask(ctx) }}.TokenSource()
 	}},
 	"Store": {false, false, func(rt *partnerauth.Transport, r *trap) {
 		rt.Source = partnerauth.NowPost{Email: "e", Password: "p", BaseURL: apiURL, Store: &memory{before: r.ask}}.TokenSource()
@@ -286,7 +291,8 @@ func TestUserCodeMayCallTheClient(t *testing.T) {
 		if c.warm {
 			get(t, rt, "/")
 		}
-		r.do = inner(name, rt, map[bool]time.Duration{true: time.Minute, false: 10 * time.Millisecond}[c.own]) // or what it waits for waits for it
+		r.do = inner(name, rt, map[bool]time.Duration{true: time.Minute,
+			false: 10 * time.Millisecond}[c.own]) // or what it waits for waits for it
 		r.set.Store(true)
 		outer(name, rt, deadline(t, time.Minute))
 		errorIf(t, r.set.Load(), "%s was not called", name)
@@ -375,7 +381,8 @@ func testEchoedSecrets(t *testing.T) {
 				if name != "token" {
 					clear(rts)
 					for _, pr := range providers {
-						rts[pr.name] = &partnerauth.Transport{Source: pr.config(credentials{id: "e", secret: secret}).TokenSource(), Base: p}
+						rts[pr.name] = &partnerauth.Transport{Source: pr.config(credentials{id: "e", secret: secret}).TokenSource(),
+							Base: p}
 					}
 				}
 				for who, rt := range rts {
@@ -414,7 +421,8 @@ func checkEcho(t *testing.T, what string, err error, r reply, ofCall bool) {
 // Foreign text of any size is searched in bounded time.
 func TestLongEcho(t *testing.T) {
 	token := strings.Repeat("t", 16<<10)
-	p := new(partner).on("call", reply{err: errors.New(strings.Repeat(token+"%", 512))}, reply{status: 200, header: http.Header{"Ratelimit": {strings.Repeat("r=0;t=9,", 1<<20)}}})
+	p := new(partner).on("call", reply{err: errors.New(strings.Repeat(token+"%", 512))},
+		reply{status: 200, header: http.Header{"Ratelimit": {strings.Repeat("r=0;t=9,", 1<<20)}}})
 	began := time.Now()
 	_, err := try(t.Context(), p.custom(static(token), nil), "/")
 	errorIf(t, err == nil || len(err.Error()) > 17<<10 || strings.Contains(err.Error(), "tttt"), "the error has %d bytes", len(err.Error()))
@@ -464,12 +472,14 @@ func TestTokensThatAreNotSent(t *testing.T) {
 			errorIf(t, (err == nil) != c.want, "%s, %s: got %v", who, c.name, err)
 			errorIf(t, err != nil && authOf(err).Op != op, "%s, %s: got %v, want Op %s", who, c.name, err, op)
 			errorIf(t, body.closed.Load() != 1, "%s, %s: body closed %d times, want once", who, c.name, body.closed.Load())
-			errorIf(t, op == "login" && c.name == "more" && !strings.Contains(err.Error(), "16 KiB"), "%s: got %v, want the limit in it", who, err)
+			errorIf(t, op == "login" && c.name == "more" && !strings.Contains(err.Error(), "16 KiB"),
+				"%s: got %v, want the limit in it", who, err)
 		}
 		calls := map[bool]int{true: len(rts), false: 0}[c.want]
 		errorIf(t, p.count("call") != calls, "%s: %d calls, want %d", c.name, p.count("call"), calls)
 		for _, a := range p.seen() {
-			sent := a.header.Get("X-Api-Key") == c.token || strings.EqualFold(a.header.Get("Authorization"), cmp.Or(c.kind, "Bearer")+" "+c.token)
+			sent := a.header.Get("X-Api-Key") == c.token || strings.EqualFold(a.header.Get("Authorization"),
+				cmp.Or(c.kind, "Bearer")+" "+c.token)
 			errorIf(t, a.op == "call" && !sent, "%s: sent otherwise: %.60v", c.name, a.header)
 		}
 	}
@@ -518,7 +528,8 @@ func TestContextThatIsOver(t *testing.T) {
 				rt = p.transport(nil) // without a token
 			}
 			err := p.sentNothing(t, ctx, rt)
-			errorIf(t, authOf(err).Op != "" || !errors.Is(err, ctx.Err()) || errors.Is(err, partnerauth.ErrRateLimited) || strings.Contains(err.Error(), "limit") || (ctx == why) != errors.Is(err, errTest),
+			errorIf(t, authOf(err).Op != "" || !errors.Is(err, ctx.Err()) || errors.Is(err,
+				partnerauth.ErrRateLimited) || strings.Contains(err.Error(), "limit") || (ctx == why) != errors.Is(err, errTest),
 				"got %v, want %v", err, ctx.Err())
 		}
 	}
@@ -574,7 +585,8 @@ func TestTelemetryThatPanics(t *testing.T) {
 		how := ending(func() error { _, err := try(t.Context(), bad, "/"); return err })
 		began := time.Now()
 		get(t, p.custom(static("t"), quota), "/")
-		errorIf(t, how != "panicked" || time.Since(began) > 0, "%s, and waited %v for a place that nothing was sent with", how, time.Since(began))
+		errorIf(t, how != "panicked" || time.Since(began) > 0,
+			"%s, and waited %v for a place that nothing was sent with", how, time.Since(began))
 	})
 }
 
@@ -595,7 +607,8 @@ func TestSourceIsAskedAgain(t *testing.T) {
 		time.Sleep(12 * time.Second)
 		began := time.Now()
 		_, err := try(deadline(t, 15*time.Second), rt, "/")
-		errorIf(t, time.Since(began) > 20*time.Second, "held for %v, with a deadline of 15 s and a source that takes 10: %v", time.Since(began), err)
+		errorIf(t, time.Since(began) > 20*time.Second,
+			"held for %v, with a deadline of 15 s and a source that takes 10: %v", time.Since(began), err)
 		wg.Wait()
 	})
 }

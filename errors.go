@@ -255,8 +255,8 @@ func fromProxy(err error) bool {
 }
 
 // errorType returns the error.type of err: "credentials_refused", "rate_limited",
-// "proxy_refused", the status of a failed token request, or the type of the
-// innermost error.
+// "proxy_refused", "insecure_url", the status of a failed token request, or the type
+// of the innermost error.
 func errorType(err error) string {
 	auth, ok := errors.AsType[*AuthError](err)
 	switch {
@@ -266,6 +266,8 @@ func errorType(err error) string {
 		return "rate_limited"
 	case errors.Is(err, errProxy):
 		return "proxy_refused"
+	case errors.Is(err, ErrInsecureURL):
+		return "insecure_url"
 	case !ok || auth.Op == "config":
 	case auth.StatusCode >= 300:
 		return strconv.Itoa(auth.StatusCode)

@@ -105,6 +105,9 @@ func newFetch(account *account, known *knownTokens, way *sender, now time.Time, 
 		f.sender = way.withBase(account.Base)
 	}
 	f.wanted, f.want = context.WithCancel(context.Background())
+	if plan.renews == nil {
+		f.want() // by whoever starts it, and before it may have failed
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f.cancel = cancel
 	return f, ctx
@@ -433,9 +436,9 @@ func (f *fetch) acquire(ctx context.Context) (permit, error) {
 		}
 	}
 	p, _, err := f.sender.recorded(ctx, false, func() (permit, error) {
-		for later := q.newTicket(forLater); !f.isLate(); {
-			if p, ok := f.patiently(ctx, later); ok {
-				return p, nil
+		if !f.isLate() {
+			if p, err := f.patiently(ctx); err == nil || ctx.Err() != nil || !f.isLate() {
+				return p, err
 			}
 		}
 		return q.acquire(ctx, q.newTicket(forToken), nil)
@@ -448,14 +451,20 @@ func (f *fetch) isLate() bool {
 	return f.plan.renews == nil || f.isWanted() || f.sender.queue.lastWait(time.Now()) >= time.Until(f.plan.renews.ends)
 }
 
-// patiently waits behind all callers for a while.
-func (f *fetch) patiently(ctx context.Context, later ticket) (permit, bool) {
+// patiently waits behind all callers until f is late. It waits once and not again and
+// again, since a Limiter that is not a Quota would have to begin anew each time.
+func (f *fetch) patiently(ctx context.Context) (permit, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(f.wanted, cancel)()
-	defer time.AfterFunc(min(time.Second, time.Until(f.plan.renews.ends)/8), cancel).Stop()
-	p, err := f.sender.queue.acquire(ctx, later, nil)
-	return p, err == nil
+	go func() {
+		defer cancel()
+		defer func() { recover() }() // of Estimate, which f's own goroutine will meet as well
+		for !f.isLate() && sleep(ctx, max(time.Millisecond, min(time.Second, time.Until(f.plan.renews.ends)/8))) {
+		}
+	}()
+	q := f.sender.queue
+	return q.acquire(ctx, q.newTicket(forLater), nil)
 }
 
 // send sends the request and reads its answer.

@@ -136,7 +136,7 @@ func TestStoreSharesOneToken(t *testing.T) {
 		get(t, rt, "/")
 		errorIf(t, p.count("login") != before, "a new process signed in")
 		tree := rec.tree(t, false)
-		errorIf(t, !strings.Contains(tree, "partnerauth.token.source=store"), "got these spans, want the source store:\n%s", tree)
+		errorIf(t, !strings.Contains(tree, " token.source=store"), "got these spans, want the source store:\n%s", tree)
 		errorIf(t, len(rec.clients()) != 1, "got these spans, want one request:\n%s", tree)
 		for _, k := range store.records {
 			errorIf(t, bytes.Contains(k.record, []byte("Planted-Secret")), "the record has the password in it: %s", k.record)
@@ -415,13 +415,15 @@ func (l *permits) ended(t *testing.T) (all []string) {
 func TestPermitsAreSettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &permits{}
-		p := new(partner).on("call", reply{}, reply{err: errBusy}, reply{err: dialing}, busy("7"), reply{status: 401}, reply{}, reply{status: 429}, reply{}, reply{status: 503, header: headers("Retry-After: 3")}, reply{})
+		p := new(partner).on("call", reply{}, reply{err: errBusy}, reply{err: dialing}, busy("7"), reply{status: 401}, reply{},
+			reply{status: 429}, reply{}, reply{status: 503, header: headers("Retry-After: 3")}, reply{})
 		rt := p.transport(l)
 		for range 7 {
 			try(t.Context(), rt, "/")
 		}
 		got := l.ended(t)
-		want := []string{"200 0s", "200 0s", "0 0s", "returned", "429 7.999s", "401 0s", "200 0s", "200 0s", "429 1m0s", "200 0s", "503 3.999s", "200 0s"}
+		want := []string{"200 0s", "200 0s", "0 0s", "returned", "429 7.999s", "401 0s", "200 0s", "200 0s", "429 1m0s", "200 0s",
+			"503 3.999s", "200 0s"}
 		errorIf(t, !slices.Equal(got, want), "got %q, want %q", got, want)
 	})
 }
@@ -502,7 +504,8 @@ func TestRefusalReadFromStore(t *testing.T) {
 			}
 			second := p.fleet(1, store, samePassword)[0]
 			auth := authOf(second.SignIn(t.Context()))
-			errorIf(t, auth.RetryAfter != 2*time.Second || p.count("login") != 6, "got %#v after %d logins, want what is stored, for 2 s", auth, p.count("login"))
+			errorIf(t, auth.RetryAfter != 2*time.Second || p.count("login") != 6,
+				"got %#v after %d logins, want what is stored, for 2 s", auth, p.count("login"))
 			time.Sleep(2 * time.Second)
 			errorIf(t, second.SignIn(t.Context()) == nil || p.count("login") != 7, "%d logins, want another", p.count("login"))
 			time.Sleep(time.Hour)

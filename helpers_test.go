@@ -264,10 +264,6 @@ func (p *partner) on(what string, replies ...reply) *partner {
 // always is a script that has one reply to everything.
 func always(r reply) func(asked) reply { return func(asked) reply { return r } }
 
-// roundedDown is how much more than the whole seconds of a Retry-After is waited: the
-// server may have rounded them down.
-const roundedDown = 999 * time.Millisecond
-
 // busy is a 429.
 func busy(retryAfter string) reply {
 	return reply{status: 429, header: headers("Retry-After: " + retryAfter)}

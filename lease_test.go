@@ -62,7 +62,8 @@ func checkLife(t *testing.T, first reply, of func(*partner) *partnerauth.Source,
 		}
 	}
 	second := p.seen()[1]
-	errorIf(t, second.op != op || second.at < want*75/100 || second.at > want*85/100+want/500, "got a %s after %v of %v, want a %s after 75 %% to 85 %%", second.op, second.at, want, op)
+	errorIf(t, second.op != op || second.at < want*75/100 || second.at > want*85/100+want/500,
+		"got a %s after %v of %v, want a %s after 75 %% to 85 %%", second.op, second.at, want, op)
 	ends := token.Expiry.Sub(began)
 	errorIf(t, ends != want, "the token ends after %v, want %v", ends, want)
 	time.Sleep(time.Until(token.Expiry) - time.Millisecond)
@@ -158,7 +159,8 @@ func TestTokensOfAnyLifetime(t *testing.T) {
 				}
 				tokens := p.count("login") + p.count("refresh")
 				errorIf(t, tokens < lives || tokens > lives*10/7+2 || waited > 1 || p.count(op) < tokens-1,
-					"got %s in %d lifetimes and %d callers that waited, want one token in 80 %% of each and one caller", p.ops(), lives, waited)
+					"got %s in %d lifetimes and %d callers that waited, want one token in 80 %% of each and one caller", p.ops(), lives,
+					waited)
 				errorIf(t, p.count("call 401") > 0 || p.count("refresh 401") > 0, "a token was sent that had ended")
 				time.Sleep(lifetime)
 			})

@@ -389,7 +389,8 @@ func jsonOf(v any) string {
 // fill writes an answer: {echo} is what the server was sent, in other forms as
 // well, and {secret} one of its own.
 func (e heard) fill(text string) string {
-	return strings.NewReplacer("{echo}", e.echo(), "{json}", jsonOf(e.echo()), "{go}", fmt.Sprintf("%q", e.echo()), "{query}", url.QueryEscape(e.echo()),
+	return strings.NewReplacer("{echo}", e.echo(), "{json}", jsonOf(e.echo()), "{go}", fmt.Sprintf("%q", e.echo()), "{query}",
+		url.QueryEscape(e.echo()),
 		"{path}", url.PathEscape(e.echo()), "{secret}", e.secret, "{digits}", digits(e.secret)).Replace(text)
 }
 
@@ -403,7 +404,8 @@ var hostile = []struct {
 	{"400 that echoes", true, respond(400, "{echo}", "X-Echo: {echo}")},
 	{"422 in JSON that echoes", true, respond(422, `{"message":{json},"error":{json}}`, "Content-Type: application/json")},
 	{"401 that echoes", true, respond(401, "{echo}", "WWW-Authenticate: {echo}", "Set-Cookie: s={secret}")},
-	{"403 of OAuth that echoes", true, respond(403, `{"error":{json},"error_description":{json},"error_uri":{json}}`, "Content-Type: application/json")},
+	{"403 of OAuth that echoes", true, respond(403, `{"error":{json},"error_description":{json},"error_uri":{json}}`,
+		"Content-Type: application/json")},
 	{"404 that echoes escaped", true, respond(404, "{query}{path}{go}")},
 	{"429 that echoes", true, respond(429, "{echo}", "Retry-After: {secret}", "RateLimit: {echo}")},
 	{"500 that echoes", true, respond(500, "{echo}")},
@@ -411,11 +413,13 @@ var hostile = []struct {
 	{"success is false", true, respond(200, `{"success":false,"message":{json},"data":{"token":"{secret}"}}`)},
 	{"not JSON", true, respond(200, "<html>{echo}")},
 	{"JSON, then something else", true, respond(200, `{"x":1}{echo}`)},
-	{"JSON of another type", true, respond(200, `{"token":["{secret}"],"access_token":{"{secret}":1},"data":{"token":{"{secret}":"{secret}"}}}`)},
+	{"JSON of another type", true, respond(200,
+		`{"token":["{secret}"],"access_token":{"{secret}":1},"data":{"token":{"{secret}":"{secret}"}}}`)},
 	{"JSON with a number too large", true, respond(200, `{"access_token":{digits}e999,"data":{"token":{digits}e999}}`)},
 	{"a token of another type", true, respond(200, `{"access_token":"{secret}","token_type":"{secret}","success":false}`)},
 	{"a token that cannot be sent", true, respond(200, `{"access_token":"{secret}\n","data":{"token":"{secret}\n"}}`)},
-	{"an expiry that is none", true, respond(200, `{"data":{"token":"","expiresAt":"{secret}"},"expires_in":"{secret}"}`, "Date: {secret}")},
+	{"an expiry that is none", true, respond(200, `{"data":{"token":"","expiresAt":"{secret}"},"expires_in":"{secret}"}`,
+		"Date: {secret}")},
 	{"too large", true, respond(200, "{echo}"+strings.Repeat(" ", 1<<20)+"{echo}")},
 	{"too large 401", true, respond(401, "{echo}"+strings.Repeat(" ", 1<<20)+"{echo}")},
 	{"cut", true, "HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{echo}"},
@@ -507,7 +511,8 @@ func TestSecretsInCalls(t *testing.T) {
 			default:
 				resp.Body.Close()
 				a := resp.Request.Header["Authorization"]
-				errorIf(t, a != nil || strings.Contains(fmt.Sprint(resp.Request.Header), token), "%s: resp.Request has Authorization %q", test.name, a)
+				errorIf(t, a != nil || strings.Contains(fmt.Sprint(resp.Request.Header), token),
+					"%s: resp.Request has Authorization %q", test.name, a)
 			}
 			h.exported(test.name, rec)
 		})

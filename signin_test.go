@@ -45,7 +45,8 @@ func TestSignInAsAProbe(t *testing.T) {
 				errorIf(t, p.count("call") > 0, "%d calls, want none", p.count("call"))
 				_, called := try(t.Context(), rt, "/")
 				errorIf(t, (called == nil) != (err == nil), "a call says %v, SignIn %v", called, err)
-				errorIf(t, errors.Is(called, partnerauth.ErrCredentials) != errors.Is(err, partnerauth.ErrCredentials), "a call says %v, SignIn %v", called, err)
+				errorIf(t, errors.Is(called, partnerauth.ErrCredentials) != errors.Is(err, partnerauth.ErrCredentials),
+					"a call says %v, SignIn %v", called, err)
 			})
 		}
 	}

@@ -337,6 +337,9 @@ func (s *Source) reject(l *lease) bool {
 	case keepToken:
 		return false
 	case useCurrent:
+		if l.text() == s.history.previous.text() {
+			s.history.previous = nil // it cannot stand in for anything any more
+		}
 	case usePrevious:
 		s.history.next = current
 		s.current.Store(s.history.previous.standIn(current.issued.Add(lagTime)))

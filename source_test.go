@@ -86,11 +86,13 @@ func TestInvalidationOutrunsRenewal(t *testing.T) {
 		source.Invalidate(first)
 		began := time.Now()
 		token, err := source.Token()
-		errorIf(t, err != nil || token.AccessToken != "token-3" || time.Since(began) > 0, "got %v, %v after %v, want token-3 of a new login at once", token, err, time.Since(began))
+		errorIf(t, err != nil || token.AccessToken != "token-3" || time.Since(began) > 0,
+			"got %v, %v after %v, want token-3 of a new login at once", token, err, time.Since(began))
 		time.Sleep(time.Minute)
 		now, _ := source.Token()
 		errorIf(t, now != token, "the late answer replaced the newer token")
-		errorIf(t, p.ops() != "login refresh login" || p.seen()[1].status != 0, "got %s, the refresh answered %d, want it given up for a login", p.ops(), p.seen()[1].status)
+		errorIf(t, p.ops() != "login refresh login" || p.seen()[1].status != 0,
+			"got %s, the refresh answered %d, want it given up for a login", p.ops(), p.seen()[1].status)
 	})
 }
 
@@ -162,7 +164,8 @@ func TestRevokedDuringRenewal(t *testing.T) {
 				time.Sleep(time.Minute) // all that was overtaken has ended
 				code = get(t, rt, "/")
 				last := p.seen()[len(p.seen())-1]
-				errorIf(t, code != 200 || last.token != "token-2", "a minute later: got %d with %q, want that of the login", code, last.token)
+				errorIf(t, code != 200 || last.token != "token-2",
+					"a minute later: got %d with %q, want that of the login", code, last.token)
 				want := "login " + pr.renews + " login"
 				if pr.name == "acme" {
 					want = "login refresh refresh" // its refresh token is good still
@@ -204,11 +207,11 @@ func TestFailedRenewalServesTheOldToken(t *testing.T) {
 		most   int           // likewise
 		within time.Duration // of the partner's recovery there is a token
 	}{
-		{"NowPost 503", (*partner).nowPost, reply{status: 503}, 20, 120, time.Minute},
-		{"Ndovu 503", (*partner).ndovu, reply{status: 503}, 20, 80, time.Minute},
-		{"Ndovu 401", (*partner).ndovu, reply{status: 401}, 4, 30, 25 * time.Minute},
-		{"Ndovu no token", (*partner).ndovu, reply{body: "{}"}, 20, 60, time.Minute},
-		{"Ndovu network", (*partner).ndovu, reply{err: io.EOF}, 20, 80, time.Minute},
+		{name: "NowPost 503", of: (*partner).nowPost, fails: reply{status: 503}, least: 20, most: 120, within: time.Minute},
+		{name: "Ndovu 503", of: (*partner).ndovu, fails: reply{status: 503}, least: 20, most: 80, within: time.Minute},
+		{name: "Ndovu 401", of: (*partner).ndovu, fails: reply{status: 401}, least: 4, most: 30, within: 25 * time.Minute},
+		{name: "Ndovu no token", of: (*partner).ndovu, fails: reply{body: "{}"}, least: 20, most: 60, within: time.Minute},
+		{name: "Ndovu network", of: (*partner).ndovu, fails: reply{err: io.EOF}, least: 20, most: 80, within: time.Minute},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
 			p := &partner{lifetime: time.Hour}
@@ -227,7 +230,8 @@ func TestFailedRenewalServesTheOldToken(t *testing.T) {
 					t.Fatalf("got %v, %v after %v, want the first token", token, err, age)
 				case age == time.Hour:
 					n := len(p.seen()) - 1
-					errorIf(t, n < c.least || n > c.most, "got %d requests in about 12 minutes of failing, want %d to %d", n, c.least, c.most)
+					errorIf(t, n < c.least || n > c.most,
+						"got %d requests in about 12 minutes of failing, want %d to %d", n, c.least, c.most)
 				case age > time.Hour && age < 2*time.Hour && err == nil:
 					t.Fatalf("got %v after %v", token, age)
 				case age > 2*time.Hour+c.within && err != nil:
@@ -256,5 +260,6 @@ func TestHooksDoNotSeeTokenRequests(t *testing.T) {
 	requests := 0
 	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { requests++ }})
 	code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "").WithContext(ctx))
-	errorIf(t, code != 200 || requests != 1 || server.Logins() != 1, "got %d, %d requests and %d logins, want 200, one and one", code, requests, server.Logins())
+	errorIf(t, code != 200 || requests != 1 || server.Logins() != 1,
+		"got %d, %d requests and %d logins, want 200, one and one", code, requests, server.Logins())
 }

@@ -268,7 +268,19 @@ func (t *Transport) destination(req *http.Request) (int, error) {
 	case t.client.sender.sentBy(req.Context()):
 		return -1, errOwnBase
 	}
-	return signable(t.client.origins, req)
+	to, err := signable(t.client.origins, req)
+	if err != nil {
+		t.client.refuse(req.Context(), err)
+	}
+	return to, err
+}
+
+// refuse records a call that cannot be sent as it is.
+func (t *client) refuse(ctx context.Context, err error) {
+	began := time.Now()
+	ctx, span := t.sender.telemetry.startCall(ctx)
+	c := call{client: t}
+	c.end(ctx, span, began, nil, err)
 }
 
 // SignIn returns nil as soon as there is a good token. If there is none, it signs in
