@@ -15,8 +15,8 @@ var grantSource string
 var grantScript = redis.NewScript(grantSource)
 
 const (
-	// answerHead is how many numbers precede the waits in an answer. An answer of
-	// lateAnswer numbers tells that the script has done nothing, see grant.lua.
+	// answerHead is how many numbers precede the waits in an answer. If an
+	// answer has lateAnswer numbers, the script has done nothing: see grant.lua.
 	answerHead = 9
 	lateAnswer = 2
 
@@ -34,7 +34,7 @@ type call struct {
 	good     int64
 	began    time.Time
 	sent     time.Time     // or the second run was
-	rejoins  bool          // it tells the others to wait for reports
+	rejoins  bool          // it makes the others wait for reports
 	done     chan struct{} // closed when it has its answer, or is given up
 	over     bool          // it is
 	tooLate  time.Duration // the wait, beyond patience
@@ -75,7 +75,7 @@ func (q *Quota) ask(now time.Time, c *caller) chan struct{} {
 	return q.asking.done
 }
 
-// tell tells Redis at once what it has to hear.
+// tell sends Redis at once the reports that cannot wait.
 func (q *Quota) tell(now time.Time) {
 	if q.telling == nil && (q.trouble == nil || !now.Before(q.retry)) {
 		q.telling = q.start(now, &call{ctx: context.Background()})
@@ -199,8 +199,8 @@ func (q *Quota) failed(c *call, t *trouble, now time.Time) {
 	q.end(c)
 }
 
-// note keeps what is wrong. That there was no answer in time tells less than what
-// was known before, and nothing if others have found Redis again.
+// note remembers a trouble. A time-out (late) says less than a trouble that was known
+// before, and nothing if other callers have reached Redis since.
 func (q *Quota) note(now time.Time, t *trouble, late bool) {
 	if t.kind == demoted && (q.heard.IsZero() || now.Sub(q.since) > failoverTime) {
 		t.kind = refusing

@@ -122,8 +122,8 @@
 //
 // Failover. Sentinel and Cluster replicate asynchronously: a replica that becomes
 // master may lack the last permits, which the section on what it keeps to is about.
-// A ClusterClient of go-redis looks for new masters when a node tells it to, else
-// once a minute; a node that is dead or frozen tells nothing. So after a network
+// A ClusterClient of go-redis looks for new masters when a node redirects it, else
+// once a minute; a node that is dead or frozen redirects nobody. So after a network
 // error, and after a second without an answer, the Quota and the Store call the
 // client's ReloadState, at most every 400 ms. Grants go on one or two seconds after
 // the promotion, plus a Window if the replica was behind. A slot may move while it
@@ -146,7 +146,7 @@
 // Versions. The keys of a quota have layout 1, and scripts of all versions so far
 // share it: clock, places, queue and pauses mean the same to all, so processes of
 // two versions keep to the quota together while a deploy rolls, or is rolled back.
-// The field version of the state tells which script wrote last, 2 being this one.
+// The field version of the state says which script wrote last; this one is 2.
 // What refusals taught is each version's own. A layout that older scripts cannot
 // share would have its number in its keys' names.
 //

@@ -117,7 +117,7 @@ func (q *Quota) init() error {
 	return q.err
 }
 
-// mistake tells which field is wrong.
+// mistake returns an error that names the field that is wrong.
 func (q *Quota) mistake() error {
 	s := &q.set
 	switch {
@@ -150,11 +150,11 @@ func (q *Quota) Wait(ctx context.Context) error {
 
 // Permit waits for leave to send one request. Calls are served in order.
 //
-// Its error is [partnerauth.ErrRateLimited] if the turn would come after ctx's
+// Its error Is [partnerauth.ErrRateLimited] if the turn would come after ctx's
 // deadline, at once; if Redis has been away for a Window; and, at once, if Redis
-// refuses what waiting does not cure, such as a wrong password. It tells
-// RetryAfter, and unwraps to what went wrong with Redis. Else it is that of ctx,
-// or tells which field of q is wrong. With a ctx that has ended, Permit returns at
+// refuses for a reason that waiting does not cure, such as a wrong password. That
+// error has a method RetryAfter and unwraps to what went wrong with Redis. Other
+// errors are that of ctx, and one that names the field of q that is wrong. With a ctx that has ended, Permit returns at
 // once: with what is wrong with Redis, if anything is known to be, else with the
 // error of ctx.
 func (q *Quota) Permit(ctx context.Context, waiting int) (partnerauth.Permit, error) {
@@ -296,8 +296,8 @@ func (q *Quota) without(now time.Time, c *caller) (next, error) {
 	return n, nil
 }
 
-// Estimate tells how long the n-th request from now has to wait at least, by what
-// Redis last said; it asks nobody.
+// Estimate returns how long the n-th request from now has to wait at least, by what
+// Redis last said. It sends nothing.
 func (q *Quota) Estimate(n int) time.Duration {
 	if q.init() != nil {
 		return 0
@@ -345,7 +345,7 @@ func (q *Quota) ended(ctx context.Context) error {
 	return q.endedLocked(ctx)
 }
 
-// endedLocked tells why ctx is over. A deadline that passed in the queue was not
+// endedLocked returns why ctx has ended. A deadline that passed in the queue was not
 // known to be too short.
 func (q *Quota) endedLocked(ctx context.Context) error {
 	err, cause := ctx.Err(), context.Cause(ctx)
