@@ -193,7 +193,7 @@ func TestTransportMistakes(t *testing.T) {
 		field string
 	}{
 		"negative Requests":      {&partnerauth.Quota{Requests: -1}, "Quota.Requests"},
-		"absurd Requests":        {&partnerauth.Quota{Requests: 1 << 40}, "Quota.Requests"},
+		"too many Requests":      {&partnerauth.Quota{Requests: 1_000_001}, "Quota.Requests"},
 		"negative Window":        {&partnerauth.Quota{Window: -time.Second}, "Quota.Window"},
 		"Window of a nanosecond": {&partnerauth.Quota{Window: 1}, "Quota.Window"},
 		"Window of a year":       {&partnerauth.Quota{Window: 365 * 24 * time.Hour}, "Quota.Window"},

@@ -19,13 +19,6 @@ import (
 	"golang.org/x/oauth2"
 )
 
-// How a token is fetched. These are the Op of an AuthError as well.
-const (
-	login     = "login"
-	refresh   = "refresh"
-	fromStore = "store" // another process has fetched it
-)
-
 const (
 	wireLimit = 30 * time.Second // for all requests of one fetch together, waits not counted
 	// loginShare is what a refresh leaves of wireLimit for the login after it.
@@ -33,6 +26,9 @@ const (
 	// frozenTime is how much longer than its limit a request takes if the process
 	// stood still meanwhile. It is then tried again as if it had not been.
 	frozenTime = time.Second
+	// lostToDate is how much sooner a token may end than exp and Date tell, which
+	// have no fractions.
+	lostToDate = time.Second
 	maxTries   = 3       // of one operation, for network errors and 5xx
 	maxPauses  = 5       // of one operation, for 429
 	maxAnswer  = 1 << 20 // bytes
@@ -102,6 +98,9 @@ func newFetch(account *account, known *knownTokens, way *sender, now time.Time, 
 		f.sender = way.withBase(account.Base)
 	}
 	f.wanted, f.want = context.WithCancel(context.Background())
+	if plan.renews == nil {
+		f.want() // by whoever starts it, and before it may have failed
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f.cancel = cancel
 	return f, ctx
@@ -210,8 +209,10 @@ func (f *fetch) stored(ctx context.Context, forRefresh bool) (result, bool) {
 		return result{}, false
 	}
 	now := time.Now()
+	issued := now.Add(min(0, left-r.Lifetime))
 	token := &oauth2.Token{AccessToken: r.Token, TokenType: r.Type, RefreshToken: r.Refresh}
-	l := newLease(token, max(r.Lifetime, left), now.Add(min(0, left-r.Lifetime)), now)
+	l := newLease(token, max(r.Lifetime, left), issued, now)
+	l.issued, l.fromStore = issued, true
 	return result{lease: l, from: fromStore}, true
 }
 
@@ -428,9 +429,9 @@ func (f *fetch) acquire(ctx context.Context) (permit, error) {
 		}
 	}
 	p, _, err := f.sender.recorded(ctx, false, func() (permit, error) {
-		for later := q.newTicket(forLater); !f.isLate(); {
-			if p, ok := f.patiently(ctx, later); ok {
-				return p, nil
+		if !f.isLate() {
+			if p, err := f.patiently(ctx); err == nil || ctx.Err() != nil || !f.isLate() {
+				return p, err
 			}
 		}
 		return q.acquire(ctx, q.newTicket(forToken), nil)
@@ -443,14 +444,20 @@ func (f *fetch) isLate() bool {
 	return f.plan.renews == nil || f.isWanted() || f.sender.queue.lastWait(time.Now()) >= time.Until(f.plan.renews.ends)
 }
 
-// patiently waits behind all callers for a while.
-func (f *fetch) patiently(ctx context.Context, later ticket) (permit, bool) {
+// patiently waits behind all callers until f is late. It waits once and not again and
+// again, since a Limiter that is not a Quota would have to begin anew each time.
+func (f *fetch) patiently(ctx context.Context) (permit, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(f.wanted, cancel)()
-	defer time.AfterFunc(min(time.Second, time.Until(f.plan.renews.ends)/8), cancel).Stop()
-	p, err := f.sender.queue.acquire(ctx, later, nil)
-	return p, err == nil
+	go func() {
+		defer cancel()
+		defer func() { recover() }() // of Estimate, which f's own goroutine will meet as well
+		for !f.isLate() && sleep(ctx, max(time.Millisecond, min(time.Second, time.Until(f.plan.renews.ends)/8))) {
+		}
+	}()
+	q := f.sender.queue
+	return q.acquire(ctx, q.newTicket(forLater), nil)
 }
 
 // send sends the request and reads its answer.
@@ -501,10 +508,14 @@ func (f *fetch) read(op string, resp *http.Response, body []byte, digest request
 	if err != nil {
 		return f.unusable(op, resp, err)
 	}
-	l := newLease(token, f.lifetime(token, resp.Header, sent), sent, received)
-	if l.expiredOnArrival && f.known.hadLife(l.text()) {
+	lifetime, before := f.lifetime(token, resp.Header, sent), f.known.before(token.AccessToken, f.plan.renews)
+	if before != nil && sent.Add(lifetime).Sub(before.ends) < 2*lostToDate {
+		lifetime -= lostToDate // nobody extends it, so it will be used to its end
+	}
+	l := newLease(token, lifetime, sent, received)
+	if l.expiredOnArrival && before != nil {
 		got := f.unusable(op, resp, errors.New("the token has expired"))
-		got.again = true // the partner will notice
+		got.again, got.err.RetryAfter = true, lostToDate // the partner will notice
 		return got
 	}
 	return result{lease: l, from: op}
@@ -593,15 +604,6 @@ func (f *fetch) rejected(op string, resp *http.Response, body []byte, digest req
 	got = f.withRetryAfter(got, op, resp, digest, now)
 	got.again = status >= 500 && got.err.RetryAfter <= maxUnavailable
 	return got
-}
-
-// isWrong reports whether a refusal means the credentials.
-func isWrong(status int, word string) bool {
-	switch status {
-	case http.StatusUnauthorized, http.StatusBadRequest, http.StatusForbidden, http.StatusUnprocessableEntity:
-		return word == "" || errorWords[word]
-	}
-	return false
 }
 
 // withRetryAfter completes an result: the next request is not sent sooner than the
@@ -735,8 +737,8 @@ func (b *setback) with(err *AuthError, renewal bool) *setback {
 	err.RetryAfter = max(err.RetryAfter, backoff(next.count-1, 500*time.Millisecond, 30*time.Second))
 	next.until = err.At.Add(err.RetryAfter)
 	next.callers = next.until
-	if renewal && err.StatusCode == http.StatusTooManyRequests {
-		next.callers = err.At // they wait for the queue, for a window at most
+	if renewal && (err.StatusCode == http.StatusTooManyRequests || err.StatusCode == http.StatusOK) {
+		next.callers = err.At // they wait for the queue, for a window at most, or find the token replaced
 	}
 	return next
 }

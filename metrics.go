@@ -43,7 +43,7 @@ const (
 
 // metrics are the metrics of one account's requests.
 type metrics struct {
-	provider []attribute.KeyValue // none for a source of the user's own
+	provider []attribute.KeyValue // none for a foreign token source
 
 	calls    metric.Float64Histogram
 	attempts httpconv.ClientRequestDuration

@@ -76,7 +76,7 @@ func (s *sender) recorded(ctx context.Context, low bool, wait func() (permit, er
 	return p, waited, err
 }
 
-// told tells telemetry, and gives p back if that panics.
+// told calls tell, which informs telemetry, and gives p back if that panics.
 func (s *sender) told(p permit, tell func()) {
 	done := false
 	defer func() {
@@ -348,7 +348,7 @@ func failureOf(ctx context.Context, resp *http.Response, err error) failure {
 	return failure{}
 }
 
-// withSender lets a source of the user's own that wraps a Source send its token
+// withSender lets a foreign source that wraps a Source send its token
 // requests like those of a Source.
 func withSender(ctx context.Context, s *sender) context.Context {
 	return context.WithValue(ctx, senderKey, s)

@@ -200,7 +200,9 @@ func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time, l 
 	if s.refusal.mayAsk(now) {
 		s.refusal.asked = now
 	}
-	s.fetch = f
+	if s.fetch = f; l == nil {
+		f.want() // before it may ask
+	}
 	go f.run(fetching, spanContextFrom(ctx), s.finish)
 }
 
@@ -274,8 +276,8 @@ func (s *Source) adoptLocked(f *fetch, got result) {
 	switch {
 	case got.from == fromStore && f.plan.trigger == unauthorized:
 		h.loggedIn(l.issued, -1) // it was no login of ours
-	case got.from == login && f.plan.trigger == expiring:
-		h.unproven++
+	case got.from != fromStore && f.plan.trigger == expiring: // one login may follow at once
+		h.unproven = max(h.unproven, maxUnproven-1)
 	}
 	h.previous, h.next = f.plan.renews, nil
 	s.known.allow(l)
@@ -325,8 +327,7 @@ func (s *Source) Invalidate(token *oauth2.Token) {
 	}
 }
 
-// reject is told that l was answered 401, and reports whether another token can be
-// had.
+// reject is told that l was answered 401, and reports whether there is another.
 func (s *Source) reject(l *lease) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -335,6 +336,9 @@ func (s *Source) reject(l *lease) bool {
 	case keepToken:
 		return false
 	case useCurrent:
+		if l.text() == s.history.previous.text() {
+			s.history.previous = nil // it is of no use any more
+		}
 	case usePrevious:
 		s.history.next = current
 		s.current.Store(s.history.previous.standIn(current.issued.Add(lagTime)))

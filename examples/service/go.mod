@@ -8,7 +8,7 @@ replace (
 )
 
 require (
-	github.com/partnerauth/partnerauth v0.0.0-00010101000000-000000000000
+	github.com/partnerauth/partnerauth v0.2.0
 	github.com/partnerauth/partnerauth/partnertest v0.2.0
 	github.com/prometheus/client_golang v1.24.1
 	go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp v0.72.0

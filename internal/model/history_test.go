@@ -319,23 +319,7 @@ func (s *side) checkTokens(rt *rapid.T, h history) {
 		return
 	}
 	notExpired(rt, s.partner)
-	var answers []*attempt
-	for _, a := range s.all() {
-		if a.status == 401 && a.path == apiPath {
-			answers = append(answers, a)
-		}
-	}
-	slices.SortStableFunc(answers, func(a, b *attempt) int { return int(a.back - b.back) })
-	before, rejections := map[int]bool{}, 0
-	for _, a := range answers {
-		if before[a.call] || a.scope {
-			continue
-		}
-		before[a.call] = true
-		if rejections++; rejections <= 10 { // beyond that the 401 may be misused
-			s.reject(a.token, a.back)
-		}
-	}
+	s.checkRejected()
 	for _, a := range s.all() {
 		if since, ok := s.rejected[a.token]; ok && a.sent > since {
 			rt.Errorf("%s sent to %s at %v for call %d, rejected at %v", a.token, a.path, a.sent, a.call, since)
@@ -388,6 +372,31 @@ func (h history) checkPace(rt *rapid.T, s *side, sides []*side) {
 					return
 				}
 			}
+		}
+	}
+}
+
+// checkRejected notes the tokens that the client knows to be rejected: by the first 401
+// to a call, if the token had been accepted before. Another may be new to the partner,
+// or the 401 be misused.
+func (s *side) checkRejected() {
+	answers := slices.DeleteFunc(s.of(apiPath), func(a *attempt) bool { return a.status == 0 })
+	slices.SortStableFunc(answers, func(a, b *attempt) int { return int(a.back - b.back) })
+	before, accepted, rejections := map[int]bool{}, map[string]time.Duration{}, 0
+	for _, a := range answers {
+		if a.status != 401 {
+			if _, ok := accepted[a.token]; !ok {
+				accepted[a.token] = a.back
+			}
+			continue
+		}
+		if before[a.call] || a.scope {
+			continue
+		}
+		before[a.call] = true
+		rejections++
+		if since, ok := accepted[a.token]; ok && since < a.back && rejections <= 10 { // beyond that the 401 may be misused
+			s.reject(a.token, a.back)
 		}
 	}
 }

@@ -93,8 +93,8 @@ func (p plan) play(t *testing.T, rt *rapid.T, hurry deadline) (out played) {
 	return out
 }
 
-// (1) Whoever comes first goes first, also where all wait for a token: on a cold
-// Source and after a revocation.
+// (19) Whoever comes first goes first, as soon as there is a token: on a cold Source and
+// after a revocation as well.
 func TestOrderOfArrival(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		p := drawPlan(rt)
@@ -155,6 +155,7 @@ func (n news) slack(p plan, d time.Duration) time.Duration {
 // turn comes if it is in no hurry.
 func (n news) hurry(t *testing.T, rt *rapid.T) (p plan, free played, i int, turn time.Duration) {
 	p = drawPlan(rt)
+	p.Warm, p.Login = true, 0 // a turn is exact only for those that have a token
 	n.add(rt, &p)
 	i = rapid.IntRange(0, len(p.Gaps)-1).Draw(rt, "caller in a hurry")
 	if free = p.play(t, rt, deadline{}); rt.Failed() {
@@ -166,7 +167,7 @@ func (n news) hurry(t *testing.T, rt *rapid.T) (p plan, free played, i int, turn
 	return p, free, i, turn
 }
 
-// (2) Nobody is refused whose turn comes before its deadline.
+// (20) Nobody is refused whose turn comes before its deadline.
 func TestNoneRefusedInTime(t *testing.T) {
 	for _, news := range allNews {
 		t.Run(news.name, rapid.MakeCheck(func(rt *rapid.T) {
@@ -185,7 +186,7 @@ func TestNoneRefusedInTime(t *testing.T) {
 	}
 }
 
-// (2) Nobody is left waiting whose turn cannot come: it is told as soon as that is
+// (20) Nobody is left waiting whose turn cannot come: it is told as soon as that is
 // known.
 func TestToldAtOnce(t *testing.T) {
 	for _, news := range allNews {
@@ -201,14 +202,11 @@ func TestToldAtOnce(t *testing.T) {
 				rt.Skip("at the same time as the news, it was first this time")
 			}
 			// what makes the turn what it is: an answer a window and a guard before,
-			// the news, or the token itself, of which nobody knows when it comes
+			// or the news
 			known := max(c.start, turn-p.Window-guardOf(p.Window))
 			for _, a := range free.all() {
 				if a.path == apiPath && a.status != 200 && a.back <= turn {
 					known = max(known, a.back)
-				}
-				if a.path == loginPath && a.back == turn {
-					known = turn - bit
 				}
 			}
 			if c.err == nil || c.end > min(known, until)+time.Microsecond {
@@ -219,7 +217,59 @@ func TestToldAtOnce(t *testing.T) {
 	}
 }
 
-// (2) Places as plain arithmetic: each is free again a window and a guard after
+// (20, 21) On a cold Source all wait for the token first, and only then for a turn. When
+// it comes, as many go at once as there are places, and whoever cannot go before the
+// deadline is told in the same instant.
+func TestTokenThenTurn(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		n, window := quotas(rt)
+		w := int(window.Milliseconds())
+		login := ms(rt, 100, 20_000, "login")
+		patience := rapid.SliceOfN(rapid.IntRange(1, 20_000+3*w), 1, 3*n+2).Draw(rt, "patience ms")
+		play(t, rt, func() {
+			p := &partner{rt: rt, answer: func(_ int, a *attempt) reply {
+				if a.path != apiPath {
+					return reply{Back: login}
+				}
+				return reply{}
+			}}
+			transport := &partnerauth.Transport{Source: p.source(), Base: p, Limiter: &partnerauth.Quota{Requests: n, Window: window}}
+			var callers []*caller
+			for i, d := range patience {
+				callers = append(callers, call(transport, i+1, within(time.Duration(d)*time.Millisecond+1)))
+			}
+			if !join(rt, time.Hour, callers...) {
+				return
+			}
+			next := min(login, window) + window + guardOf(window) // when the place of the login is free
+			free := n - 1
+			if next <= login {
+				free = n
+			}
+			alive, sent := 0, 0
+			for i, c := range callers {
+				end := time.Duration(patience[i])*time.Millisecond + 1
+				if end > login {
+					alive++
+				}
+				if p.sent(c.id) == login {
+					sent++
+				}
+				switch {
+				case end <= login && c.end != end:
+					rt.Errorf("call %d waits for the token to %v, deadline %v", c.id, c.end, end)
+				case login < end && end < next && c.end != login: // it goes, or is told
+					rt.Errorf("call %d is told at %v, deadline %v, token at %v", c.id, c.end, end, login)
+				}
+			}
+			if want := min(alive, free); sent != want {
+				rt.Errorf("%d go as soon as there is a token, want %d", sent, want)
+			}
+		})
+	})
+}
+
+// (18) Places as plain arithmetic: each is free again a window and a guard after
 // its answer, or after a window without one, and somebody who waits takes it at
 // that moment, whoever looked in between.
 func TestLateAnswers(t *testing.T) {
@@ -286,7 +336,7 @@ func TestLateAnswers(t *testing.T) {
 	})
 }
 
-// (3) An answer 429 is returned two windows later at the latest, whatever pause
+// (17) An answer 429 is returned two windows and a second later at the latest, whatever pause
 // another asks for meanwhile, and also where the token ends then.
 func TestHeldBack(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
@@ -333,7 +383,7 @@ func TestHeldBack(t *testing.T) {
 }
 
 // inTime reports a caller that got its 429, or an error in its place, later than
-// two windows after it.
+// two windows and a second after it: seconds may have been rounded down.
 func inTime(rt *rapid.T, p *partner, c *caller, window time.Duration) {
 	var answers []*attempt
 	for _, a := range p.of(apiPath) {
@@ -346,8 +396,8 @@ func inTime(rt *rapid.T, p *partner, c *caller, window time.Duration) {
 		if i+1 < len(answers) {
 			next = answers[i+1].sent
 		}
-		if a.status == 429 && next > a.back+2*window+2 {
-			rt.Errorf("call %d: 429 at %v held back until %v, longer than two windows of %v", c.id, a.back, next, window)
+		if a.status == 429 && next > a.back+2*window+time.Second+1 {
+			rt.Errorf("call %d: 429 at %v held back until %v, longer than two windows of %v and a second", c.id, a.back, next, window)
 		}
 	}
 	if c.err != nil && len(answers) > 0 && answers[len(answers)-1].status == 429 {
@@ -355,7 +405,7 @@ func inTime(rt *rapid.T, p *partner, c *caller, window time.Duration) {
 	}
 }
 
-// (4) Quota.Wait by hand keeps its promise though each request is up to a second
+// (18) Quota.Wait by hand keeps its promise though each request is up to a second
 // on its way.
 func TestByHand(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
