@@ -389,7 +389,10 @@ func fuzzAnswer(t *testing.T, body []byte, date string, status int, provider str
 			return
 		}
 		errorIf(t, status < 200 || status > 299, "got a token from a %d", status)
-		errorIf(t, !sendable(token.AccessToken) || token.TokenType != "Bearer" || !token.Expiry.After(time.Now()) || token.Expiry.After(time.Now().AddDate(20, 0, 0)), "got %+v", token)
+		errorIf(t, !sendable(token.AccessToken), "got the token %q, which cannot be sent", token.AccessToken)
+		errorIf(t, token.TokenType != "Bearer", "got the type %q", token.TokenType)
+		errorIf(t, !token.Expiry.After(time.Now()), "got the expiry %v, which has passed", token.Expiry)
+		errorIf(t, token.Expiry.After(time.Now().AddDate(20, 0, 0)), "got the expiry %v, want 20 years at most", token.Expiry)
 		try(t.Context(), &partnerauth.Transport{Source: source, Base: p}, "/orders")
 		synctest.Wait()
 	})

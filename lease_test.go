@@ -91,7 +91,8 @@ func TestRenewalsAreSpread(t *testing.T) {
 // costs at most ten token requests a minute.
 func TestAnswerPastItsOwnExpiry(t *testing.T) {
 	t.Parallel()
-	const sample = `{"success":true,"data":{"token":"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9...","expiresAt":"2024-01-15T12:00:00Z","user":{"id":"user_123","email":"your-email@example.com"}}}`
+	const sample = `{"success":true,"data":{"token":"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9...",` +
+		`"expiresAt":"2024-01-15T12:00:00Z","user":{"id":"user_123","email":"your-email@example.com"}}}`
 	expiring := func(d time.Duration) string { return `{"token":"t","expiresAt":"` + at(d) + `"}` }
 	for _, c := range []struct {
 		name  string

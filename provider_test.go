@@ -104,7 +104,8 @@ func TestOwnBase(t *testing.T) {
 // package says is not either.
 func TestCertificateErrors(t *testing.T) {
 	for want, err := range map[string]error{
-		"it is for another host name":          x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{"hunter2"}}, Host: "h"},
+		"it is for another host name": x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{"hunter2"}},
+			Host: "h"},
 		"it is signed by an unknown authority": x509.UnknownAuthorityError{},
 		"it has expired or is not yet valid":   x509.CertificateInvalidError{Reason: x509.Expired, Detail: "hunter2"},
 		"it is not valid":                      x509.CertificateInvalidError{Reason: x509.TooManyIntermediates},

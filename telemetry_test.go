@@ -167,7 +167,8 @@ func attributes(s sdktrace.ReadOnlySpan) (out []string) {
 }
 
 // short makes the names of attributes fit into a line; no two become the same.
-var short = strings.NewReplacer("partnerauth.", "", "http.response.status_code", "status", "http.request.resend_count", "resend",
+var short = strings.NewReplacer("partnerauth.rate_limit.", "limit.", "partnerauth.", "", "error.type", "error",
+	"url.template", "template", "url.full", "url", "http.response.status_code", "status", "http.request.resend_count", "resend",
 	"http.request.method", "method", "network.protocol.version", "protocol")
 
 func attributeOf(s sdktrace.ReadOnlySpan, key string) string { return mapped(s.Attributes())[key] }
@@ -304,10 +305,10 @@ func after7s(n int) partnerauth.Limiter {
 
 // signIn is how every scene begins that does not say cold.
 const signIn = `
-	nowpost call INTERNAL Unset @0s+400ms status=200 attempts=1 rate_limit.wait_time=0 token.source=login
+	nowpost call INTERNAL Unset @0s+400ms status=200 attempts=1 limit.wait_time=0 token.source=login
 	  partnerauth.token.fetch INTERNAL Unset @0s+300ms provider=nowpost token.operation=login token.trigger=missing
-	    POST /api/v1/auth/login CLIENT Unset @0s+300ms status=200 url.full=~template url.template=/api/v1/auth/login
-	  GET CLIENT Unset @300ms+100ms status=200 url.full=~/first`
+	    POST /api/v1/auth/login CLIENT Unset @0s+300ms status=200 url=~template template=/api/v1/auth/login
+	  GET CLIENT Unset @300ms+100ms status=200 url=~/first`
 
 const wrongPassword = "INTERNAL Error(partnerauth: nowpost login: 401 Unauthorized: check the e-mail and password"
 
@@ -329,40 +330,41 @@ func TestSpanTree(t *testing.T) {
 			s.on("call", got(401), slowDown(), got(200))
 			s.call(partnerauth.WithURLTemplate(ctx, "/orders/{id}"), "/7", 200)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+6.599s status=200 attempts=3 rate_limit.pace=below 1 rate_limit.wait_time=5.999 token.source=cache
-			  GET /orders/{id} CLIENT Error @0s+100ms error.type=401 status=401 url.full=~/7 url.template=/orders/{id}
-			  partnerauth.token.fetch INTERNAL Unset @100ms+300ms provider=nowpost token.operation=login token.trigger=unauthorized
-			    POST /api/v1/auth/login CLIENT Unset @100ms+300ms status=200 url.full=~template url.template=/api/v1/auth/login
-			  GET /orders/{id} CLIENT Error @400ms+100ms error.type=429 resend=1 status=429 rate_limit.reason=burst_refused url.full=~/7 url.template=/orders/{id}
-			  partnerauth.rate_limit.wait INTERNAL Unset @500ms+5.999s rate_limit.result=acquired
-			  GET /orders/{id} CLIENT Unset @6.499s+100ms resend=2 status=200 url.full=~/7 url.template=/orders/{id}`},
+		nowpost call INTERNAL Unset @0s+6.599s status=200 attempts=3 limit.pace=below 1 limit.wait_time=5.999 token.source=cache
+		  GET /orders/{id} CLIENT Error @0s+100ms error=401 status=401 url=~/7 template=/orders/{id}
+		  partnerauth.token.fetch INTERNAL Unset @100ms+300ms provider=nowpost token.operation=login token.trigger=unauthorized
+		    POST /api/v1/auth/login CLIENT Unset @100ms+300ms status=200 url=~template template=/api/v1/auth/login
+		  GET /orders/{id} CLIENT Error @400ms+100ms error=429 resend=1 status=429 limit.reason=burst_refused url=~/7 template=/orders/{id}
+		  partnerauth.rate_limit.wait INTERNAL Unset @500ms+5.999s limit.result=acquired
+		  GET /orders/{id} CLIENT Unset @6.499s+100ms resend=2 status=200 url=~/7 template=/orders/{id}`},
 		{name: "wait for the quota, of login and call", cold: true, limiter: after7s(0),
 			play: func(s *scene) { s.call(ctx, "/orders", 200) }, want: `
-			nowpost call INTERNAL Unset @0s+14.4s status=200 attempts=1 rate_limit.wait_time=7 token.source=login
-			  partnerauth.token.fetch INTERNAL Unset @0s+7.3s provider=nowpost token.operation=login token.trigger=missing
-			    partnerauth.rate_limit.wait INTERNAL Unset @0s+7s rate_limit.result=acquired
-			    POST /api/v1/auth/login CLIENT Unset @7s+300ms status=200 url.full=~template url.template=/api/v1/auth/login
-			  partnerauth.rate_limit.wait INTERNAL Unset @7.3s+7s rate_limit.result=acquired
-			  GET CLIENT Unset @14.3s+100ms status=200 url.full=~/orders`},
+		nowpost call INTERNAL Unset @0s+14.4s status=200 attempts=1 limit.wait_time=7 token.source=login
+		  partnerauth.token.fetch INTERNAL Unset @0s+7.3s provider=nowpost token.operation=login token.trigger=missing
+		    partnerauth.rate_limit.wait INTERNAL Unset @0s+7s limit.result=acquired
+		    POST /api/v1/auth/login CLIENT Unset @7s+300ms status=200 url=~template template=/api/v1/auth/login
+		  partnerauth.rate_limit.wait INTERNAL Unset @7.3s+7s limit.result=acquired
+		  GET CLIENT Unset @14.3s+100ms status=200 url=~/orders`},
 		{name: "somebody else's fetch", cold: true, play: func(s *scene) {
 			go s.call(ctx, "/first", 200)
 			time.Sleep(50 * time.Millisecond)
 			s.call(ctx, "/plans", 200)
 		}, want: signIn + `
-			nowpost call INTERNAL Unset @50ms+350ms status=200 attempts=1 rate_limit.wait_time=0 token.source=shared
-			  partnerauth.token.wait INTERNAL Unset @50ms+250ms ->partnerauth.token.fetch@0s
-			  GET CLIENT Unset @300ms+100ms status=200 url.full=~/plans`},
+		nowpost call INTERNAL Unset @50ms+350ms status=200 attempts=1 limit.wait_time=0 token.source=shared
+		  partnerauth.token.wait INTERNAL Unset @50ms+250ms ->partnerauth.token.fetch@0s
+		  GET CLIENT Unset @300ms+100ms status=200 url=~/plans`},
 		{name: "refresh refused, login in the same fetch", play: func(s *scene) {
 			s.on("refresh", got(401))
 			time.Sleep(due)
 			s.call(ctx, "/orders", 200)
 			time.Sleep(time.Second)
 		}, want: `
-			nowpost call INTERNAL Unset @15m0s+100ms status=200 attempts=1 rate_limit.wait_time=0 token.source=cache
-			  GET CLIENT Unset @15m0s+100ms status=200 url.full=~/orders
-			partnerauth.token.fetch INTERNAL Unset @15m0s+400ms provider=nowpost token.operation=login token.trigger=expiring ->nowpost call@15m0s
-			  POST /api/v1/auth/refresh CLIENT Error @15m0s+100ms error.type=401 status=401 url.full=~template url.template=/api/v1/auth/refresh
-			  POST /api/v1/auth/login CLIENT Unset @15m0.1s+300ms status=200 url.full=~template url.template=/api/v1/auth/login`},
+		nowpost call INTERNAL Unset @15m0s+100ms status=200 attempts=1 limit.wait_time=0 token.source=cache
+		  GET CLIENT Unset @15m0s+100ms status=200 url=~/orders
+		partnerauth.token.fetch INTERNAL Unset @15m0s+400ms provider=nowpost token.operation=login token.trigger=expiring` +
+			` ->nowpost call@15m0s
+		  POST /api/v1/auth/refresh CLIENT Error @15m0s+100ms error=401 status=401 url=~template template=/api/v1/auth/refresh
+		  POST /api/v1/auth/login CLIENT Unset @15m0.1s+300ms status=200 url=~template template=/api/v1/auth/login`},
 		{name: "failed login, for somebody who waits too, and a call that is spared another", cold: true, play: func(s *scene) {
 			s.on("login", got(401))
 			go s.fail(ctx, "/orders", partnerauth.ErrCredentials)
@@ -371,33 +373,38 @@ func TestSpanTree(t *testing.T) {
 			synctest.Wait()
 			s.fail(ctx, "/orders", partnerauth.ErrCredentials)
 		}, want: `
-			nowpost call ` + wrongPassword + `) @0s+100ms error.type=credentials_refused attempts=0 rate_limit.wait_time=0 token.status_code=401
-			  partnerauth.token.fetch ` + wrongPassword + `) @0s+100ms error.type=credentials_refused provider=nowpost token.operation=login token.trigger=missing
-			    POST /api/v1/auth/login CLIENT Error @0s+100ms error.type=401 status=401 url.full=~template url.template=/api/v1/auth/login
-			nowpost call ` + wrongPassword + `) @50ms+50ms error.type=credentials_refused attempts=0 rate_limit.wait_time=0 token.status_code=401
-			  partnerauth.token.wait ` + wrongPassword + `) @50ms+50ms error.type=credentials_refused ->partnerauth.token.fetch@0s
-			nowpost call ` + wrongPassword + ` (asked 0s ago, again in 1s)) @100ms+0s error.type=credentials_refused attempts=0 rate_limit.wait_time=0 token.status_code=401`},
+		nowpost call ` + wrongPassword + `) @0s+100ms error=credentials_refused attempts=0 limit.wait_time=0 token.status_code=401
+		  partnerauth.token.fetch ` + wrongPassword + `) @0s+100ms error=credentials_refused` +
+			` provider=nowpost token.operation=login token.trigger=missing
+		    POST /api/v1/auth/login CLIENT Error @0s+100ms error=401 status=401 url=~template template=/api/v1/auth/login
+		nowpost call ` + wrongPassword + `) @50ms+50ms error=credentials_refused attempts=0 limit.wait_time=0 token.status_code=401
+		  partnerauth.token.wait ` + wrongPassword + `) @50ms+50ms error=credentials_refused ->partnerauth.token.fetch@0s
+		nowpost call ` + wrongPassword + ` (asked 0s ago, again in 1s)) @100ms+0s error=credentials_refused` +
+			` attempts=0 limit.wait_time=0 token.status_code=401`},
 		{name: "login tried again after 500", cold: true, random: true, play: func(s *scene) {
 			s.on("login", got(500), reply{})
 			s.call(ctx, "/orders", 200)
 		}, want: `
-			nowpost call INTERNAL Unset status=200 attempts=1 rate_limit.wait_time=0 token.source=login
-			  partnerauth.token.fetch INTERNAL Unset provider=nowpost token.operation=login token.trigger=missing
-			    POST /api/v1/auth/login CLIENT Error error.type=500 status=500 url.full=~template url.template=/api/v1/auth/login
-			    POST /api/v1/auth/login CLIENT Unset resend=1 status=200 url.full=~template url.template=/api/v1/auth/login
-			  GET CLIENT Unset status=200 url.full=~/orders`},
+		nowpost call INTERNAL Unset status=200 attempts=1 limit.wait_time=0 token.source=login
+		  partnerauth.token.fetch INTERNAL Unset provider=nowpost token.operation=login token.trigger=missing
+		    POST /api/v1/auth/login CLIENT Error error=500 status=500 url=~template template=/api/v1/auth/login
+		    POST /api/v1/auth/login CLIENT Unset resend=1 status=200 url=~template template=/api/v1/auth/login
+		  GET CLIENT Unset status=200 url=~/orders`},
 		{name: "refused by the quota at once", limiter: &partnerauth.Quota{Requests: 2}, play: func(s *scene) {
 			s.fail(deadline(s, 10*time.Second), "/orders", partnerauth.ErrRateLimited, context.DeadlineExceeded)
 		}, want: `
-			nowpost call ` + limited(`the wait would be 1m0.9s, the deadline is in 10s`) + ` @0s+0s error.type=rate_limited attempts=0 rate_limit.retry_after=60.9 rate_limit.wait_time=0 token.source=cache`},
+		nowpost call ` + limited(`the wait would be 1m0.9s, the deadline is in 10s`) + ` @0s+0s error=rate_limited` +
+			` attempts=0 limit.retry_after=60.9 limit.wait_time=0 token.source=cache`},
 		{name: "given up at the deadline in the queue, and canceled there", limiter: after7s(2), play: func(s *scene) {
 			s.fail(deadline(s, time.Second), "/orders", partnerauth.ErrRateLimited, context.DeadlineExceeded)
 			s.fail(leaving(s, time.Second), "/orders", context.Canceled)
 		}, want: `
-			nowpost call ` + limited(`the deadline passed while waiting`) + ` @0s+1s error.type=rate_limited attempts=0 rate_limit.wait_time=1 token.source=cache
-			  partnerauth.rate_limit.wait ` + limited(`the deadline passed while waiting`) + ` @0s+1s error.type=rate_limited rate_limit.result=deadline_exceeded
-			nowpost call INTERNAL Unset @1s+1s attempts=0 rate_limit.wait_time=1 token.source=cache
-			  partnerauth.rate_limit.wait INTERNAL Unset @1s+1s rate_limit.result=canceled`},
+		nowpost call ` + limited(`the deadline passed while waiting`) + ` @0s+1s error=rate_limited` +
+			` attempts=0 limit.wait_time=1 token.source=cache
+		  partnerauth.rate_limit.wait ` + limited(`the deadline passed while waiting`) + ` @0s+1s error=rate_limited` +
+			` limit.result=deadline_exceeded
+		nowpost call INTERNAL Unset @1s+1s attempts=0 limit.wait_time=1 token.source=cache
+		  partnerauth.rate_limit.wait INTERNAL Unset @1s+1s limit.result=canceled`},
 		{name: "canceled during the login, which goes on", cold: true, play: func(s *scene) {
 			gone := leaving(s, 100*time.Millisecond)
 			go s.fail(gone, "/orders", context.Canceled)
@@ -405,11 +412,11 @@ func TestSpanTree(t *testing.T) {
 			s.fail(gone, "/plans", context.Canceled)
 			time.Sleep(time.Second)
 		}, want: `
-			nowpost call INTERNAL Unset @0s+100ms attempts=0 rate_limit.wait_time=0
-			  partnerauth.token.fetch INTERNAL Unset @0s+300ms provider=nowpost token.operation=login token.trigger=missing
-			    POST /api/v1/auth/login CLIENT Unset @0s+300ms status=200 url.full=~template url.template=/api/v1/auth/login
-			nowpost call INTERNAL Unset @50ms+50ms attempts=0 rate_limit.wait_time=0
-			  partnerauth.token.wait INTERNAL Unset @50ms+50ms ->partnerauth.token.fetch@0s`},
+		nowpost call INTERNAL Unset @0s+100ms attempts=0 limit.wait_time=0
+		  partnerauth.token.fetch INTERNAL Unset @0s+300ms provider=nowpost token.operation=login token.trigger=missing
+		    POST /api/v1/auth/login CLIENT Unset @0s+300ms status=200 url=~template template=/api/v1/auth/login
+		nowpost call INTERNAL Unset @50ms+50ms attempts=0 limit.wait_time=0
+		  partnerauth.token.wait INTERNAL Unset @50ms+50ms ->partnerauth.token.fetch@0s`},
 	}
 	for _, test := range tests {
 		bubble(t, test.name, func(t *testing.T) {
@@ -555,7 +562,7 @@ func TestErrorType(t *testing.T) {
 				errorIf(t, status.Description != text, "span %q has the status description %q, want %q", name, status.Description, text)
 			}
 			points, want := rec.points(t), c.want != ""
-			errorIf(t, strings.Contains(points, metric+"error.type="+c.want+" ") != want || strings.Contains(points, "error.type") != want,
+			errorIf(t, strings.Contains(points, metric+"error="+c.want+" ") != want || strings.Contains(points, "error=") != want,
 				"want error.type %q in the metrics:\n%s", c.want, points)
 			got := attributeOf(rec.byName("nowpost call")[0], "partnerauth.token.status_code")
 			errorIf(t, got != c.status, "status_code %q, want %q", got, c.status)
@@ -586,28 +593,29 @@ func TestMetrics(t *testing.T) {
 
 		duration := "http.client.request.duration s {"
 		where := "provider=nowpost server.address=api.example server.port=443} "
-		tokens := "provider=nowpost server.address=api.example server.port=443 url.template=/api/v1/auth/"
+		tokens := "provider=nowpost server.address=api.example server.port=443 template=/api/v1/auth/"
 		sameLines(t, "metrics", s.points(t), `
-			`+duration+`error.type=*errors.errorString method=GET `+where+`count=1 sum=0.1
-			`+duration+`error.type=401 method=GET status=401 protocol=1.1 `+where+`count=1 sum=0.1
-			`+duration+`error.type=401 method=POST status=401 protocol=1.1 `+tokens+`login} count=1 sum=0.1
-			`+duration+`error.type=429 method=GET status=429 protocol=1.1 `+where+`count=1 sum=0.1
+			`+duration+`error=*errors.errorString method=GET `+where+`count=1 sum=0.1
+			`+duration+`error=401 method=GET status=401 protocol=1.1 `+where+`count=1 sum=0.1
+			`+duration+`error=401 method=POST status=401 protocol=1.1 `+tokens+`login} count=1 sum=0.1
+			`+duration+`error=429 method=GET status=429 protocol=1.1 `+where+`count=1 sum=0.1
 			`+duration+`method=GET status=200 protocol=1.1 `+where+`count=3 sum=0.3
 			`+duration+`method=POST status=200 protocol=1.1 `+tokens+`login} count=2 sum=2
 			`+duration+`method=POST status=200 protocol=1.1 `+tokens+`refresh} count=1 sum=2
-			partnerauth.call.duration s {error.type=*errors.errorString provider=nowpost url.template=/orders/{id}} count=1 sum=0.1
-			partnerauth.call.duration s {error.type=credentials_refused provider=nowpost url.template=/orders/{id}} count=1 sum=0.1
-			partnerauth.call.duration s {provider=nowpost url.template=/orders/{id}} count=3 sum=8.5
-			partnerauth.rate_limit.burst {request} {provider=nowpost} below 100
-			partnerauth.rate_limit.pace 1 {provider=nowpost} below 1
-			partnerauth.rate_limit.queued_requests {request} {provider=nowpost} sum=0
-			partnerauth.rate_limit.wait_time s {provider=nowpost rate_limit.result=acquired} count=10 sum=6
+			partnerauth.call.duration s {error=*errors.errorString provider=nowpost template=/orders/{id}} count=1 sum=0.1
+			partnerauth.call.duration s {error=credentials_refused provider=nowpost template=/orders/{id}} count=1 sum=0.1
+			partnerauth.call.duration s {provider=nowpost template=/orders/{id}} count=3 sum=8.5
+		partnerauth.rate_limit.burst {request} {provider=nowpost} below 100
+		partnerauth.rate_limit.pace 1 {provider=nowpost} below 1
+		partnerauth.rate_limit.queued_requests {request} {provider=nowpost} sum=0
+		partnerauth.rate_limit.wait_time s {provider=nowpost limit.result=acquired} count=10 sum=6
 			partnerauth.resends {request} {provider=nowpost resend.reason=rate_limited} sum=1
 			partnerauth.resends {request} {provider=nowpost resend.reason=unauthorized} sum=1
-			partnerauth.token.fetch.duration s {error.type=credentials_refused provider=nowpost token.operation=login token.trigger=missing} count=1 sum=0.1
-			partnerauth.token.fetch.duration s {provider=nowpost token.operation=login token.trigger=missing} count=1 sum=1
-			partnerauth.token.fetch.duration s {provider=nowpost token.operation=login token.trigger=unauthorized} count=1 sum=1
-			partnerauth.token.fetch.duration s {provider=nowpost token.operation=refresh token.trigger=expiring} count=1 sum=2`)
+		partnerauth.token.fetch.duration s {error=credentials_refused provider=nowpost`+
+			` token.operation=login token.trigger=missing} count=1 sum=0.1
+		partnerauth.token.fetch.duration s {provider=nowpost token.operation=login token.trigger=missing} count=1 sum=1
+		partnerauth.token.fetch.duration s {provider=nowpost token.operation=login token.trigger=unauthorized} count=1 sum=1
+		partnerauth.token.fetch.duration s {provider=nowpost token.operation=refresh token.trigger=expiring} count=1 sum=2`)
 
 		time.Sleep(24 * time.Hour)
 		s.call(ctx, "/orders/5", 200)
@@ -621,7 +629,8 @@ func TestMetrics(t *testing.T) {
 				bounds := data.DataPoints[0].Bounds
 				errorIf(t, m.Name == "http.client.request.duration" && !slices.Equal(bounds, semconvBuckets),
 					"%s has buckets %v, want %v", m.Name, bounds, semconvBuckets)
-				errorIf(t, m.Name == "partnerauth.rate_limit.wait_time" && (len(bounds) == 0 || bounds[0] != 0 || bounds[len(bounds)-1] < 60),
+				wide := len(bounds) > 0 && bounds[0] == 0 && bounds[len(bounds)-1] >= 60
+				errorIf(t, m.Name == "partnerauth.rate_limit.wait_time" && !wide,
 					"%s has buckets %v, want one for no wait and some for more than a minute", m.Name, bounds)
 			case metricdata.Sum[int64]:
 				up := m.Name == "partnerauth.resends"
@@ -659,7 +668,7 @@ func TestScopeAndCustomSource(t *testing.T) {
 		partnerauth.call.duration s {} count=1
 		partnerauth.rate_limit.burst {request} {} 100
 		partnerauth.rate_limit.pace 1 {} 1
-		partnerauth.rate_limit.wait_time s {rate_limit.result=acquired} count=1`)
+		partnerauth.rate_limit.wait_time s {limit.result=acquired} count=1`)
 	n := len(rec.byName("partnerauth call"))
 	errorIf(t, n != 1, "got %d spans named partnerauth call, want 1", n)
 }
@@ -673,27 +682,28 @@ func TestQueuedRequests(t *testing.T) {
 		waits := func(want string) {
 			t.Helper()
 			synctest.Wait()
-			sameLines(t, "waits", strings.Join(regexp.MustCompile(`(?m)^partnerauth.rate_limit.(queued|wait).*\n`).FindAllString(rec.points(t), -1), ""), want)
+			got := regexp.MustCompile(`(?m)^partnerauth.rate_limit.(queued|wait).*\n`).FindAllString(rec.points(t), -1)
+			sameLines(t, "waits", strings.Join(got, ""), want)
 		}
 		get(t, rt, "/")
 		wg := atOnce(1, func(int) { get(t, rt, "/") })
 		synctest.Wait()
 		gone := atOnce(3, func(int) { try(leaving(t, time.Second), rt, "/") })
 		waits(`
-			partnerauth.rate_limit.queued_requests {request} {} sum=4
-			partnerauth.rate_limit.wait_time s {rate_limit.result=acquired} count=1 sum=0`)
+		partnerauth.rate_limit.queued_requests {request} {} sum=4
+		partnerauth.rate_limit.wait_time s {limit.result=acquired} count=1 sum=0`)
 		gone.Wait()
 		waits(`
-			partnerauth.rate_limit.queued_requests {request} {} sum=1
-			partnerauth.rate_limit.wait_time s {rate_limit.result=acquired} count=1 sum=0
-			partnerauth.rate_limit.wait_time s {rate_limit.result=canceled} count=3 sum=3`)
+		partnerauth.rate_limit.queued_requests {request} {} sum=1
+		partnerauth.rate_limit.wait_time s {limit.result=acquired} count=1 sum=0
+		partnerauth.rate_limit.wait_time s {limit.result=canceled} count=3 sum=3`)
 		wg.Wait()
 		try(deadline(t, time.Second), rt, "/") // refused
 		waits(`
-			partnerauth.rate_limit.queued_requests {request} {} sum=0
-			partnerauth.rate_limit.wait_time s {rate_limit.result=acquired} count=2 sum=61
-			partnerauth.rate_limit.wait_time s {rate_limit.result=canceled} count=3 sum=3
-			partnerauth.rate_limit.wait_time s {rate_limit.result=deadline_exceeded} count=1 sum=0`)
+		partnerauth.rate_limit.queued_requests {request} {} sum=0
+		partnerauth.rate_limit.wait_time s {limit.result=acquired} count=2 sum=61
+		partnerauth.rate_limit.wait_time s {limit.result=canceled} count=3 sum=3
+		partnerauth.rate_limit.wait_time s {limit.result=deadline_exceeded} count=1 sum=0`)
 	})
 }
 
@@ -802,9 +812,10 @@ func TestGlobals(t *testing.T) {
 	rt.Propagator = oddPropagator{}
 	get(t, rt, "/")
 	h := p.seen()[0].header
-	errorIf(t, len(own.clients()) != 1 || len(global.spans.Started()) != 0 || global.points(t) != "" || h.Get("Traceparent") != "" || h.Get("X-Odd-Name") == "",
-		"with fields set: got spans %v, global ones %v, sent %v, and these metrics:\n%s", own.clients(), global.spans.Started(), h,
-		global.points(t))
+	errorIf(t, len(own.clients()) != 1, "with fields set: got spans %v", own.clients())
+	errorIf(t, len(global.spans.Started()) != 0, "with fields set: got global spans %v", global.spans.Started())
+	errorIf(t, global.points(t) != "", "with fields set: got global metrics\n%s", global.points(t))
+	errorIf(t, h.Get("Traceparent") != "" || h.Get("X-Odd-Name") == "", "with fields set: sent %v", h)
 	rt = own.plain(p)
 	rt.TracerProvider, rt.MeterProvider, rt.Propagator = nil, nil, nil
 	get(t, rt, "/")

@@ -151,8 +151,11 @@ func TestUnauthorizedAnswers(t *testing.T) {
 		if !ok || !errors.Is(err, partnerauth.ErrCredentials) || errors.Is(err, partnerauth.ErrRateLimited) || auth.Timeout() {
 			t.Fatalf("got %v, want an AuthError with an oauth2.RetrieveError and ErrCredentials, and nothing else", err)
 		}
-		errorIf(t, auth.StatusCode != 403 || auth.Op != "login" || answered.Response.Header.Get("X-Request-Id") != "42" || answered.Body != nil,
-			"got %v and the answer %+v with %q, want that to the login without its body", auth, answered.Response, answered.Body)
+		errorIf(t, auth.StatusCode != 403, "got status %d, want that of the login", auth.StatusCode)
+		errorIf(t, auth.Op != "login", "got Op %q, want login", auth.Op)
+		id := answered.Response.Header.Get("X-Request-Id")
+		errorIf(t, id != "42", "got X-Request-Id %q, want that of the login's answer", id)
+		errorIf(t, answered.Body != nil, "got the body %q, want none", answered.Body)
 	})
 
 	bubble(t, "an answer that never ends costs a second", func(t *testing.T) {
