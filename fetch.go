@@ -503,7 +503,7 @@ func (f *fetch) read(op string, resp *http.Response, body []byte, digest request
 	token, err := f.readToken(resp, body)
 	if errors.Is(err, ErrCredentials) {
 		got := f.refused(op, resp, err.Error(), true)
-		return f.withRetryAfter(got, op, resp, digest, received)
+		return f.remembered(got, op, digest)
 	}
 	if err != nil {
 		return f.unusable(op, resp, err)
@@ -515,7 +515,7 @@ func (f *fetch) read(op string, resp *http.Response, body []byte, digest request
 	l := newLease(token, lifetime, sent, received)
 	if l.expiredOnArrival && before != nil {
 		got := f.unusable(op, resp, errors.New("the token has expired"))
-		got.again, got.err.RetryAfter = true, lostToDate // the partner will notice
+		got.again, got.err.RetryAfter = true, max(got.err.RetryAfter, lostToDate) // the partner will notice
 		return got
 	}
 	return result{lease: l, from: op}
@@ -582,8 +582,8 @@ func (f *fetch) rejected(op string, resp *http.Response, body []byte, digest req
 	switch status {
 	case http.StatusRequestTimeout, http.StatusTooEarly:
 		got := f.unusable(op, resp, nil)
-		got.again = true
-		return f.withRetryAfter(got, op, resp, digest, now)
+		got.again = got.err.RetryAfter <= maxUnavailable
+		return got
 	case http.StatusTooManyRequests:
 		got := f.unusable(op, resp, nil)
 		got.again, got.err.RetryAfter = true, pause
@@ -601,15 +601,13 @@ func (f *fetch) rejected(op string, resp *http.Response, body []byte, digest req
 	} else {
 		got = f.unusable(op, resp, nil)
 	}
-	got = f.withRetryAfter(got, op, resp, digest, now)
+	got = f.remembered(got, op, digest)
 	got.again = status >= 500 && got.err.RetryAfter <= maxUnavailable
 	return got
 }
 
-// withRetryAfter completes an result: the next request is not sent sooner than the
-// answer asks for, and a refusal of a login is remembered.
-func (f *fetch) withRetryAfter(got result, op string, resp *http.Response, digest requestDigest, now time.Time) result {
-	got.err.RetryAfter, _ = retryAfter(resp.Header, now)
+// remembered returns got with the refusal that it is, if it is one of a login.
+func (f *fetch) remembered(got result, op string, digest requestDigest) result {
 	if op == login && got.err.isRefusal() {
 		got.refusal = f.plan.refusal.with(got.err, digest)
 	}
@@ -641,7 +639,7 @@ func (f *fetch) refused(op string, resp *http.Response, why string, wrong bool) 
 	if wrong {
 		e.cause = ErrCredentials
 	}
-	return f.failed(op, resp.StatusCode, e)
+	return f.answeredWith(op, resp, e)
 }
 
 // unusable returns the result of an answer that is neither a token nor a refusal.
@@ -650,7 +648,15 @@ func (f *fetch) unusable(op string, resp *http.Response, err error) result {
 	if err != nil {
 		e.reason += ": " + err.Error()
 	}
-	return f.failed(op, resp.StatusCode, e)
+	return f.answeredWith(op, resp, e)
+}
+
+// answeredWith returns the result of an answer. The next request is not sent sooner than
+// it asks for.
+func (f *fetch) answeredWith(op string, resp *http.Response, e *answerError) result {
+	got := f.failed(op, resp.StatusCode, e)
+	got.err.RetryAfter, _ = retryAfter(resp.Header, got.err.At)
+	return got
 }
 
 func (f *fetch) failed(op string, status int, err error) result {

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -318,7 +317,7 @@ func (c *cluster) revive() {
 		if node.cmd == nil {
 			node.start()
 		} else {
-			node.cmd.Process.Signal(syscall.SIGCONT)
+			node.cmd.Process.Signal(thaw)
 		}
 	}
 }
