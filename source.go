@@ -299,7 +299,7 @@ func (s *Source) holdLocked(f *fetch, got result) {
 	case got.sentNothing:
 		s.refusal.varies = s.refusal.varies || got.refusal.varies
 		s.refusal.record = cmp.Or(got.refusal.record, s.refusal.record)
-	case got.err.isRefusal() && got.err.Op == login:
+	case got.err.isRefusal():
 		s.refusal = got.refusal
 	default:
 		key := s.setbackKey(f.way)
