@@ -143,10 +143,10 @@ func (c *customSource) newest(_ context.Context, _ *sender, l *lease) *lease {
 	return nil
 }
 
-func (c *customSource) surely() bool { return false }
+func (c *customSource) alwaysReplaces() bool { return false }
 
-// reject invalidates the token at the source, unless that was done and it still returns it. Many are rejected
-// for the same token, and only the first of them does it.
+// reject invalidates the token at the source, unless that was done and the source still
+// returns it. Of many calls with the same token, only the first does it.
 func (c *customSource) reject(l *lease) bool {
 	s, ok := c.source.(interface{ Invalidate(*oauth2.Token) })
 	if !ok {

@@ -32,14 +32,15 @@ const (
 	maxTries   = 3       // of one operation, for network errors and 5xx
 	maxPauses  = 5       // of one operation, for 429
 	maxAnswer  = 1 << 20 // bytes
-	// maxUnavailable is the longest pause after a 503 that a fetch waits for. Beyond
-	// it callers had better know.
+	// maxUnavailable is the longest pause after a 503 that a fetch waits for. A
+	// longer one is returned to callers as an error.
 	maxUnavailable = 31 * time.Second // 30 s, and what rounding may have lost
 )
 
-// A fetch gets one token, whoever waits for it: request built, and if it is the one
-// that was refused, done without sending anything; else refresh, if that is no use
-// login; then a lease, an error, or neither if a rejection has overtaken it.
+// A fetch gets one token, whoever waits for it. It builds the request, and sends nothing
+// if that request was refused before. Otherwise it refreshes, or signs in if there is
+// nothing to refresh or that fails. It ends with a lease, an error, or neither if a
+// rejection has overtaken it.
 type fetch struct {
 	account *account
 	known   *knownTokens
@@ -62,7 +63,7 @@ type fetch struct {
 	trace fetchTrace
 }
 
-// A fetchPlan is what a fetch is started for. Only its own goroutine uses it.
+// A fetchPlan is the reason for a fetch, and its inputs. Only its own goroutine uses it.
 type fetchPlan struct {
 	trigger   string
 	renews    *lease        // nil: there is no token, and callers wait
@@ -165,7 +166,7 @@ func (f *fetch) throughStore(ctx context.Context) result {
 		switch {
 		case lock != nil:
 			return f.locked(ctx, lock)
-		case !ok && ctx.Err() == nil || time.Since(f.began) > wireLimit:
+		case !ok && ctx.Err() == nil || time.Since(f.began) > f.lockTime():
 			return f.fromPartner(ctx)
 		case f.account.savesBeforeExit() && f.plan.renews != nil && !f.isWanted(): // another process renews it
 			return result{err: f.failed(refresh, 0, errRenewedElsewhere).err, sentNothing: true}
@@ -174,6 +175,15 @@ func (f *fetch) throughStore(ctx context.Context) result {
 			return f.failed(login, 0, ctx.Err())
 		}
 	}
+}
+
+// lockTime returns how long the lock of another process is waited for. That of a
+// program may be stopped for ever, and whoever runs the next one waits for it.
+func (f *fetch) lockTime() time.Duration {
+	if f.account.savesBeforeExit() {
+		return 2 * time.Second
+	}
+	return wireLimit
 }
 
 var errRenewedElsewhere = errors.New("another process renews the token")
@@ -552,8 +562,8 @@ func (f *fetch) readToken(resp *http.Response, body []byte) (*oauth2.Token, erro
 	return &token, nil
 }
 
-// named returns the one of words that s is, "unknown" if it is none: nothing of a
-// server's own words is shown.
+// named returns the word that equals s, or "unknown", so that nothing of a server's own
+// words is shown.
 func named(s string, words ...string) string {
 	for _, word := range words {
 		if strings.EqualFold(s, word) {
