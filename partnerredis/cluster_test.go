@@ -294,6 +294,8 @@ func (c *cluster) quiet() {
 	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.addrs(), DisableIdentity: true})
 	defer client.Close()
 	q := &Quota{Client: client, Name: "test", Window: window}
+	q.init()
+	client.Del(context.Background(), q.set.keys...) // of the fleets before
 	moving, moved := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	all.Go(func() {
