@@ -226,7 +226,7 @@ func disturbed(t *testing.T, p *partner, j job, do func(), gap time.Duration, us
 	var from, to time.Time
 	got, _, _ := hungry(t, nil, p, 4, j, func(fleet) {
 		to = time.Now().Add(j.For)
-		until(t, 2*window, "the second burst", func() bool { return p.total() > 150 })
+		until(t, 4*window, "the second burst", func() bool { return p.total() > 150 })
 		from = time.Now()
 		do()
 		gap += time.Since(from)
