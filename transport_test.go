@@ -258,7 +258,7 @@ func TestRejectedAnswerFreesItsConnection(t *testing.T) {
 		server, rt := onSockets(t, partnertest.Options{})
 		rt.Base.(*http.Transport).MaxConnsPerHost = 1
 		server.Inject(partnertest.Fault{Path: "/api/v1/orders", Times: 1, Status: 401, Body: strings.Repeat("x", size)})
-		code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "").WithContext(deadline(t, 10*time.Second)))
+		code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "").WithContext(deadline(t, time.Minute)))
 		errorIf(t, code != 200, "%d B: got %d, want 200", size, code)
 		seen := server.Requests()
 		for _, r := range seen {
