@@ -77,10 +77,11 @@ func TestWhatOutsidersMakeTravel(t *testing.T) {
 			login, call := p.seen()[0].header, p.seen()[1].header
 			errorIf(t, login.Get("Traceparent") != place || call.Get("Traceparent") != place,
 				"got traceparents %v, %v, want %v", login, call, place)
-			errorIf(t, login["Baggage"] != nil || login["Tracestate"] != nil || values[loginPath] != nil,
-				"the login carries %v and %v", login, values[loginPath])
-			errorIf(t, (call["Baggage"] != nil) != (own != nil) || values["/"] != "evil",
-				"a Propagator of its own %t: the call carries %v", own != nil, call)
+			errorIf(t, login["Baggage"] != nil, "the login carries baggage: %v", login)
+			errorIf(t, login["Tracestate"] != nil, "the login carries a tracestate: %v", login)
+			errorIf(t, values[loginPath] != nil, "the login's context has the value %v", values[loginPath])
+			errorIf(t, (call["Baggage"] != nil) != (own != nil), "a Propagator of its own %t: the call carries %v", own != nil, call)
+			errorIf(t, values["/"] != "evil", "the call's context has the value %v, want the caller's", values["/"])
 		}
 	}
 }
@@ -268,7 +269,7 @@ func (m meddler) Value(key any) any           { m.do(); return m.Context.Value(k
 func TestUserCodeMayCallTheClient(t *testing.T) {
 	outer := func(what string, rt *partnerauth.Transport, ctx context.Context) {
 		t.Helper()
-		late := time.AfterFunc(5*time.Second, func() { panic("a lock is held during " + what) }) // or the test would hang
+		late := time.AfterFunc(time.Minute, func() { panic("a lock is held during " + what) }) // or the test would hang
 		defer late.Stop()
 		code, err := try(ctx, rt, "/outer")
 		errorIf(t, code != 200, "%s: got %d, %v", what, code, err)
@@ -425,9 +426,13 @@ func TestLongEcho(t *testing.T) {
 		reply{status: 200, header: http.Header{"Ratelimit": {strings.Repeat("r=0;t=9,", 1<<20)}}})
 	began := time.Now()
 	_, err := try(t.Context(), p.custom(static(token), nil), "/")
-	errorIf(t, err == nil || len(err.Error()) > 17<<10 || strings.Contains(err.Error(), "tttt"), "the error has %d bytes", len(err.Error()))
+	if err == nil {
+		t.Fatal("got no error")
+	}
+	errorIf(t, len(err.Error()) > 17<<10, "the error has %d bytes", len(err.Error()))
+	errorIf(t, strings.Contains(err.Error(), "tttt"), "the error has the token in it")
 	get(t, p.custom(static(token), nil), "/")
-	errorIf(t, time.Since(began) > 2*time.Second, "took %v", time.Since(began))
+	errorIf(t, time.Since(began) > 30*time.Second, "took %v, want a fraction of a second", time.Since(began))
 }
 
 // No token, nor its type, is sent that a header cannot carry or that is too long,
@@ -528,9 +533,10 @@ func TestContextThatIsOver(t *testing.T) {
 				rt = p.transport(nil) // without a token
 			}
 			err := p.sentNothing(t, ctx, rt)
-			errorIf(t, authOf(err).Op != "" || !errors.Is(err, ctx.Err()) || errors.Is(err,
-				partnerauth.ErrRateLimited) || strings.Contains(err.Error(), "limit") || (ctx == why) != errors.Is(err, errTest),
-				"got %v, want %v", err, ctx.Err())
+			errorIf(t, authOf(err).Op != "", "got %v, which is an AuthError", err)
+			errorIf(t, !errors.Is(err, ctx.Err()), "got %v, want %v", err, ctx.Err())
+			errorIf(t, errors.Is(err, partnerauth.ErrRateLimited) || strings.Contains(err.Error(), "limit"), "got %v, which is of a limit", err)
+			errorIf(t, (ctx == why) != errors.Is(err, errTest), "got %v, want the cause where there is one", err)
 		}
 	}
 }

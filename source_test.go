@@ -190,8 +190,10 @@ func TestInvalidateForgetsOnlyTheCurrentToken(t *testing.T) {
 		second, _ := source.Token()
 		source.Invalidate(first) // late
 		third, err := source.Token()
-		errorIf(t, err != nil || second == first || third != second || p.ops() != "login login",
-			"got %v, %v, %v, %v by %s, want a second token that stays", first, second, third, err, p.ops())
+		must(t, err)
+		errorIf(t, second == first, "a copy of the token did not invalidate it")
+		errorIf(t, third != second, "an older token invalidated the current one")
+		errorIf(t, p.ops() != "login login", "got %s, want two logins", p.ops())
 	})
 }
 

@@ -94,8 +94,9 @@ func TestLateRejectionKeepsTheNewToken(t *testing.T) {
 		before, _ := rt.Source.Token()
 		time.Sleep(time.Minute)
 		after, _ := rt.Source.Token()
-		errorIf(t, before != after || p.count("login") != 2 || p.count("/slow") != 2,
-			"got %d logins, want 2 and the token kept", p.count("login"))
+		errorIf(t, before != after, "the token is %v, want that of the login, %v", after, before)
+		errorIf(t, p.count("login") != 2, "%d logins, want 2", p.count("login"))
+		errorIf(t, p.count("/slow") != 2, "the late 401 led to %d requests, want another", p.count("/slow"))
 	})
 }
 
@@ -257,7 +258,7 @@ func TestRejectedAnswerFreesItsConnection(t *testing.T) {
 		server, rt := onSockets(t, partnertest.Options{})
 		rt.Base.(*http.Transport).MaxConnsPerHost = 1
 		server.Inject(partnertest.Fault{Path: "/api/v1/orders", Times: 1, Status: 401, Body: strings.Repeat("x", size)})
-		code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "").WithContext(deadline(t, 10*time.Second)))
+		code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "").WithContext(deadline(t, time.Minute)))
 		errorIf(t, code != 200, "%d B: got %d, want 200", size, code)
 		seen := server.Requests()
 		for _, r := range seen {
@@ -323,8 +324,11 @@ func TestRoundTripperContract(t *testing.T) {
 					t.Fatalf("got %v, %v", resp, err)
 				}
 				if err == nil {
-					errorIf(t, resp.StatusCode != c.want || resp.Body == nil || resp.Request != req,
-						"got %v, want %d with a body and the caller's request", resp, c.want)
+					errorIf(t, resp.StatusCode != c.want, "got %d, want %d", resp.StatusCode, c.want)
+					errorIf(t, resp.Request != req, "got an answer to %v, want the caller's request", resp.Request)
+					if resp.Body == nil {
+						t.Fatal("got no body")
+					}
 					resp.Body.Close()
 				}
 				errorIf(t, !maps.EqualFunc(header, req.Header,
