@@ -107,10 +107,13 @@ func customError(err error) error {
 	}
 	e.StatusCode = answer.Response.StatusCode
 	reason := &answerError{reason: statusText(e.StatusCode), answer: answer, cause: err}
-	if _, ok := errorWords[answer.ErrorCode]; ok {
-		reason.reason += ": " + answer.ErrorCode
+	word := answer.ErrorCode
+	if _, ok := errorWords[word]; !ok {
+		word = "" // the partner's own
+	} else {
+		reason.reason += ": " + word
 	}
-	if isWrong(e.StatusCode, answer.ErrorCode) {
+	if isWrong(e.StatusCode, word) {
 		reason.refusal, reason.cause = true, errors.Join(ErrCredentials, err)
 	}
 	e.Err = reason

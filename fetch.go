@@ -753,8 +753,12 @@ func (b *setback) with(err *AuthError, renewal bool) *setback {
 	err.RetryAfter = max(err.RetryAfter, backoff(next.count-1, 500*time.Millisecond, 30*time.Second))
 	next.until = err.At.Add(err.RetryAfter)
 	next.callers = next.until
-	if renewal && (err.StatusCode == http.StatusTooManyRequests || err.StatusCode == http.StatusOK) {
-		next.callers = err.At // they wait for the queue, for a window at most, or find the token replaced
+	switch {
+	case renewal && err.StatusCode == http.StatusTooManyRequests: // callers wait for the queue, for a window at most
+		next.until = err.At.Add(err.RetryAfter << min(next.count-1, 4)) // each pauses them again
+		next.callers = err.At
+	case renewal && err.StatusCode == http.StatusOK: // they may find the token replaced
+		next.callers = err.At
 	}
 	return next
 }
