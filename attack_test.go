@@ -47,7 +47,8 @@ type foreignKey struct{}
 func outsider(t *testing.T, flags trace.TraceFlags) (context.Context, string) {
 	state, err := trace.ParseTraceState("evil=" + strings.Repeat("x", 200))
 	must(t, err)
-	place := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: flags, TraceState: state, Remote: true})
+	place := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: flags,
+		TraceState: state, Remote: true})
 	member, err := baggage.NewMember("evil", strings.Repeat("x", 4000))
 	must(t, err)
 	bag, err := baggage.New(member)
@@ -74,9 +75,12 @@ func TestWhatOutsidersMakeTravel(t *testing.T) {
 			_, err := try(ctx, &partnerauth.Transport{Source: account(), Base: base, Propagator: own}, "/")
 			must(t, err)
 			login, call := p.seen()[0].header, p.seen()[1].header
-			errorIf(t, login.Get("Traceparent") != place || call.Get("Traceparent") != place, "got traceparents %v, %v, want %v", login, call, place)
-			errorIf(t, login["Baggage"] != nil || login["Tracestate"] != nil || values[loginPath] != nil, "the login carries %v and %v", login, values[loginPath])
-			errorIf(t, (call["Baggage"] != nil) != (own != nil) || values["/"] != "evil", "a Propagator of its own %t: the call carries %v", own != nil, call)
+			errorIf(t, login.Get("Traceparent") != place || call.Get("Traceparent") != place,
+				"got traceparents %v, %v, want %v", login, call, place)
+			errorIf(t, login["Baggage"] != nil || login["Tracestate"] != nil || values[loginPath] != nil,
+				"the login carries %v and %v", login, values[loginPath])
+			errorIf(t, (call["Baggage"] != nil) != (own != nil) || values["/"] != "evil",
+				"a Propagator of its own %t: the call carries %v", own != nil, call)
 		}
 	}
 }
@@ -92,7 +96,11 @@ func testWhoRefusesCredentials(t *testing.T) {
 		refused    bool
 	}{
 		{401, "text/html", page, false},
+		{401, "", page, false},
 		{401, "", "", true},
+		{401, "text/plain", "who are you?", true},
+		{422, "application/problem+json", envelope, true},
+		{422, "", "no", false},
 		{403, "application/json; charset=utf-8", envelope, true},
 		{403, "", envelope, true},
 		{400, "text/html", page, false},
@@ -101,12 +109,12 @@ func testWhoRefusesCredentials(t *testing.T) {
 		{407, "application/json", envelope, false},
 	} {
 		p := new(partner).on("login", reply{status: c.status, body: c.body, header: headers("Content-Type: " + c.kind)})
-		for _, source := range []*partnerauth.Source{p.nowPost(), p.ndovu()} {
-			_, err := source.Token()
+		for _, pr := range providers {
+			_, err := p.source(pr).Token()
 			is := errors.Is(err, partnerauth.ErrCredentials)
-			errorIf(t, is != c.refused, "%d %q: ErrCredentials %t: %v", c.status, c.kind, is, err)
-			says := strings.Contains(err.Error(), "check the e-mail and password") || strings.Contains(err.Error(), "no such client id")
-			errorIf(t, says != (c.status == 401 && c.refused), "%d %q: %v", c.status, c.kind, err)
+			errorIf(t, is != c.refused, "%s, %d %q: ErrCredentials %t: %v", pr.name, c.status, c.kind, is, err)
+			says := strings.Contains(err.Error(), "check the e-mail and password") || strings.Contains(err.Error(), "no such")
+			errorIf(t, says != (c.status == 401 && c.refused), "%s, %d %q: %v", pr.name, c.status, c.kind, err)
 		}
 	}
 }
@@ -175,7 +183,8 @@ var userCode = map[string]struct {
 		rt.Source, rt.Origins = tokenFunc(func() (*oauth2.Token, error) { r.spring(); return static("t").Token() }), []string{apiURL}
 	}},
 	"PasswordFunc": {false, false, func(rt *partnerauth.Transport, r *trap) {
-		rt.Source = partnerauth.NowPost{Email: "e", BaseURL: apiURL, PasswordFunc: func(ctx context.Context) (string, error) { return "p", r.ask(ctx) }}.TokenSource()
+		rt.Source = partnerauth.NowPost{Email: "e", BaseURL: apiURL,
+			PasswordFunc: func(ctx context.Context) (string, error) { return "p", r.ask(ctx) }}.TokenSource()
 	}},
 	"Store": {false, false, func(rt *partnerauth.Transport, r *trap) {
 		rt.Source = partnerauth.NowPost{Email: "e", Password: "p", BaseURL: apiURL, Store: &memory{before: r.ask}}.TokenSource()
@@ -282,7 +291,8 @@ func TestUserCodeMayCallTheClient(t *testing.T) {
 		if c.warm {
 			get(t, rt, "/")
 		}
-		r.do = inner(name, rt, map[bool]time.Duration{true: time.Minute, false: 10 * time.Millisecond}[c.own]) // or what it waits for waits for it
+		r.do = inner(name, rt, map[bool]time.Duration{true: time.Minute,
+			false: 10 * time.Millisecond}[c.own]) // or what it waits for waits for it
 		r.set.Store(true)
 		outer(name, rt, deadline(t, time.Minute))
 		errorIf(t, r.set.Load(), "%s was not called", name)
@@ -351,49 +361,68 @@ func (e flawed) Temporary() bool { return true }
 func TestEchoedSecrets(t *testing.T) { synctest.Test(t, testEchoedSecrets) }
 
 func testEchoedSecrets(t *testing.T) {
-	for name, secret := range map[string]string{"password": `hunter2/ä"ö<&> 1`, "a password with an emoji": "hunter2 \U0001F600", "token": `hunter2/"<&>+=~`, "a password with escapes": `hunter2\n%41\\+\`} {
+	for name, secret := range map[string]string{
+		"password": `hunter2/ä"ö<&> 1`, "a password with an emoji": "hunter2 \U0001F600", "a password with escapes": `hunter2\n%41\\+\`,
+		"token": `hunter2/"<&>+=~`,
+	} {
 		for form, echo := range forms(secret) {
 			certificate := x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{echo}}, Host: "api.example"}
 			for place, r := range map[string]reply{
-				"header":        {status: 401, header: http.Header{"X-Request-Id": {"id-" + echo}, "Content-Type": {echo}, "Date": {echo}, "Retry-After": {echo}, "X-Other": {echo}}},
+				"header": {status: 401, header: http.Header{
+					"X-Request-Id": {"id-" + echo}, "Content-Type": {echo}, "Date": {echo}, "Retry-After": {echo}, "X-Other": {echo},
+				}},
 				"body":          {status: 400, body: `{"message":"` + echo + `"}`},
 				"network error": {err: flawed{"broken: " + echo}},
 				"quoted":        {err: flawed{fmt.Sprintf("malformed HTTP status code %q", echo)}},
 				"certificate":   {err: &tls.CertificateVerificationError{Err: certificate}},
 			} {
 				p := new(partner).on("login", r).on("call", r)
-				rt := p.custom(static(secret), nil)
+				rts := map[string]*partnerauth.Transport{"a source of one's own": p.custom(static(secret), nil)}
 				if name != "token" {
-					rt = &partnerauth.Transport{Source: partnerauth.NowPost{Email: "e", Password: secret, BaseURL: apiURL}.TokenSource(), Base: p}
+					clear(rts)
+					for _, pr := range providers {
+						rts[pr.name] = &partnerauth.Transport{Source: pr.config(credentials{id: "e", secret: secret}).TokenSource(),
+							Base: p}
+					}
 				}
-				_, err := try(t.Context(), rt, "/")
-				if err == nil && name == "token" {
-					continue // the answer is the caller's
-				}
-				shown := fmt.Sprintf("%v %+v %#v", err, err, errors.Unwrap(err))
-				if answered, ok := errors.AsType[*oauth2.RetrieveError](err); ok {
-					shown += fmt.Sprintf("%+v %+v", answered, answered.Response)
-					errorIf(t, len(answered.Body)+len(answered.ErrorCode)+len(answered.ErrorDescription)+len(answered.ErrorURI) > 0, "%s: kept of the body: %+v", place, answered)
-				}
-				errorIf(t, strings.Contains(shown, "hunter2"), "%s as %s in %s: %s", name, form, place, shown)
-				if _, ok := r.err.(flawed); ok {
-					timeout, _ := errors.AsType[interface {
-						error
-						Timeout() bool
-					}](err)
-					errorIf(t, !errors.Is(err, errTest) || timeout == nil || !timeout.Timeout(), "%s: the error lost what it said: %v", form, err)
-					temporary, ok := err.(interface{ Temporary() bool })
-					errorIf(t, name == "token" && !(ok && temporary.Temporary()), "%s: not Temporary: %T", form, err)
+				for who, rt := range rts {
+					if _, err := try(t.Context(), rt, "/"); err != nil || name != "token" { // else the answer is the caller's
+						checkEcho(t, fmt.Sprintf("%s of %s as %s in %s", name, who, form, place), err, r, name == "token")
+					}
 				}
 			}
 		}
 	}
 }
 
+// checkEcho looks for hunter2 in err, which came of r.
+func checkEcho(t *testing.T, what string, err error, r reply, ofCall bool) {
+	t.Helper()
+	shown := fmt.Sprintf("%v %+v %#v", err, err, errors.Unwrap(err))
+	if answered, ok := errors.AsType[*oauth2.RetrieveError](err); ok {
+		shown += fmt.Sprintf("%+v %+v", answered, answered.Response)
+		kept := fmt.Sprint(answered.Body, answered.ErrorCode, answered.ErrorDescription, answered.ErrorURI)
+		errorIf(t, kept != "[]", "%s: %s was kept of the body", what, kept)
+	}
+	errorIf(t, strings.Contains(shown, "hunter2"), "%s: %s", what, shown)
+	if _, ok := r.err.(flawed); !ok {
+		return
+	}
+	timeout, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](err)
+	errorIf(t, !ok || !timeout.Timeout(), "%s: the error is no timeout any more: %v", what, err)
+	errorIf(t, !errors.Is(err, errTest), "%s: the error Is not what it was: %v", what, err)
+	temporary, ok := err.(interface{ Temporary() bool })
+	errorIf(t, ofCall && !(ok && temporary.Temporary()), "%s: not Temporary: %T", what, err)
+}
+
 // Foreign text of any size is searched in bounded time.
 func TestLongEcho(t *testing.T) {
 	token := strings.Repeat("t", 16<<10)
-	p := new(partner).on("call", reply{err: errors.New(strings.Repeat(token+"%", 512))}, reply{status: 200, header: http.Header{"Ratelimit": {strings.Repeat("r=0;t=9,", 1<<20)}}})
+	p := new(partner).on("call", reply{err: errors.New(strings.Repeat(token+"%", 512))},
+		reply{status: 200, header: http.Header{"Ratelimit": {strings.Repeat("r=0;t=9,", 1<<20)}}})
 	began := time.Now()
 	_, err := try(t.Context(), p.custom(static(token), nil), "/")
 	errorIf(t, err == nil || len(err.Error()) > 17<<10 || strings.Contains(err.Error(), "tttt"), "the error has %d bytes", len(err.Error()))
@@ -424,21 +453,35 @@ func TestTokensThatAreNotSent(t *testing.T) {
 		{"a type that is not ASCII", "t", "Bärer", false},
 	} {
 		p := &partner{open: true}
-		p.on("login", reply{body: fmt.Sprintf(`{"token":%[1]q,"access_token":%[1]q}`, c.token)})
-		rts := []*partnerauth.Transport{p.custom(oauth2.StaticTokenSource(&oauth2.Token{AccessToken: c.token, TokenType: c.kind}), nil)}
-		if c.kind == "" {
-			rts = append(rts, &partnerauth.Transport{Source: p.nowPost(), Base: p}, &partnerauth.Transport{Source: p.ndovu(), Base: p})
+		p.on("login", reply{body: fmt.Sprintf(`{"token":%[1]q,"access_token":%[1]q,"key":%[1]q}`, c.token)})
+		rts := map[string]*partnerauth.Transport{
+			"token": p.custom(oauth2.StaticTokenSource(&oauth2.Token{AccessToken: c.token, TokenType: c.kind}), nil),
 		}
-		for i, rt := range rts {
+		for _, pr := range providers {
+			if c.kind == "" {
+				rts[pr.name] = &partnerauth.Transport{Source: p.source(pr), Base: p}
+			}
+		}
+		for who, rt := range rts {
+			op := "login"
+			if who == "token" {
+				op = "token"
+			}
 			body := watched("{}")
 			_, err := rt.RoundTrip(posting(t, body))
-			auth, is := errors.AsType[*partnerauth.AuthError](err)
-			errorIf(t, is == c.want || is && auth.Op != map[bool]string{true: "token", false: "login"}[i == 0] || body.closed.Load() != 1,
-				"%s: got %v, body closed %d times", c.name, err, body.closed.Load())
-			errorIf(t, i > 0 && c.name == "more" && !strings.Contains(err.Error(), "16 KiB"), "%s: got %v", c.name, err)
+			errorIf(t, (err == nil) != c.want, "%s, %s: got %v", who, c.name, err)
+			errorIf(t, err != nil && authOf(err).Op != op, "%s, %s: got %v, want Op %s", who, c.name, err, op)
+			errorIf(t, body.closed.Load() != 1, "%s, %s: body closed %d times, want once", who, c.name, body.closed.Load())
+			errorIf(t, op == "login" && c.name == "more" && !strings.Contains(err.Error(), "16 KiB"),
+				"%s: got %v, want the limit in it", who, err)
 		}
-		errorIf(t, c.want != (p.count("call") == len(rts)) || !c.want && p.count("call") > 0, "%s: %d calls", c.name, p.count("call"))
-		errorIf(t, c.want && !strings.EqualFold(p.seen()[0].header.Get("Authorization"), cmp.Or(c.kind, "Bearer")+" "+c.token), "%s: sent otherwise", c.name)
+		calls := map[bool]int{true: len(rts), false: 0}[c.want]
+		errorIf(t, p.count("call") != calls, "%s: %d calls, want %d", c.name, p.count("call"), calls)
+		for _, a := range p.seen() {
+			sent := a.header.Get("X-Api-Key") == c.token || strings.EqualFold(a.header.Get("Authorization"),
+				cmp.Or(c.kind, "Bearer")+" "+c.token)
+			errorIf(t, a.op == "call" && !sent, "%s: sent otherwise: %.60v", c.name, a.header)
+		}
 	}
 }
 
@@ -485,7 +528,8 @@ func TestContextThatIsOver(t *testing.T) {
 				rt = p.transport(nil) // without a token
 			}
 			err := p.sentNothing(t, ctx, rt)
-			errorIf(t, authOf(err).Op != "" || !errors.Is(err, ctx.Err()) || errors.Is(err, partnerauth.ErrRateLimited) || strings.Contains(err.Error(), "limit") || (ctx == why) != errors.Is(err, errTest),
+			errorIf(t, authOf(err).Op != "" || !errors.Is(err, ctx.Err()) || errors.Is(err,
+				partnerauth.ErrRateLimited) || strings.Contains(err.Error(), "limit") || (ctx == why) != errors.Is(err, errTest),
 				"got %v, want %v", err, ctx.Err())
 		}
 	}
@@ -541,7 +585,8 @@ func TestTelemetryThatPanics(t *testing.T) {
 		how := ending(func() error { _, err := try(t.Context(), bad, "/"); return err })
 		began := time.Now()
 		get(t, p.custom(static("t"), quota), "/")
-		errorIf(t, how != "panicked" || time.Since(began) > 0, "%s, and waited %v for a place that nothing was sent with", how, time.Since(began))
+		errorIf(t, how != "panicked" || time.Since(began) > 0,
+			"%s, and waited %v for a place that nothing was sent with", how, time.Since(began))
 	})
 }
 
@@ -562,7 +607,8 @@ func TestSourceIsAskedAgain(t *testing.T) {
 		time.Sleep(12 * time.Second)
 		began := time.Now()
 		_, err := try(deadline(t, 15*time.Second), rt, "/")
-		errorIf(t, time.Since(began) > 20*time.Second, "held for %v, with a deadline of 15 s and a source that takes 10: %v", time.Since(began), err)
+		errorIf(t, time.Since(began) > 20*time.Second,
+			"held for %v, with a deadline of 15 s and a source that takes 10: %v", time.Since(began), err)
 		wg.Wait()
 	})
 }

@@ -64,6 +64,7 @@ func TestAllocations(t *testing.T) {
 		}
 		runtime.ReadMemStats(&after)
 		bytes := (after.TotalAlloc - before.TotalAlloc) / 1000
-		errorIf(t, n > c.most || bytes > c.bytes, "%s makes %v allocations of %d B, want at most %v of %d B", c.name, n, bytes, c.most, c.bytes)
+		errorIf(t, n > c.most || bytes > c.bytes,
+			"%s makes %v allocations of %d B, want at most %v of %d B", c.name, n, bytes, c.most, c.bytes)
 	}
 }

@@ -98,13 +98,18 @@ func TestConfigMistakes(t *testing.T) {
 		config config
 		want   mistake
 	}{
-		"an e-mail that is no UTF-8":   {partnerauth.NowPost{Email: "\xff", Password: "hunter2"}, mistake{provider: "nowpost", text: "Email"}},
-		"a password that is no UTF-8":  {partnerauth.NowPost{Email: "e", Password: "hunter2\xff"}, mistake{provider: "nowpost", text: "Password"}},
-		"a client id with a colon":     {partnerauth.Ndovu{ClientID: "i:hunter2", ClientSecret: "s", BaseURL: apiURL}, mistake{provider: "ndovu", text: "ClientID"}},
-		"Ndovu without a BaseURL":      {partnerauth.Ndovu{ClientID: "i", ClientSecret: "s"}, mistake{provider: "ndovu", text: "BaseURL is empty"}},
-		"a Provider without a Name":    {partnerauth.Provider{BaseURL: apiURL, SignIn: signIn}, mistake{text: "Name"}},
-		"a Provider without a SignIn":  {partnerauth.Provider{Name: "acme", BaseURL: apiURL}, mistake{provider: "acme", text: "SignIn"}},
-		"a Provider without a BaseURL": {partnerauth.Provider{Name: "acme", SignIn: signIn}, mistake{provider: "acme", text: "BaseURL is empty"}},
+		"an e-mail that is no UTF-8": {partnerauth.NowPost{Email: "\xff", Password: "hunter2"},
+			mistake{provider: "nowpost", text: "Email"}},
+		"a password that is no UTF-8": {partnerauth.NowPost{Email: "e", Password: "hunter2\xff"},
+			mistake{provider: "nowpost", text: "Password"}},
+		"a client id with a colon": {partnerauth.Ndovu{ClientID: "i:hunter2", ClientSecret: "s", BaseURL: apiURL},
+			mistake{provider: "ndovu", text: "ClientID"}},
+		"Ndovu without a BaseURL": {partnerauth.Ndovu{ClientID: "i", ClientSecret: "s"},
+			mistake{provider: "ndovu", text: "BaseURL is empty"}},
+		"a Provider without a Name":   {partnerauth.Provider{BaseURL: apiURL, SignIn: signIn}, mistake{text: "Name"}},
+		"a Provider without a SignIn": {partnerauth.Provider{Name: "acme", BaseURL: apiURL}, mistake{provider: "acme", text: "SignIn"}},
+		"a Provider without a BaseURL": {partnerauth.Provider{Name: "acme", SignIn: signIn},
+			mistake{provider: "acme", text: "BaseURL is empty"}},
 	} {
 		t.Run(name, func(t *testing.T) { checkSource(t, c.config.TokenSource(), c.want) })
 	}
@@ -120,9 +125,10 @@ func TestSignInRequestsThatAreNotSent(t *testing.T) {
 		change func(*http.Request) *http.Request
 		want   mistake
 	}{
-		"none":                 {func(*http.Request) *http.Request { return nil }, mistake{text: "no request"}},
-		"without a URL":        {func(req *http.Request) *http.Request { req.URL = nil; return req }, mistake{text: "no request"}},
-		"over plain http":      {func(req *http.Request) *http.Request { req.URL.Scheme = "http"; return req }, mistake{text: "not loopback", insecure: true}},
+		"none":          {func(*http.Request) *http.Request { return nil }, mistake{text: "no request"}},
+		"without a URL": {func(req *http.Request) *http.Request { req.URL = nil; return req }, mistake{text: "no request"}},
+		"over plain http": {func(req *http.Request) *http.Request { req.URL.Scheme = "http"; return req },
+			mistake{text: "not loopback", insecure: true}},
 		"to another authority": {func(req *http.Request) *http.Request { req.Host = "evil.example"; return req }, mistake{text: "Host"}},
 		"with a newline in a header": {func(req *http.Request) *http.Request {
 			req.Header["X-Key"] = []string{"hunter2\n"}
@@ -187,7 +193,7 @@ func TestTransportMistakes(t *testing.T) {
 		field string
 	}{
 		"negative Requests":      {&partnerauth.Quota{Requests: -1}, "Quota.Requests"},
-		"absurd Requests":        {&partnerauth.Quota{Requests: 1 << 40}, "Quota.Requests"},
+		"too many Requests":      {&partnerauth.Quota{Requests: 1_000_001}, "Quota.Requests"},
 		"negative Window":        {&partnerauth.Quota{Window: -time.Second}, "Quota.Window"},
 		"Window of a nanosecond": {&partnerauth.Quota{Window: 1}, "Quota.Window"},
 		"Window of a year":       {&partnerauth.Quota{Window: 365 * 24 * time.Hour}, "Quota.Window"},

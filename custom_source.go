@@ -12,7 +12,7 @@ import (
 	"golang.org/x/oauth2"
 )
 
-// A customSource is a TokenSource of the user's own as the tokens of a Transport. A
+// A customSource makes a foreign TokenSource the tokens of a Transport. A
 // token is used for as long as no other was rejected since it was asked for: it might
 // have been that one.
 type customSource struct {
@@ -143,10 +143,10 @@ func (c *customSource) newest(_ context.Context, _ *sender, l *lease) *lease {
 	return nil
 }
 
-func (c *customSource) surely() bool { return false }
+func (c *customSource) alwaysReplaces() bool { return false }
 
-// reject tells the source, unless it was told and still has the token. Many are rejected
-// for the same token, and only the first of them tells.
+// reject invalidates the token at the source, unless that was done and the source still
+// returns it. Of many calls with the same token, only the first does it.
 func (c *customSource) reject(l *lease) bool {
 	s, ok := c.source.(interface{ Invalidate(*oauth2.Token) })
 	if !ok {

@@ -20,7 +20,8 @@ func TestCustomSourceWithOurMethods(t *testing.T) {
 		get(t, rt, "/")
 		p.revokeAll()
 		took := elapsed(func() { errorIf(t, get(t, rt, "/") != 200, "a 401 was not worth another try") })
-		errorIf(t, p.count("login") != 2 || took < time.Minute, "%d logins, and a call took %v, want 2 and a permit for each", p.count("login"), took)
+		errorIf(t, p.count("login") != 2 || took < time.Minute,
+			"%d logins, and a call took %v, want 2 and a permit for each", p.count("login"), took)
 	})
 }
 
@@ -42,7 +43,8 @@ func TestCustomSourceFails(t *testing.T) {
 	} {
 		p := new(partner)
 		err := p.sentNothing(t, t.Context(), p.custom(source, nil))
-		errorIf(t, authOf(err).Op != "token" || (name == "error") != errors.Is(err, errTest), "%s: got %v, want an AuthError about the token", name, err)
+		errorIf(t, authOf(err).Op != "token" || (name == "error") != errors.Is(err, errTest),
+			"%s: got %v, want an AuthError about the token", name, err)
 	}
 }
 

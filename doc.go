@@ -1,32 +1,25 @@
-// Package partnerauth makes any http.Client speak to the NowPost and Ndovu
-// partner APIs: signed in, inside 100 requests a minute, and traced.
+// Package partnerauth provides an http.RoundTripper for partner APIs that hand out
+// short-lived tokens and limit requests: [Transport] signs in, renews the token, stays
+// under the limit, recovers from revoked tokens, and traces every request.
 //
-//	shop, err := partnerauth.NowPostFromEnv()
+//	shop, err := partnerauth.NowPostFromEnv() // NOWPOST_EMAIL and NOWPOST_PASSWORD
 //	if err != nil {
 //		return err
 //	}
 //	client := shop.Client()
+//	client.Timeout = time.Minute // waiting for the quota counts
 //	resp, err := client.Get(shop.BaseURL + "/api/v1/orders")
 //
-// A [Source] holds one account's token. It signs in when the first token is
-// asked for, renews it in the background before it ends, and lets one fetch
-// serve all who wait. A [Transport] puts that token on requests to the pinned
-// origins and nowhere else, waits its turn in a [Quota], and opens a span for
-// every step. When the partner answers 401, it forgets the token that was
-// rejected, signs in once for everybody, and sends the request once more.
+// Most programs make one client for each account, as above, and share it. [NowPost] and
+// [Ndovu] are built in; describe any other partner with a [Provider]. To choose a proxy,
+// a [Quota] or telemetry, make a [Transport] with the account's TokenSource. Test errors
+// for [ErrCredentials], [ErrRateLimited] and [AuthError].
 //
-// A request is only sent again if its body can be had again: without a body,
-// or with http.Request.GetBody, which http.NewRequest sets for the readers of
-// package bytes and strings. Otherwise the caller gets the 401.
+// Zero values mean the stated defaults, everything is safe for concurrent use, and
+// nothing has to be closed. The package does not log or write to disk. The quota counts
+// what this process sends; module partnerredis shares it, and the token, among processes.
+// Module partnertest has stand-ins for your tests.
 //
-// The quota is kept per process, since its start. Several processes share one, and
-// one token, by module partnerredis; the runs of a command-line program share a
-// token by partnerfile. Module partnertest stands in for both partners in your
-// tests. They lie in directories of these names beside this package.
-//
-// The span of an attempt ends when its headers are in. A response body is not
-// wrapped, so a body that is never closed loses no telemetry.
-//
-// Zero values mean the documented defaults, everything is safe for concurrent
-// use, and nothing has to be closed.
+// Recipes, all metrics and spans, and what to do about each error:
+// https://github.com/partnerauth/partnerauth#configure
 package partnerauth

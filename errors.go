@@ -41,6 +41,13 @@ var (
 	ErrInsecureURL = errors.New("insecure URL")
 )
 
+// How a token is fetched. These are the Op of an AuthError as well.
+const (
+	login     = "login"
+	refresh   = "refresh"
+	fromStore = "store" // another process has fetched it
+)
+
 // An AuthError says why there is no token to send. Either nothing of the
 // caller's request was sent, or it was answered 401 and could not be sent again.
 // When http.Client's Timeout expires, http.Client replaces the error by its own.
@@ -166,8 +173,8 @@ func (e *RateLimitError) Timeout() bool { return true }
 // made. After that time a call is likely to be sent.
 func (e *RateLimitError) RetryAfter() time.Duration { return e.wait }
 
-// An answerError is a partner's answer that brought no token. It keeps what is
-// kept of the answer for those who unwrap to *oauth2.RetrieveError.
+// An answerError is an answer without a token. It holds the safe part of the answer, for
+// errors.As to *oauth2.RetrieveError.
 type answerError struct {
 	reason  string
 	refusal bool  // the partner's considered answer to these very credentials
@@ -255,8 +262,8 @@ func fromProxy(err error) bool {
 }
 
 // errorType returns the error.type of err: "credentials_refused", "rate_limited",
-// "proxy_refused", the status of a failed token request, or the type of the
-// innermost error.
+// "proxy_refused", "insecure_url", the status of a failed token request, or the type
+// of the innermost error.
 func errorType(err error) string {
 	auth, ok := errors.AsType[*AuthError](err)
 	switch {
@@ -266,6 +273,8 @@ func errorType(err error) string {
 		return "rate_limited"
 	case errors.Is(err, errProxy):
 		return "proxy_refused"
+	case errors.Is(err, ErrInsecureURL):
+		return "insecure_url"
 	case !ok || auth.Op == "config":
 	case auth.StatusCode >= 300:
 		return strconv.Itoa(auth.StatusCode)
@@ -353,8 +362,8 @@ func longestRun(token string) (longest string) {
 	return longest
 }
 
-// withoutAnswer returns err, of a token request, without what its text repeats of a
-// server's answer or of what the server was sent.
+// withoutAnswer returns err, of a token request, with all text removed that came from
+// the server or was sent to it.
 func withoutAnswer(err error) error { return withText(err, networkText(err)) }
 
 // networkText returns what is known to be safe of an error's text: what the standard
@@ -413,3 +422,10 @@ func certificateFault(err error) string {
 func withoutQuoted(v string) string { return quoted.ReplaceAllString(v, `""`) }
 
 var quoted = regexp.MustCompile(`(?s)"(\\.|[^"\\])*("|\\?$)`)
+
+// closeBody closes a request's body, if there is one.
+func closeBody(body io.Closer) {
+	if body != nil {
+		body.Close()
+	}
+}

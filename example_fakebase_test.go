@@ -20,8 +20,8 @@ func (m inMemory) RoundTrip(req *http.Request) (*http.Response, error) {
 	return w.Result(), nil
 }
 
-// A fake Base tests a program of your own without a server. Module partnertest
-// has stand-ins for both partners that know how to fail.
+// A fake Base tests your own program without a server. Module partnertest has
+// stand-ins for both partners that fail on demand.
 func ExampleTransport_fakeBase() {
 	partner := http.NewServeMux()
 	partner.HandleFunc("POST /api/v1/auth/login", func(w http.ResponseWriter, r *http.Request) {

@@ -23,11 +23,11 @@ import (
 	"github.com/partnerauth/partnerauth"
 )
 
-// One http.Client for the whole program: signed in, inside the quota, traced.
-// A token that is revoked between two calls is nothing to the caller.
+// One http.Client serves the whole program. It signs in, stays within the quota and
+// recovers from a token that is revoked between two calls.
 func Example() {
 	logins := 0
-	api := http.NewServeMux() // stands in for NowPost, which revokes each token after one call
+	api := http.NewServeMux() // a stand-in for NowPost, which revokes each token after one call
 	api.HandleFunc("POST /api/v1/auth/login", func(w http.ResponseWriter, r *http.Request) {
 		logins++
 		fmt.Fprintf(w, `{"token":"token-%d"}`, logins)
@@ -68,7 +68,7 @@ func Example() {
 
 func ExampleNowPost() {
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, `{"token":"a-token"}`) // stands in for NowPost
+		io.WriteString(w, `{"token":"a-token"}`) // a stand-in for NowPost
 	}))
 	defer api.Close()
 
@@ -88,7 +88,7 @@ func ExampleNowPost() {
 
 func ExampleNdovu() {
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, `{"access_token":"a-token","expires_in":3600}`) // stands in for Ndovu
+		io.WriteString(w, `{"access_token":"a-token","expires_in":3600}`) // a stand-in for Ndovu
 	}))
 	defer api.Close()
 
@@ -108,7 +108,7 @@ func ExampleNdovu() {
 
 func ExampleNowPostFromEnv() {
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, `{"token":"a-token"}`) // stands in for NowPost
+		io.WriteString(w, `{"token":"a-token"}`) // a stand-in for NowPost
 	}))
 	defer api.Close()
 	os.Setenv("NOWPOST_EMAIL", "shop@example.com")
@@ -167,7 +167,7 @@ func ExampleTransport() {
 // A custom CA and a proxy belong in Base. They serve the login as well.
 func ExampleTransport_proxyAndCA() {
 	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, `{"token":"a-token"}`) // stands in for NowPost
+		io.WriteString(w, `{"token":"a-token"}`) // a stand-in for NowPost
 	}))
 	defer api.Close()
 
@@ -201,7 +201,7 @@ func ExampleQuota() {
 	counted := 0
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		counted++
-		io.WriteString(w, `{"token":"a-token"}`) // stands in for NowPost
+		io.WriteString(w, `{"token":"a-token"}`) // a stand-in for NowPost
 	}))
 	defer api.Close()
 	account := partnerauth.NowPost{Email: "shop@example.com", Password: "correct horse", BaseURL: api.URL}
@@ -243,7 +243,7 @@ func ExampleQuota() {
 // What went wrong, and what to do about it.
 func ExampleAuthError() {
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(http.StatusUnauthorized) // stands in for NowPost
+		w.WriteHeader(http.StatusUnauthorized) // a stand-in for NowPost
 	}))
 	defer api.Close()
 	account := partnerauth.NowPost{Email: "shop@example.com", Password: "wrong", BaseURL: api.URL}
@@ -275,7 +275,7 @@ func ExampleAuthError() {
 // Spans are named after the template and not after the order.
 func ExampleWithURLTemplate() {
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, `{"token":"a-token"}`) // stands in for NowPost
+		io.WriteString(w, `{"token":"a-token"}`) // a stand-in for NowPost
 	}))
 	defer api.Close()
 	account := partnerauth.NowPost{Email: "shop@example.com", Password: "correct horse", BaseURL: api.URL}

@@ -19,13 +19,6 @@ import (
 	"golang.org/x/oauth2"
 )
 
-// How a token is fetched. These are the Op of an AuthError as well.
-const (
-	login     = "login"
-	refresh   = "refresh"
-	fromStore = "store" // another process has fetched it
-)
-
 const (
 	wireLimit = 30 * time.Second // for all requests of one fetch together, waits not counted
 	// loginShare is what a refresh leaves of wireLimit for the login after it.
@@ -33,17 +26,21 @@ const (
 	// frozenTime is how much longer than its limit a request takes if the process
 	// stood still meanwhile. It is then tried again as if it had not been.
 	frozenTime = time.Second
+	// lostToDate is how much sooner a token may end than exp and Date tell, which
+	// have no fractions.
+	lostToDate = time.Second
 	maxTries   = 3       // of one operation, for network errors and 5xx
 	maxPauses  = 5       // of one operation, for 429
 	maxAnswer  = 1 << 20 // bytes
-	// maxUnavailable is the longest pause after a 503 that a fetch waits for. Beyond
-	// it callers had better know.
-	maxUnavailable = 30 * time.Second
+	// maxUnavailable is the longest pause after a 503 that a fetch waits for. A
+	// longer one is returned to callers as an error.
+	maxUnavailable = 31 * time.Second // 30 s, and what rounding may have lost
 )
 
-// A fetch gets one token, whoever waits for it: request built, and if it is the one
-// that was refused, done without sending anything; else refresh, if that is no use
-// login; then a lease, an error, or neither if a rejection has overtaken it.
+// A fetch gets one token, whoever waits for it. It builds the request, and sends nothing
+// if that request was refused before. Otherwise it refreshes, or signs in if there is
+// nothing to refresh or that fails. It ends with a lease, an error, or neither if a
+// rejection has overtaken it.
 type fetch struct {
 	account *account
 	known   *knownTokens
@@ -66,7 +63,7 @@ type fetch struct {
 	trace fetchTrace
 }
 
-// A fetchPlan is what a fetch is started for. Only its own goroutine uses it.
+// A fetchPlan is the reason for a fetch, and its inputs. Only its own goroutine uses it.
 type fetchPlan struct {
 	trigger   string
 	renews    *lease        // nil: there is no token, and callers wait
@@ -169,7 +166,7 @@ func (f *fetch) throughStore(ctx context.Context) result {
 		switch {
 		case lock != nil:
 			return f.locked(ctx, lock)
-		case !ok && ctx.Err() == nil || time.Since(f.began) > wireLimit:
+		case !ok && ctx.Err() == nil || time.Since(f.began) > f.lockTime():
 			return f.fromPartner(ctx)
 		case f.account.savesBeforeExit() && f.plan.renews != nil && !f.isWanted(): // another process renews it
 			return result{err: f.failed(refresh, 0, errRenewedElsewhere).err, sentNothing: true}
@@ -178,6 +175,15 @@ func (f *fetch) throughStore(ctx context.Context) result {
 			return f.failed(login, 0, ctx.Err())
 		}
 	}
+}
+
+// lockTime returns how long the lock of another process is waited for. That of a
+// program may be stopped for ever, and whoever runs the next one waits for it.
+func (f *fetch) lockTime() time.Duration {
+	if f.account.savesBeforeExit() {
+		return 2 * time.Second
+	}
+	return wireLimit
 }
 
 var errRenewedElsewhere = errors.New("another process renews the token")
@@ -213,8 +219,10 @@ func (f *fetch) stored(ctx context.Context, forRefresh bool) (result, bool) {
 		return result{}, false
 	}
 	now := time.Now()
+	issued := now.Add(min(0, left-r.Lifetime))
 	token := &oauth2.Token{AccessToken: r.Token, TokenType: r.Type, RefreshToken: r.Refresh}
-	l := newLease(token, max(r.Lifetime, left), now.Add(min(0, left-r.Lifetime)), now)
+	l := newLease(token, max(r.Lifetime, left), issued, now)
+	l.issued, l.fromStore = issued, true
 	return result{lease: l, from: fromStore}, true
 }
 
@@ -505,15 +513,19 @@ func (f *fetch) read(op string, resp *http.Response, body []byte, digest request
 	token, err := f.readToken(resp, body)
 	if errors.Is(err, ErrCredentials) {
 		got := f.refused(op, resp, err.Error(), true)
-		return f.withRetryAfter(got, op, resp, digest, received)
+		return f.remembered(got, op, digest)
 	}
 	if err != nil {
 		return f.unusable(op, resp, err)
 	}
-	l := newLease(token, f.lifetime(token, resp.Header, sent), sent, received)
-	if l.expiredOnArrival && f.known.hadLife(l.text()) {
+	lifetime, before := f.lifetime(token, resp.Header, sent), f.known.before(token.AccessToken, f.plan.renews)
+	if before != nil && sent.Add(lifetime).Sub(before.ends) < 2*lostToDate {
+		lifetime -= lostToDate // nobody extends it, so it will be used to its end
+	}
+	l := newLease(token, lifetime, sent, received)
+	if l.expiredOnArrival && before != nil {
 		got := f.unusable(op, resp, errors.New("the token has expired"))
-		got.again = true // the partner will notice
+		got.again, got.err.RetryAfter = true, max(got.err.RetryAfter, lostToDate) // the partner will notice
 		return got
 	}
 	return result{lease: l, from: op}
@@ -550,8 +562,8 @@ func (f *fetch) readToken(resp *http.Response, body []byte) (*oauth2.Token, erro
 	return &token, nil
 }
 
-// named returns the one of words that s is, "unknown" if it is none: nothing of a
-// server's own words is shown.
+// named returns the word that equals s, or "unknown", so that nothing of a server's own
+// words is shown.
 func named(s string, words ...string) string {
 	for _, word := range words {
 		if strings.EqualFold(s, word) {
@@ -580,8 +592,8 @@ func (f *fetch) rejected(op string, resp *http.Response, body []byte, digest req
 	switch status {
 	case http.StatusRequestTimeout, http.StatusTooEarly:
 		got := f.unusable(op, resp, nil)
-		got.again = true
-		return f.withRetryAfter(got, op, resp, digest, now)
+		got.again = got.err.RetryAfter <= maxUnavailable
+		return got
 	case http.StatusTooManyRequests:
 		got := f.unusable(op, resp, nil)
 		got.again, got.err.RetryAfter = true, pause
@@ -599,24 +611,13 @@ func (f *fetch) rejected(op string, resp *http.Response, body []byte, digest req
 	} else {
 		got = f.unusable(op, resp, nil)
 	}
-	got = f.withRetryAfter(got, op, resp, digest, now)
+	got = f.remembered(got, op, digest)
 	got.again = status >= 500 && got.err.RetryAfter <= maxUnavailable
 	return got
 }
 
-// isWrong reports whether a refusal means the credentials.
-func isWrong(status int, word string) bool {
-	switch status {
-	case http.StatusUnauthorized, http.StatusBadRequest, http.StatusForbidden, http.StatusUnprocessableEntity:
-		return word == "" || errorWords[word]
-	}
-	return false
-}
-
-// withRetryAfter completes an result: the next request is not sent sooner than the
-// answer asks for, and a refusal of a login is remembered.
-func (f *fetch) withRetryAfter(got result, op string, resp *http.Response, digest requestDigest, now time.Time) result {
-	got.err.RetryAfter, _ = retryAfter(resp.Header, now)
+// remembered returns got with the refusal that it is, if it is one of a login.
+func (f *fetch) remembered(got result, op string, digest requestDigest) result {
 	if op == login && got.err.isRefusal() {
 		got.refusal = f.plan.refusal.with(got.err, digest)
 	}
@@ -648,7 +649,7 @@ func (f *fetch) refused(op string, resp *http.Response, why string, wrong bool) 
 	if wrong {
 		e.cause = ErrCredentials
 	}
-	return f.failed(op, resp.StatusCode, e)
+	return f.answeredWith(op, resp, e)
 }
 
 // unusable returns the result of an answer that is neither a token nor a refusal.
@@ -657,7 +658,15 @@ func (f *fetch) unusable(op string, resp *http.Response, err error) result {
 	if err != nil {
 		e.reason += ": " + err.Error()
 	}
-	return f.failed(op, resp.StatusCode, e)
+	return f.answeredWith(op, resp, e)
+}
+
+// answeredWith returns the result of an answer. The next request is not sent sooner than
+// it asks for.
+func (f *fetch) answeredWith(op string, resp *http.Response, e *answerError) result {
+	got := f.failed(op, resp.StatusCode, e)
+	got.err.RetryAfter, _ = retryAfter(resp.Header, got.err.At)
+	return got
 }
 
 func (f *fetch) failed(op string, status int, err error) result {
@@ -744,8 +753,8 @@ func (b *setback) with(err *AuthError, renewal bool) *setback {
 	err.RetryAfter = max(err.RetryAfter, backoff(next.count-1, 500*time.Millisecond, 30*time.Second))
 	next.until = err.At.Add(err.RetryAfter)
 	next.callers = next.until
-	if renewal && err.StatusCode == http.StatusTooManyRequests {
-		next.callers = err.At // they wait for the queue, for a window at most
+	if renewal && (err.StatusCode == http.StatusTooManyRequests || err.StatusCode == http.StatusOK) {
+		next.callers = err.At // they wait for the queue, for a window at most, or find the token replaced
 	}
 	return next
 }

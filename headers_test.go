@@ -35,17 +35,20 @@ func TestOneAuthorization(t *testing.T) {
 			req := newRequest(t, "GET", server.URL, "")
 			req.Header = http.Header{spelling: {"mine"}, "Other": {"x"}}
 			code := status(t, &partnerauth.Transport{Source: source, Base: base}, req)
-			errorIf(t, code != 200 || len(got) != 1 || got[0] != "Bearer token-1", "%s, Authorize %t: got %d with %q", spelling, authorize != nil, code, got)
-			errorIf(t, len(req.Header) != 2 || req.Header[spelling][0] != "mine", "%s: the caller's header was changed: %v", spelling, req.Header)
+			errorIf(t, code != 200 || len(got) != 1 || got[0] != "Bearer token-1",
+				"%s, Authorize %t: got %d with %q", spelling, authorize != nil, code, got)
+			errorIf(t, len(req.Header) != 2 || req.Header[spelling][0] != "mine",
+				"%s: the caller's header was changed: %v", spelling, req.Header)
 		}
 	}
 }
 
 // acmeAccount is an account at acme, a partner of the user's own that signs in to p.
 func acmeAccount(p *partner, change ...func(*partnerauth.Provider)) partnerauth.Provider {
-	acme := partnerauth.Provider{Name: "acme", Account: "shop", BaseURL: apiURL, Base: p, SignIn: func(ctx context.Context) (*http.Request, error) {
-		return http.NewRequestWithContext(ctx, "POST", apiURL+authPath, strings.NewReader("secret=Planted-Secret"))
-	}}
+	acme := partnerauth.Provider{Name: "acme", Account: "shop", BaseURL: apiURL, Base: p,
+		SignIn: func(ctx context.Context) (*http.Request, error) {
+			return http.NewRequestWithContext(ctx, "POST", apiURL+authPath, strings.NewReader("secret=Planted-Secret"))
+		}}
 	for _, f := range change {
 		f(&acme)
 	}
@@ -55,9 +58,11 @@ func acmeAccount(p *partner, change ...func(*partnerauth.Provider)) partnerauth.
 // everybody is every provider's Source, all with the same Base and Store.
 func (p *partner) everybody(store partnerauth.Store) map[string]*partnerauth.Source {
 	return map[string]*partnerauth.Source{
-		"nowpost": partnerauth.NowPost{Email: "shop@example.com", Password: "Planted-Secret", BaseURL: apiURL, Base: p, Store: store}.TokenSource(),
-		"ndovu":   partnerauth.Ndovu{ClientID: "shop", ClientSecret: "Planted-Secret", BaseURL: apiURL, Base: p, Store: store}.TokenSource(),
-		"acme":    acmeAccount(p, func(a *partnerauth.Provider) { a.Store = store }).TokenSource(),
+		"nowpost": partnerauth.NowPost{Email: "shop@example.com", Password: "Planted-Secret", BaseURL: apiURL, Base: p,
+			Store: store}.TokenSource(),
+		"ndovu": partnerauth.Ndovu{ClientID: "shop", ClientSecret: "Planted-Secret", BaseURL: apiURL, Base: p,
+			Store: store}.TokenSource(),
+		"acme": acmeAccount(p, func(a *partnerauth.Provider) { a.Store = store }).TokenSource(),
 	}
 }
 
@@ -79,7 +84,8 @@ func TestAnswersAsTheyCome(t *testing.T) {
 		{name: "another type", reply: reply{body: token("Basic t")}, want: " characters that a header cannot have"},
 		{name: "a type alone", reply: reply{body: token("Bearer ")}, want: " characters that a header cannot have"},
 		{name: "gzip", reply: reply{header: headers("Content-Encoding: gzip"), body: "\x1f\x8b"}, want: " Content-Encoding, gzip,"},
-		{name: "an encoding of its own", reply: reply{header: headers("Content-Encoding: Planted-Secret"), body: "x"}, want: " Content-Encoding, unknown,"},
+		{name: "an encoding of its own", reply: reply{header: headers("Content-Encoding: Planted-Secret"), body: "x"},
+			want: " Content-Encoding, unknown,"},
 		{name: "identity", reply: reply{header: headers("Content-Encoding: identity"), body: token("t")}, want: "t"},
 		{name: "true", reply: reply{body: success("true")}, want: "t"},
 		{name: "1", reply: reply{body: success("1")}, want: "t"},
@@ -99,7 +105,8 @@ func TestAnswersAsTheyCome(t *testing.T) {
 			got, err := source.Token()
 			if text, bad := strings.CutPrefix(c.want, " "); bad {
 				errorIf(t, err == nil || !strings.Contains(err.Error(), text), "%s, %s: got %v, want %q in it", c.name, name, err, text)
-				errorIf(t, err != nil && strings.Contains(err.Error(), "Planted"), "%s, %s: got the answer's words in %v", c.name, name, err)
+				errorIf(t, err != nil && strings.Contains(err.Error(), "Planted"),
+					"%s, %s: got the answer's words in %v", c.name, name, err)
 				continue
 			}
 			errorIf(t, err != nil || got.AccessToken != c.want, "%s, %s: got %v, %v, want %s", c.name, name, got, err, c.want)
@@ -124,7 +131,8 @@ func TestGzipOnTheWire(t *testing.T) {
 	})
 	for name, rt := range map[string]http.RoundTripper{"": base, "gzip": asking} {
 		_, err := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: server.URL, Base: rt}.TokenSource().Token()
-		errorIf(t, name == "" && err != nil || name != "" && (err == nil || !strings.Contains(err.Error(), "Content-Encoding, gzip")), "%q: got %v", name, err)
+		errorIf(t, name == "" && err != nil || name != "" && (err == nil || !strings.Contains(err.Error(), "Content-Encoding, gzip")),
+			"%q: got %v", name, err)
 	}
 }
 
@@ -135,9 +143,10 @@ func TestBodyThatIsMissing(t *testing.T) {
 		length int64
 		want   error
 	}{{"GET", 5, io.ErrUnexpectedEOF}, {"HEAD", 5, nil}, {"GET", 0, nil}, {"GET", -1, nil}} {
-		rt := &partnerauth.Transport{Source: static("t"), Origins: []string{apiURL}, Base: roundTripFunc(func(req *http.Request) (*http.Response, error) {
-			return &http.Response{StatusCode: 200, ContentLength: c.length, Request: req}, nil
-		})}
+		rt := &partnerauth.Transport{Source: static("t"), Origins: []string{apiURL},
+			Base: roundTripFunc(func(req *http.Request) (*http.Response, error) {
+				return &http.Response{StatusCode: 200, ContentLength: c.length, Request: req}, nil
+			})}
 		resp, err := rt.RoundTrip(newRequest(t, c.method, apiURL, ""))
 		must(t, err)
 		_, err = io.ReadAll(resp.Body)
@@ -164,8 +173,10 @@ func TestMorePauses(t *testing.T) {
 		{"X-Rate-Limit with some left", fields("X-Rate-Limit-Remaining: 1", "X-Rate-Limit-Reset: 50"), unnamed, unnamed},
 		{"X-Rate-Limit after the others", fields("X-RateLimit-Reset: 17", "X-Rate-Limit-Reset: 50"), 17 * s, 18 * s},
 		{"RFC 3339", fields("X-RateLimit-Reset: " + in(50*s)), 50 * s, 51 * s},
-		{"RFC 3339 with a zone", fields("X-RateLimit-Reset: " + in2026.Add(50*s).In(time.FixedZone("", -7*3600)).Format(time.RFC3339)), 50 * s, 51 * s},
-		{"RFC 3339 with a fraction", fields("X-RateLimit-Reset: " + in2026.Add(50*s+300*time.Millisecond).Format(time.RFC3339Nano)), 50*s + 300*time.Millisecond, 51 * s},
+		{"RFC 3339 with a zone", fields("X-RateLimit-Reset: " + in2026.Add(50*s).In(time.FixedZone("", -7*3600)).Format(time.RFC3339)),
+			50 * s, 51 * s},
+		{"RFC 3339 with a fraction", fields("X-RateLimit-Reset: " + in2026.Add(50*s+300*time.Millisecond).Format(time.RFC3339Nano)),
+			50*s + 300*time.Millisecond, 51 * s},
 		{"RFC 3339 that has passed", fields("X-RateLimit-Reset: " + in(-2*s)), unnamed, unnamed},
 		{"RFC 3339 in Retry-After", fields("Retry-After: " + in(50*s)), 50 * s, 51 * s},
 		{"two equal fields", fields("Retry-After: 20, 20"), 20 * s, 21 * s},
@@ -251,7 +262,8 @@ func fixedWindow(n int) func(asked) reply {
 		if m := now.Unix() / 60; m != minute {
 			served, minute = 0, m
 		}
-		left := headers(fmt.Sprint("X-RateLimit-Remaining: ", max(0, n-served-1)), fmt.Sprint("X-RateLimit-Reset: ", (minute+1)*60-now.Unix()))
+		left := headers(fmt.Sprint("X-RateLimit-Remaining: ", max(0, n-served-1)),
+			fmt.Sprint("X-RateLimit-Reset: ", (minute+1)*60-now.Unix()))
 		if served++; served > n {
 			return reply{status: 429, header: left}
 		}

@@ -216,6 +216,9 @@ type reply struct {
 	after  time.Duration // how long it takes; forever: until the client leaves
 }
 
+// rounded is what is added to a Retry-After in whole seconds: some servers round down.
+const rounded = 999 * time.Millisecond
+
 const forever = time.Duration(math.MaxInt64)
 
 func (r reply) usual() bool { return r.status == 0 && r.body == "" && r.stream == nil && r.err == nil }
@@ -234,6 +237,16 @@ type asked struct {
 	token  string // that it carried, if any
 	body   string
 	status int // answered; 0: none yet, or no answer
+}
+
+// secret is the one that a login carries, wherever its partner wants it.
+func (a asked) secret() string {
+	if _, secret, ok := (&http.Request{Header: a.header}).BasicAuth(); ok {
+		return secret
+	}
+	var login struct{ Password, Secret string }
+	json.Unmarshal([]byte(a.body), &login)
+	return login.Password + login.Secret
 }
 
 // on makes the partner answer an op or a path with replies in turn, of which the

@@ -62,7 +62,8 @@ func checkLife(t *testing.T, first reply, of func(*partner) *partnerauth.Source,
 		}
 	}
 	second := p.seen()[1]
-	errorIf(t, second.op != op || second.at < want*75/100 || second.at > want*85/100+want/500, "got a %s after %v of %v, want a %s after 75 %% to 85 %%", second.op, second.at, want, op)
+	errorIf(t, second.op != op || second.at < want*75/100 || second.at > want*85/100+want/500,
+		"got a %s after %v of %v, want a %s after 75 %% to 85 %%", second.op, second.at, want, op)
 	ends := token.Expiry.Sub(began)
 	errorIf(t, ends != want, "the token ends after %v, want %v", ends, want)
 	time.Sleep(time.Until(token.Expiry) - time.Millisecond)
@@ -90,7 +91,8 @@ func TestRenewalsAreSpread(t *testing.T) {
 // costs at most ten token requests a minute.
 func TestAnswerPastItsOwnExpiry(t *testing.T) {
 	t.Parallel()
-	const sample = `{"success":true,"data":{"token":"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9...","expiresAt":"2024-01-15T12:00:00Z","user":{"id":"user_123","email":"your-email@example.com"}}}`
+	const sample = `{"success":true,"data":{"token":"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9...",` +
+		`"expiresAt":"2024-01-15T12:00:00Z","user":{"id":"user_123","email":"your-email@example.com"}}}`
 	expiring := func(d time.Duration) string { return `{"token":"t","expiresAt":"` + at(d) + `"}` }
 	for _, c := range []struct {
 		name  string
@@ -158,7 +160,8 @@ func TestTokensOfAnyLifetime(t *testing.T) {
 				}
 				tokens := p.count("login") + p.count("refresh")
 				errorIf(t, tokens < lives || tokens > lives*10/7+2 || waited > 1 || p.count(op) < tokens-1,
-					"got %s in %d lifetimes and %d callers that waited, want one token in 80 %% of each and one caller", p.ops(), lives, waited)
+					"got %s in %d lifetimes and %d callers that waited, want one token in 80 %% of each and one caller", p.ops(), lives,
+					waited)
 				errorIf(t, p.count("call 401") > 0 || p.count("refresh 401") > 0, "a token was sent that had ended")
 				time.Sleep(lifetime)
 			})

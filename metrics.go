@@ -43,7 +43,7 @@ const (
 
 // metrics are the metrics of one account's requests.
 type metrics struct {
-	provider []attribute.KeyValue // none for a source of the user's own
+	provider []attribute.KeyValue // none for a foreign token source
 
 	calls    metric.Float64Histogram
 	attempts httpconv.ClientRequestDuration
@@ -56,7 +56,7 @@ type metrics struct {
 
 	good      []metric.RecordOption // of a call without a failure and a template
 	waited    map[string][]metric.RecordOption
-	lastPace  atomic.Uint64 // as math.Float64bits, to record changes only
+	lastPace  atomic.Uint64 // as math.Float64bits, or neverRecorded; to record changes only
 	lastBurst atomic.Int64
 
 	mu       sync.Mutex // guards what follows
@@ -79,7 +79,7 @@ func newMetrics(m metric.Meter, provider []attribute.KeyValue) *metrics {
 		metric.WithExplicitBucketBoundaries(0, .01, .1, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900))
 	t.queued, _ = m.Int64UpDownCounter("partnerauth.rate_limit.queued_requests", metric.WithUnit("{request}"),
 		metric.WithDescription("Requests that wait for the rate limit."))
-	t.lastPace.Store(math.Float64bits(1))
+	t.lastPace.Store(neverRecorded)
 	t.pace, _ = m.Float64Gauge("partnerauth.rate_limit.pace", metric.WithUnit("1"),
 		metric.WithDescription("Share of the full pace that is left after refusals by the server."))
 	t.burst, _ = m.Int64Gauge("partnerauth.rate_limit.burst", metric.WithUnit("{request}"),
@@ -143,18 +143,23 @@ func (m *metrics) recordWait(ctx context.Context, waited time.Duration, result s
 	m.waits.Record(ctx, waited.Seconds(), opts...)
 }
 
-// recordPace records what the rate limit has learnt, when that has changed. A burst
-// of 0 is unknown.
+// recordPace records the pace and burst of the rate limit if they differ from what was
+// recorded last. The first record is the full pace: "nothing was learnt" must not look
+// like "nothing is known". A burst of 0 is unknown, and so is the pace then.
 func (m *metrics) recordPace(ctx context.Context, pace float64, burst int) {
-	if m.lastPace.Load() != math.Float64bits(pace) {
-		m.lastPace.Store(math.Float64bits(pace))
+	if burst == 0 || !m.pace.Enabled(ctx) {
+		return
+	}
+	if bits := math.Float64bits(pace); m.lastPace.Swap(bits) != bits {
 		m.pace.Record(ctx, pace, metric.WithAttributes(m.provider...))
 	}
-	if m.lastBurst.Load() != int64(burst) {
-		m.lastBurst.Store(int64(burst))
+	if m.lastBurst.Swap(int64(burst)) != int64(burst) {
 		m.burst.Record(ctx, int64(burst), metric.WithAttributes(m.provider...))
 	}
 }
+
+// neverRecorded is no pace.
+const neverRecorded = math.MaxUint64
 
 // addQueued counts a request that begins (1) or ends (-1) to wait. What began before
 // there was a MeterProvider is made up for.

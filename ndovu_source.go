@@ -11,26 +11,26 @@ import (
 	"strings"
 )
 
-// NdovuDevBaseURL is Ndovu's development host, the only one its pages name. Ask
-// Ndovu for that of production.
+// NdovuDevBaseURL is Ndovu's development host, the only one in its documentation.
+// Ask Ndovu for the production host.
 const NdovuDevBaseURL = "https://be-dev-1.dev.ndovu.co"
 
-// Ndovu is a partner's access to Ndovu: investment plans. It gets its token,
+// Ndovu is an account at Ndovu, which offers investment plans. It gets its token,
 // which lives an hour, from POST /api/v3/partners/auth with HTTP Basic (RFC
 // 7617) and no body, as Ndovu's authentication page describes. There is no
-// refresh: a new token is asked for in the same way.
+// refresh: it gets a new token in the same way.
 //
 // A mistake in the fields is an [AuthError] that names the field, at first use.
-// What fmt, slog and encoding/json make of an Ndovu contains no secret, except
-// in an unexported field of your own struct, where fmt calls no methods.
+// fmt, slog and encoding/json print no secret of an Ndovu, unless it is in an
+// unexported field of your own struct, where fmt calls no methods.
 type Ndovu struct {
-	ClientID     string // required; without ':', which Basic cannot carry
+	ClientID     string // required; must not contain ':' (RFC 7617)
 	ClientSecret string // the raw secret of the onboarding e-mail; required, or ClientSecretFunc
 
-	// ClientSecretFunc is asked for the secret before each login, in place of
-	// ClientSecret, with a context that ends with the login. A secret other than
-	// one that was refused is tried at once. An error of it is an AuthError of Op
-	// "config".
+	// ClientSecretFunc returns the secret, in place of ClientSecret. It is called
+	// before each login, with a context that ends with the login. After the partner
+	// has refused a secret, a different one is sent at once. An error of
+	// ClientSecretFunc becomes an AuthError with Op "config".
 	ClientSecretFunc func(context.Context) (string, error)
 
 	// BaseURL is where the API is, with or without a path prefix and a slash at
@@ -46,8 +46,8 @@ type Ndovu struct {
 }
 
 // NdovuFromEnv reads an Ndovu from the environment: NDOVU_CLIENT_ID,
-// NDOVU_CLIENT_SECRET and NDOVU_BASE_URL. Its error says which of them is
-// missing, or what is wrong with one.
+// NDOVU_CLIENT_SECRET and NDOVU_BASE_URL. Its error names the variable that
+// is missing, or the field that is wrong.
 func NdovuFromEnv() (Ndovu, error) {
 	c := Ndovu{
 		ClientID:     os.Getenv("NDOVU_CLIENT_ID"),
@@ -63,11 +63,11 @@ func NdovuFromEnv() (Ndovu, error) {
 	return c, nil
 }
 
-// TokenSource returns a new Source for the partner. Share it: each Source signs
+// TokenSource returns a new Source for the account. Share it: each Source signs
 // in for itself.
 func (c Ndovu) TokenSource() *Source { return c.provider().TokenSource() }
 
-// Client returns a new http.Client for the partner: that of a Transport with a
+// Client returns a new http.Client for the account: that of a Transport with a
 // new TokenSource, c.Base, and otherwise the defaults. Share it: each Client has
 // a token and a quota of its own.
 func (c Ndovu) Client() *http.Client { return c.provider().Client() }
@@ -108,8 +108,8 @@ func (c Ndovu) signIn(ctx context.Context) (*http.Request, error) {
 	return req, err
 }
 
-// Format implements fmt.Formatter, for all verbs that go vet accepts: it tells
-// where the account is, and nothing secret.
+// Format implements fmt.Formatter: all verbs print the scheme, host and port of
+// the BaseURL, and nothing secret.
 func (c Ndovu) Format(f fmt.State, _ rune) { io.WriteString(f, safeString("Ndovu", c.BaseURL)) }
 
 // MarshalText implements encoding.TextMarshaler, for slog and encoding/json.

@@ -17,7 +17,8 @@ func TestNdovuAuthOnTheWire(t *testing.T) {
 		for _, pair := range [][2]string{
 			{"client-1", "plain"}, {"client-1", "a:b+c/d%e&f g=h?i#j"}, {"client-1", "::"}, {"client-1", "%2B%2F already escaped +"},
 			{"client-1", "sécret 密钥 🔑"}, {"client-1", " leading"}, {"client-1", `quote " backslash \`},
-			{"client-1", "bytes \xff\xfe that are no UTF-8"}, {"client-1", strings.Repeat("long", 500)}, {"id with space + % / & é", "secret"},
+			{"client-1", "bytes \xff\xfe that are no UTF-8"}, {"client-1", strings.Repeat("long", 500)},
+			{"id with space + % / & é", "secret"},
 		} {
 			id, secret := pair[0], pair[1]
 			server := partnertest.StartNdovu(partnertest.Options{TLS: useTLS, ClientID: id, ClientSecret: secret})
@@ -43,7 +44,8 @@ func TestNdovuLifetimes(t *testing.T) {
 		body string
 		want time.Duration
 	}{
-		{"the page's sample", `{"access_token":"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9...","expires_in":3600,"token_type":"Bearer"}`, time.Hour},
+		{"the page's sample", `{"access_token":"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9...","expires_in":3600,"token_type":"Bearer"}`,
+			time.Hour},
 		{"expires_in beats the JWT", `{"access_token":"` + jwt2h + `","expires_in":600,"token_type":"Bearer"}`, 10 * time.Minute},
 		{"two seconds", `{"access_token":"t","expires_in":2}`, 2 * time.Second},
 		{"a float", `{"access_token":"t","expires_in":59.5}`, 59500 * time.Millisecond},
@@ -77,11 +79,13 @@ func TestNdovuFailures(t *testing.T) {
 	const none, notJSON, unsendable = "no access_token", "the answer is not the JSON", "the token has characters that a header cannot have"
 	for _, f := range []failure{
 		// some of what fetch_test.go has for NowPost
-		{"307", reply{status: 307}, "307 Temporary Redirect: a redirect", 307, 1},
-		{"401", reply{status: 401, body: `{"message":"Echo"}`}, "401 Unauthorized: no such client id, or not the raw client secret of the onboarding e-mail", 401, 1},
-		{"400", reply{status: 400, body: `{"message":"Echo"}`}, "400 Bad Request: the Authorization header was not accepted", 400, 1},
-		{"502 in HTML", reply{status: 502, body: "<html>Echo"}, "502 Bad Gateway", 502, 3},
-		{"no connection", reply{err: io.EOF}, "EOF", 0, 3},
+		{name: "307", reply: reply{status: 307}, text: "307 Temporary Redirect: a redirect", status: 307, tries: 1},
+		{name: "401", reply: reply{status: 401, body: `{"message":"Echo"}`},
+			text: "401 Unauthorized: no such client id, or not the raw client secret of the onboarding e-mail", status: 401, tries: 1},
+		{name: "400", reply: reply{status: 400, body: `{"message":"Echo"}`},
+			text: "400 Bad Request: the Authorization header was not accepted", status: 400, tries: 1},
+		{name: "502 in HTML", reply: reply{status: 502, body: "<html>Echo"}, text: "502 Bad Gateway", status: 502, tries: 3},
+		{name: "no connection", reply: reply{err: io.EOF}, text: "EOF", tries: 3},
 		noToken("half an object", `{"access_token":"t"`, notJSON),
 
 		noToken("no token", `{"expires_in":3600,"token_type":"Bearer"}`, none),
@@ -103,8 +107,11 @@ func TestNdovuFailures(t *testing.T) {
 // operation, or a token that can be sent.
 func FuzzNdovuAnswer(f *testing.F) {
 	fuzzFailures(f,
-		`{"access_token":"eyJ.eyJ.x","expires_in":3600,"token_type":"Bearer"}`, `{"access_token":"t","expires_in":1e400}`, `{"access_token":"t","expires_in":1.7976931348623157e308}`, `{"access_token":"t","expires_in":9223372036854775807}`, `{"access_token":"t","expires_in":-1e300}`,
-		`{"access_token":"t","expires_in":1e-12}`, `{"access_token":"t","expires_in":"60"}`, `{"access_token":"t","token_type":"mac"}`, `{"access_token":"a\nb"}`,
+		`{"access_token":"eyJ.eyJ.x","expires_in":3600,"token_type":"Bearer"}`, `{"access_token":"t","expires_in":1e400}`,
+		`{"access_token":"t","expires_in":1.7976931348623157e308}`, `{"access_token":"t","expires_in":9223372036854775807}`,
+		`{"access_token":"t","expires_in":-1e300}`,
+		`{"access_token":"t","expires_in":1e-12}`, `{"access_token":"t","expires_in":"60"}`, `{"access_token":"t","token_type":"mac"}`,
+		`{"access_token":"a\nb"}`,
 		`{"access_token":"`+jwt(`{"iat":1700000000,"exp":1700007200}`)+`"}`, `{"access_token":"`+jwt(`{"iat":-1e308,"exp":1e308}`)+`"}`,
 	)
 	f.Fuzz(func(t *testing.T, body []byte, date string, status int) {

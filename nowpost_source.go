@@ -17,28 +17,28 @@ import (
 	"golang.org/x/oauth2"
 )
 
-// NowPostBaseURL is NowPost's API, as its authentication page names it.
+// NowPostBaseURL is the base URL of NowPost's API, from its authentication page.
 const NowPostBaseURL = "https://api.nowpost.com"
 
-// nowPostLifetime is how long NowPost's page says that tokens live. It counts
-// where an answer does not tell.
+// nowPostLifetime is a token's lifetime by NowPost's authentication page. It applies
+// if the answer does not name one.
 const nowPostLifetime = 24 * time.Hour
 
-// NowPost is an account at NowPost: parcel pick-up points and orders. It signs
+// NowPost is an account at NowPost, which runs parcel pick-up points. It signs
 // in with POST /api/v1/auth/login and renews its token, which lives 24 hours,
 // with POST /api/v1/auth/refresh, as NowPost's authentication page describes.
 //
 // A mistake in the fields is an [AuthError] that names the field, at first use.
-// What fmt, slog and encoding/json make of a NowPost contains no secret, except
-// in an unexported field of your own struct, where fmt calls no methods.
+// fmt, slog and encoding/json print no secret of a NowPost, unless it is in an
+// unexported field of your own struct, where fmt calls no methods.
 type NowPost struct {
 	Email    string // of the account; required
 	Password string // of the account; required, or PasswordFunc
 
-	// PasswordFunc is asked for the password before each login, in place of
-	// Password, with a context that ends with the login. A password other than
-	// one that was refused is tried at once. An error of it is an AuthError of Op
-	// "config".
+	// PasswordFunc returns the password, in place of Password. It is called before
+	// each login, with a context that ends with the login. After the partner has
+	// refused a password, a different one is sent at once. An error of PasswordFunc
+	// becomes an AuthError with Op "config".
 	PasswordFunc func(context.Context) (string, error)
 
 	// BaseURL is where the API is, with or without a path prefix and a slash at
@@ -55,7 +55,8 @@ type NowPost struct {
 
 // NowPostFromEnv reads a NowPost from the environment: NOWPOST_EMAIL,
 // NOWPOST_PASSWORD and, in place of NowPostBaseURL, NOWPOST_BASE_URL if it is
-// set. Its error says which of them is missing, or what is wrong with one.
+// set. Its error names the variable that is missing, or the field that is
+// wrong.
 func NowPostFromEnv() (NowPost, error) {
 	c := NowPost{
 		Email:    os.Getenv("NOWPOST_EMAIL"),
@@ -189,8 +190,8 @@ func saysNo(success json.RawMessage) bool {
 	return false
 }
 
-// Format implements fmt.Formatter, for all verbs that go vet accepts: it tells
-// where the account is, and nothing secret.
+// Format implements fmt.Formatter: all verbs print the scheme, host and port of
+// the BaseURL, and nothing secret.
 func (c NowPost) Format(f fmt.State, _ rune) { io.WriteString(f, safeString("NowPost", c.baseURL())) }
 
 // MarshalText implements encoding.TextMarshaler, for slog and encoding/json.

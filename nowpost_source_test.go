@@ -18,7 +18,8 @@ import (
 // checkWire compares a token request as a server got it.
 func checkWire(t *testing.T, r partnertest.Request, proto, path, body string, header ...string) {
 	t.Helper()
-	errorIf(t, r.Proto != proto || r.Method != "POST" || r.Path != path || r.RawQuery != "", "got %s %s %s?%s, want %s POST %s", r.Proto, r.Method, r.Path, r.RawQuery, proto, path)
+	errorIf(t, r.Proto != proto || r.Method != "POST" || r.Path != path || r.RawQuery != "",
+		"got %s %s %s?%s, want %s POST %s", r.Proto, r.Method, r.Path, r.RawQuery, proto, path)
 	want := headers(append(header, "Accept: application/json", "Accept-Encoding: gzip", fmt.Sprint("Content-Length: ", len(body)))...)
 	want["User-Agent"] = r.Header["User-Agent"] // Go's own
 	errorIf(t, !maps.EqualFunc(r.Header, want, slices.Equal), "got headers %v, want %v", r.Header, want)
@@ -44,7 +45,8 @@ func TestNowPostLoginOnTheWire(t *testing.T) {
 				t.Fatalf("%q: got %v after %d requests, want a token of one", password, err, len(seen))
 			}
 			var pairs map[string]string
-			if err := json.Unmarshal(seen[0].Body, &pairs); err != nil || !maps.Equal(pairs, map[string]string{"email": email, "password": password}) {
+			if err := json.Unmarshal(seen[0].Body,
+				&pairs); err != nil || !maps.Equal(pairs, map[string]string{"email": email, "password": password}) {
 				t.Errorf("got %q, %v, want the e-mail and the password %q and nothing else", pairs, err, password)
 			}
 			checkWire(t, seen[0], proto, loginPath, string(seen[0].Body), "Content-Type: application/json")
@@ -67,10 +69,13 @@ func TestNowPostLifetimes(t *testing.T) {
 		body   string
 		want   time.Duration
 	}{
-		{"envelope", fields(), `{"success":true,"data":{"token":"t","expiresAt":"` + at(24*h) + `","user":{"id":"user_123","email":"e"}}}`, 24 * h},
+		{"envelope", fields(), `{"success":true,"data":{"token":"t","expiresAt":"` + at(24*h) + `","user":{"id":"user_123","email":"e"}}}`,
+			24 * h},
 		{"flat", fields(), long(24 * h), 24 * h},
-		{"both, the envelope counts", fields(), `{"success":true,"token":"flat","expiresAt":"` + at(time.Minute) + `","data":{"token":"t","expiresAt":"` + at(h) + `"}}`, h},
-		{"flat beside data without a token", fields(), `{"success":true,"token":"t","expiresAt":"` + at(h) + `","data":{"user":{"id":"1"}}}`, h},
+		{"both, the envelope counts", fields(),
+			`{"success":true,"token":"flat","expiresAt":"` + at(time.Minute) + `","data":{"token":"t","expiresAt":"` + at(h) + `"}}`, h},
+		{"flat beside data without a token", fields(),
+			`{"success":true,"token":"t","expiresAt":"` + at(h) + `","data":{"user":{"id":"1"}}}`, h},
 		{"data a list", fields(), `{"data":[{"token":"x"}],"token":"t","expiresAt":"` + at(h) + `"}`, h},
 		{"another zone", fields(), `{"token":"t","expiresAt":"2026-03-14T19:09:26+03:00"}`, h},
 		{"fractions of seconds", fields(), `{"token":"t","expiresAt":"2026-03-14T16:09:26.900Z"}`, h}, // Date has lost its own
@@ -84,7 +89,8 @@ func TestNowPostLifetimes(t *testing.T) {
 		{"JWT without expiresAt", fields(), `{"token":"` + jwt2h + `"}`, 2 * h},
 		{"JWT with fractions", fields(), `{"token":"` + jwt(`{"iat":1.5,"exp":101.5}`) + `"}`, 100 * s},
 		{"expiresAt without Date or JWT", nil, until(local.Add(h)), h - s}, // the second it took to answer
-		{"JWT without iat, expiresAt without Date", nil, `{"token":"` + jwt(`{"exp":1700007200}`) + `","expiresAt":"` + local.Add(h).Format(time.RFC3339) + `"}`, h - s},
+		{"JWT without iat, expiresAt without Date", nil,
+			`{"token":"` + jwt(`{"exp":1700007200}`) + `","expiresAt":"` + local.Add(h).Format(time.RFC3339) + `"}`, h - s},
 
 		{"nothing", nil, aToken, 24 * h},
 		{"JWT without iat", fields(), `{"token":"` + jwt(`{"exp":1700007200}`) + `"}`, 24 * h},
@@ -133,7 +139,8 @@ func checkToken(t *testing.T, name string, r reply, of func(*partner) *partnerau
 
 func TestNowPostFailures(t *testing.T) {
 	t.Parallel()
-	const none, notJSON, unsendable = "no token, neither in data.token nor in token", "the answer is not the JSON", "the token has characters that a header cannot have"
+	const none, notJSON = "no token, neither in data.token nor in token", "the answer is not the JSON"
+	const unsendable = "the token has characters that a header cannot have"
 	for _, f := range append(failures(),
 		noToken("success is false", `{"success":false,"message":"Echo"}`, "success is false"),
 		noToken("success is false beside a token", `{"success":false,"data":{"token":"t"},"token":"t"}`, "success is false"),
@@ -164,26 +171,34 @@ func TestNowPostRefreshAnswers(t *testing.T) {
 		lasts  time.Duration
 		within time.Duration // of the renewal
 	}{
-		{"flat without expiresAt", []reply{{body: `{"token":"new"}`}}, "login refresh", "new", 24 * h, 0},
-		{"flat with expiresAt", []reply{{header: fields(), body: longer}}, "login refresh", "new", h, 0},
-		{"JWT", []reply{{body: `{"token":"` + jwt(`{"iat":0,"exp":60}`) + `"}`}}, "login refresh", jwt(`{"iat":0,"exp":60}`), time.Minute, 0},
-		{"the same token, longer", []reply{{body: `{"token":"old"}`}}, "login refresh", "old", 24 * h, 0},
+		{name: "flat without expiresAt", says: []reply{{body: `{"token":"new"}`}}, ops: "login refresh", token: "new", lasts: 24 * h},
+		{name: "flat with expiresAt", says: []reply{{header: fields(), body: longer}}, ops: "login refresh", token: "new", lasts: h},
+		{name: "JWT", says: []reply{{body: `{"token":"` + jwt(`{"iat":0,"exp":60}`) + `"}`}}, ops: "login refresh",
+			token: jwt(`{"iat":0,"exp":60}`), lasts: time.Minute},
+		{name: "the same token, longer", says: []reply{{body: `{"token":"old"}`}}, ops: "login refresh", token: "old", lasts: 24 * h},
 
-		{"401", []reply{{status: 401}}, "login refresh login", "relogin", 24 * h, 0},
-		{"404 in HTML", []reply{{status: 404, body: "<html>"}}, "login refresh login", "relogin", 24 * h, 0},
-		{"307", []reply{{status: 307, header: headers("Location: https://evil.example/")}}, "login refresh login", "relogin", 24 * h, 0},
-		{"success is false", []reply{{body: `{"success":false}`}}, "login refresh login", "relogin", 24 * h, 0},
-		{"no token", []reply{{body: `{"success":true}`}}, "login refresh login", "relogin", 24 * h, 0},
-		{"5xx", []reply{{status: 500}, {status: 502}, {status: 503}}, "login refresh login", "relogin", 24 * h, 3 * time.Second},
-		{"network", []reply{{err: io.EOF}, {err: io.EOF}, {body: "{", cut: true}}, "login refresh login", "relogin", 24 * h, 3 * time.Second},
-		{"429, then a token", []reply{busy("5"), {body: `{"token":"new"}`}}, "login refresh refresh", "new", 24 * h, 6 * time.Second},
-		{"429 until the token is over", []reply{busy("30")}, "login refresh login", "relogin", 24 * h, 31 * time.Second},
-		{"hanging", []reply{{after: forever}}, "login refresh login", "relogin", 24 * h, 25 * time.Second},
+		{name: "401", says: []reply{{status: 401}}, ops: "login refresh login", token: "relogin", lasts: 24 * h},
+		{name: "404 in HTML", says: []reply{{status: 404, body: "<html>"}}, ops: "login refresh login", token: "relogin", lasts: 24 * h},
+		{name: "307", says: []reply{{status: 307, header: headers("Location: https://evil.example/")}}, ops: "login refresh login",
+			token: "relogin", lasts: 24 * h},
+		{name: "success is false", says: []reply{{body: `{"success":false}`}}, ops: "login refresh login", token: "relogin", lasts: 24 * h},
+		{name: "no token", says: []reply{{body: `{"success":true}`}}, ops: "login refresh login", token: "relogin", lasts: 24 * h},
+		{name: "5xx", says: []reply{{status: 500}, {status: 502}, {status: 503}}, ops: "login refresh login", token: "relogin",
+			lasts: 24 * h, within: 3 * time.Second},
+		{name: "network", says: []reply{{err: io.EOF}, {err: io.EOF}, {body: "{", cut: true}}, ops: "login refresh login", token: "relogin",
+			lasts: 24 * h, within: 3 * time.Second},
+		{name: "429, then a token", says: []reply{busy("5"), {body: `{"token":"new"}`}}, ops: "login refresh refresh", token: "new",
+			lasts: 24 * h, within: 6 * time.Second},
+		{name: "429 until the token is over", says: []reply{busy("30")}, ops: "login refresh login", token: "relogin", lasts: 24 * h,
+			within: 31 * time.Second},
+		{name: "hanging", says: []reply{{after: forever}}, ops: "login refresh login", token: "relogin", lasts: 24 * h,
+			within: 25 * time.Second},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
 			const life = 100 * time.Second
 			p := new(partner).on("refresh", c.says...)
-			p.on("login", reply{header: fields(), body: `{"token":"old","expiresAt":"` + at(life) + `"}`}, reply{body: `{"token":"relogin"}`})
+			p.on("login", reply{header: fields(), body: `{"token":"old","expiresAt":"` + at(life) + `"}`},
+				reply{body: `{"token":"relogin"}`})
 			source, began := p.nowPost(), time.Now()
 			token, err := source.Token()
 			for old := token; token == old; token, err = source.Token() {
@@ -195,9 +210,12 @@ func TestNowPostRefreshAnswers(t *testing.T) {
 			errorIf(t, token.AccessToken != c.token || token.Expiry.Sub(began)-last.at != c.lasts,
 				"got %q for %v, want %q for %v", token.AccessToken, token.Expiry.Sub(began)-last.at, c.token, c.lasts)
 			took := last.at - log[1].at
-			errorIf(t, p.ops() != c.ops || took > c.within, "got %s, the last %v after the first refresh, want %s within %v", p.ops(), took, c.ops, c.within)
+			errorIf(t, p.ops() != c.ops || took > c.within,
+				"got %s, the last %v after the first refresh, want %s within %v", p.ops(), took, c.ops, c.within)
 			for _, a := range log {
-				errorIf(t, a.op == "refresh" && (a.method != "POST" || a.url != apiURL+renewPath || a.token != "old" || a.body != "" || a.at >= life || a.header.Get("Content-Type") != ""),
+				asDocumented := a.method == "POST" && a.url == apiURL+renewPath && a.token == "old" && a.body == "" &&
+					a.header.Get("Content-Type") == ""
+				errorIf(t, a.op == "refresh" && (!asDocumented || a.at >= life),
 					"got the refresh %+v, want an empty POST with the token while it is good", a)
 			}
 			waited := time.Since(began)
@@ -211,9 +229,12 @@ func TestNowPostRefreshAnswers(t *testing.T) {
 func FuzzNowPostAnswer(f *testing.F) {
 	fuzzFailures(f,
 		`{"success":true,"data":{"token":"eyJ.eyJ.x","expiresAt":"2024-01-15T12:00:00Z","user":{"id":"user_123"}}}`,
-		`{"token":"t","expiresAt":"2026-03-14T16:09:26Z"}`, `{"token":"t","expiresAt":"9999-12-31T23:59:59Z"}`, `{"token":"t","expiresAt":"0000-01-01T00:00:00Z"}`,
-		`{"token":"`+jwt(`{"iat":1700000000,"exp":1700007200}`)+`"}`, `{"token":"`+jwt(`{"iat":-1e308,"exp":1e308}`)+`"}`, `{"token":"`+jwt(`{"iat":0,"exp":1e-9}`)+`"}`,
-		`{"success":false}`, `{"token":null}`, `{"token":"\n"}`, "{\"token\":\"\xff\"}", `{"data":[],"token":"t"}`, `{"data":{"token":"a"},"token":"b"}`, `{"success":"yes","token":"t"}`,
+		`{"token":"t","expiresAt":"2026-03-14T16:09:26Z"}`, `{"token":"t","expiresAt":"9999-12-31T23:59:59Z"}`,
+		`{"token":"t","expiresAt":"0000-01-01T00:00:00Z"}`,
+		`{"token":"`+jwt(`{"iat":1700000000,"exp":1700007200}`)+`"}`, `{"token":"`+jwt(`{"iat":-1e308,"exp":1e308}`)+`"}`,
+		`{"token":"`+jwt(`{"iat":0,"exp":1e-9}`)+`"}`,
+		`{"success":false}`, `{"token":null}`, `{"token":"\n"}`, "{\"token\":\"\xff\"}", `{"data":[],"token":"t"}`,
+		`{"data":{"token":"a"},"token":"b"}`, `{"success":"yes","token":"t"}`,
 	)
 	f.Fuzz(func(t *testing.T, body []byte, date string, status int) {
 		fuzzAnswer(t, body, date, status, "nowpost", (*partner).nowPost)

@@ -123,7 +123,7 @@ func signable(origins []*origin, req *http.Request) (int, error) {
 	}
 	for r := req.Response; r != nil && r.Request != nil && r.Request.URL != nil; r = r.Request.Response {
 		if pinned(origins, r.Request.URL) < 0 {
-			return -1, nil // a stranger chose this URL
+			return -1, nil // another host chose this URL
 		}
 	}
 	return to, nil

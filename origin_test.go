@@ -75,7 +75,8 @@ func TestBaseURLs(t *testing.T) {
 		api := strings.TrimSuffix(login, "/auth/login") + "/orders"
 		status(t, client.Transport, newRequest(t, "GET", api, ""))
 		log := p.seen()
-		errorIf(t, len(log) != 2 || !strings.EqualFold(log[0].url, login) || log[0].token != "" || !strings.EqualFold(log[1].url, api) || log[1].token != "token-1",
+		errorIf(t, len(log) != 2 || !strings.EqualFold(log[0].url, login) || log[0].token != "" || !strings.EqualFold(log[1].url,
+			api) || log[1].token != "token-1",
 			"%s: got %v, want a login at %s and a call with its token", base, log, login)
 	}
 }
@@ -89,15 +90,17 @@ func TestTokenStaysAtItsOrigin(t *testing.T) {
 		logins             int
 		pinned             bool
 	}{
-		{apiURL + "/via", apiURL + "/go", "https://api.example:8443/orders", 1, false}, // another port of the same host
-		{apiURL + "/via", apiURL + "/go", "https://evil.example/orders", 1, false},
-		{apiURL + "/via", apiURL + "/go", "http://evil.example/orders", 1, false},
-		{apiURL + "/via", apiURL + "/go", "https://www.api.example/orders", 1, false},
-		{apiURL + "/via", apiURL + "/go", "HTTPS://API.Example:443/orders", 1, true}, // the same, written otherwise
-		{apiURL + "/via", apiURL + "/go", "/orders", 1, true},
-		{apiURL + "/via", away, apiURL + "/orders", 1, false},
-		{"https://evil.example/via", apiURL + "/go", "/orders", 0, false}, // two hops ago
-		{"http://api.example.evil.example/via", away, apiURL + "/orders", 0, false},
+		{start: apiURL + "/via", via: apiURL + "/go", target: "https://api.example:8443/orders",
+			logins: 1}, // another port of the same host
+		{start: apiURL + "/via", via: apiURL + "/go", target: "https://evil.example/orders", logins: 1},
+		{start: apiURL + "/via", via: apiURL + "/go", target: "http://evil.example/orders", logins: 1},
+		{start: apiURL + "/via", via: apiURL + "/go", target: "https://www.api.example/orders", logins: 1},
+		{start: apiURL + "/via", via: apiURL + "/go", target: "HTTPS://API.Example:443/orders", logins: 1,
+			pinned: true}, // the same, written otherwise
+		{start: apiURL + "/via", via: apiURL + "/go", target: "/orders", logins: 1, pinned: true},
+		{start: apiURL + "/via", via: away, target: apiURL + "/orders", logins: 1},
+		{start: "https://evil.example/via", via: apiURL + "/go", target: "/orders"}, // two hops ago
+		{start: "http://api.example.evil.example/via", via: away, target: apiURL + "/orders"},
 	} {
 		p := new(partner).on("/via", reply{status: 307, header: headers("Location: " + c.via)})
 		p.on("/go", reply{status: 307, header: headers("Location: " + c.target)}).open = true
@@ -140,7 +143,8 @@ func TestHostOfAnotherAuthority(t *testing.T) {
 		req := posting(t, body)
 		req.Host, req.URL.Opaque = c.host, c.opaque
 		_, err := p.transport(nil).RoundTrip(req)
-		errorIf(t, (err == nil) != c.want || (len(p.seen()) > 0) != c.want || body.closed.Load() != 1, "%q %q: got %v, %d sent, body closed %d times", c.host, c.opaque, err, len(p.seen()), body.closed.Load())
+		errorIf(t, (err == nil) != c.want || (len(p.seen()) > 0) != c.want || body.closed.Load() != 1,
+			"%q %q: got %v, %d sent, body closed %d times", c.host, c.opaque, err, len(p.seen()), body.closed.Load())
 		errorIf(t, err != nil && !strings.Contains(err.Error(), "Host"), "%q %q: %v does not tell what is wrong", c.host, c.opaque, err)
 	}
 }

@@ -25,7 +25,7 @@ import (
 // A Provider describes one account at a partner: how to sign in, how to read the
 // answer, where the token may go. Its functions send nothing, lock nothing and
 // retry nothing; the [Source] and the [Transport] do. Most programs use [NowPost]
-// or [Ndovu], which are Providers made ready.
+// or [Ndovu], which are built on it.
 //
 // Name, BaseURL and SignIn are required; other zero values mean the stated
 // defaults. A mistake in the fields is an [AuthError] with Op "config" that names
@@ -37,8 +37,8 @@ type Provider struct {
 	// Name is the partner's name in errors, spans and metrics, such as "acme".
 	Name string
 
-	// Account tells accounts in one Store apart, such as by the user name. It is
-	// not treated as a secret.
+	// Account distinguishes accounts in one Store; the user name is a good choice.
+	// It is not treated as a secret.
 	Account string
 
 	// BaseURL is where the API is, with or without a path prefix and a slash at its
@@ -70,8 +70,9 @@ type Provider struct {
 	// repeat the answer.
 	ReadToken func(header http.Header, body []byte) (*oauth2.Token, error)
 
-	// Authorize puts the token on a request, as the last thing before each attempt.
-	// The request is a copy that may be changed, but it must go to the same host.
+	// Authorize adds the token to a request. It is called before each attempt, after
+	// everything else is set. The request is a copy that may be changed, but it must
+	// go to the same host.
 	// nil sets the Authorization header.
 	Authorize func(req *http.Request, token *oauth2.Token) error
 
@@ -155,7 +156,7 @@ func readTokenResponse(_ http.Header, body []byte) (*oauth2.Token, error) {
 	token := &oauth2.Token{AccessToken: answer.AccessToken, TokenType: "Bearer", RefreshToken: answer.RefreshToken}
 	n, err := strconv.ParseFloat(strings.Trim(string(answer.ExpiresIn), `"`), 64)
 	if (err == nil || math.IsInf(n, 0)) && n == n { // too large for a float is just long
-		token = token.WithExtra(map[string]any{expiresIn: n})
+		token = token.WithExtra(map[string]any{"expires_in": n})
 	}
 	return token, nil
 }
@@ -186,6 +187,15 @@ func refusedWith(word string) error {
 		return fmt.Errorf("%s (%w)", word, ErrCredentials)
 	}
 	return errors.New(word)
+}
+
+// isWrong reports whether a refusal means the credentials.
+func isWrong(status int, word string) bool {
+	switch status {
+	case http.StatusUnauthorized, http.StatusBadRequest, http.StatusForbidden, http.StatusUnprocessableEntity:
+		return word == "" || errorWords[word]
+	}
+	return false
 }
 
 // notJSON says what is wrong with an answer without repeating any of it.
@@ -294,8 +304,7 @@ func (s secret) get(ctx context.Context) (string, error) {
 	return value, err
 }
 
-// checkCredential names the mistakes in a credential that a partner would refuse
-// for ever.
+// checkCredential returns an error for a credential that no partner would accept.
 func checkCredential(field, value string) error {
 	switch {
 	case value == "":

@@ -84,9 +84,11 @@ func TestRenewalWhileAllQueue(t *testing.T) {
 		wg, _ := queue500(t, p, p.transport(rate.NewLimiter(100./60, 1)), 1)
 		wg.Wait()
 		for _, a := range p.seen() {
-			errorIf(t, a.op == "refresh" && (a.at < 3*time.Minute || a.at > 4*time.Minute), "got a refresh after %v, want it in the last minute of the token", a.at)
+			errorIf(t, a.op == "refresh" && (a.at < 3*time.Minute || a.at > 4*time.Minute),
+				"got a refresh after %v, want it in the last minute of the token", a.at)
 		}
-		errorIf(t, p.count("login") != 1 || p.count("call 401") != 0 || p.count("refresh") == 0, "got %s and %d rejections, want one login, a refresh and none", p.ops(), p.count("call 401"))
+		errorIf(t, p.count("login") != 1 || p.count("call 401") != 0 || p.count("refresh") == 0,
+			"got %s and %d rejections, want one login, a refresh and none", p.ops(), p.count("call 401"))
 	})
 }
 
@@ -101,12 +103,16 @@ func TestWaitersAreWoken(t *testing.T) {
 		ahead  bool          // somebody waits ahead and leaves after 10 s
 		want   time.Duration // when the waiter goes
 	}{
-		{"an answer frees its place a window later", 1, reply{status: 200, after: 10 * time.Second}, false, 10*time.Second + window + guard},
-		{"a request that fails, too", 1, reply{err: errTest, after: 10 * time.Second}, false, 10*time.Second + window + guard},
-		{"a request that never left", 1, reply{err: dialError("dial"), after: 10 * time.Second}, false, 10 * time.Second},
-		{"an answer that frees a later place", 2, reply{status: 200, after: 30 * time.Second}, false, window + guard},
-		{"a pause", 2, reply{status: 503, header: headers("Retry-After: 100"), after: 10 * time.Second}, false, 110 * time.Second},
-		{"whoever is ahead leaves", 1, reply{status: 200}, true, window + guard},
+		{name: "an answer frees its place a window later", places: 1, first: reply{status: 200, after: 10 * time.Second},
+			want: 10*time.Second + window + guard},
+		{name: "a request that fails, too", places: 1, first: reply{err: errTest, after: 10 * time.Second},
+			want: 10*time.Second + window + guard},
+		{name: "a request that never left", places: 1, first: reply{err: dialError("dial"), after: 10 * time.Second},
+			want: 10 * time.Second},
+		{name: "an answer that frees a later place", places: 2, first: reply{status: 200, after: 30 * time.Second}, want: window + guard},
+		{name: "a pause", places: 2, first: reply{status: 503, header: headers("Retry-After: 100"), after: 10 * time.Second},
+			want: 110*time.Second + rounded},
+		{name: "whoever is ahead leaves", places: 1, first: reply{status: 200}, ahead: true, want: window + guard},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
 			p := (&partner{open: true}).on("/first", c.first)
@@ -155,10 +161,13 @@ func TestWaitersAreTold(t *testing.T) {
 		patience time.Duration
 		want     time.Duration // when it is told
 	}{
-		{"a pause", reply{status: 503, header: headers("Retry-After: 100")}, false, 90 * time.Second, 10 * time.Second},
-		{"a request that comes back", reply{status: 429, header: headers("Retry-After: 1"), stream: io.NopCloser(slow)}, false, 2 * time.Minute, 10500 * time.Millisecond},
-		{"a token request", reply{}, true, 90 * time.Second, 10 * time.Second},
-		{"somebody of another Transport ahead", reply{}, false, 65 * time.Second, 4*time.Second + 1}, // the first has no answer yet
+		{name: "a pause", first: reply{status: 503, header: headers("Retry-After: 100")}, patience: 90 * time.Second,
+			want: 10 * time.Second},
+		{name: "a request that comes back", first: reply{status: 429, header: headers("Retry-After: 1"), stream: io.NopCloser(slow)},
+			patience: 2 * time.Minute, want: 10500 * time.Millisecond},
+		{name: "a token request", first: reply{}, login: true, patience: 90 * time.Second, want: 10 * time.Second},
+		{name: "somebody of another Transport ahead", first: reply{}, patience: 65 * time.Second,
+			want: 4*time.Second + 1}, // the first has no answer yet
 	} {
 		bubble(t, c.name, func(t *testing.T) {
 			c.first.after = 10 * time.Second
@@ -224,11 +233,11 @@ func TestRefusedAtOnce(t *testing.T) {
 		queued  int
 		wait    time.Duration // that the refusal tells
 	}{
-		{"Quota", &partnerauth.Quota{}, 100, 0, 61 * time.Second},
-		{"Quota, one round of others ahead", &partnerauth.Quota{}, 100, 150, 122 * time.Second},
-		{"rate.Limiter", rate.NewLimiter(rate.Every(30*time.Second), 1), 1, 0, 30 * time.Second},
-		{"rate.Limiter, one ahead", rate.NewLimiter(rate.Every(30*time.Second), 1), 1, 1, time.Minute},
-		{"rate.Limiter that allows nothing", rate.NewLimiter(0, 2), 2, 0, time.Hour},
+		{name: "Quota", limiter: &partnerauth.Quota{}, before: 100, wait: 61 * time.Second},
+		{name: "Quota, one round of others ahead", limiter: &partnerauth.Quota{}, before: 100, queued: 150, wait: 122 * time.Second},
+		{name: "rate.Limiter", limiter: rate.NewLimiter(rate.Every(30*time.Second), 1), before: 1, wait: 30 * time.Second},
+		{name: "rate.Limiter, one ahead", limiter: rate.NewLimiter(rate.Every(30*time.Second), 1), before: 1, queued: 1, wait: time.Minute},
+		{name: "rate.Limiter that allows nothing", limiter: rate.NewLimiter(0, 2), before: 2, wait: time.Hour},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
 			p := &partner{open: true}
@@ -245,7 +254,8 @@ func TestRefusedAtOnce(t *testing.T) {
 				RetryAfter() time.Duration
 				Timeout() bool
 			}
-			if !errors.Is(err, partnerauth.ErrRateLimited) || !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &told) || !told.Timeout() || took > 0 {
+			if !errors.Is(err, partnerauth.ErrRateLimited) || !errors.Is(err, context.DeadlineExceeded) || !errors.As(err,
+				&told) || !told.Timeout() || took > 0 {
 				t.Fatalf("got %v after %v, want ErrRateLimited and a deadline exceeded at once", err, took)
 			}
 			d := told.RetryAfter()
@@ -269,7 +279,8 @@ func TestThousandOnAColdSource(t *testing.T) {
 			p := new(partner)
 			rt := p.transport(l.make())
 			atOnce(1000, func(int) { get(t, rt, "/") }).Wait()
-			errorIf(t, p.count("login") != 1 || p.count("call 200") != 1000, "got %d logins and %d answers 200, want 1 and 1000", p.count("login"), p.count("call 200"))
+			errorIf(t, p.count("login") != 1 || p.count("call 200") != 1000,
+				"got %d logins and %d answers 200, want 1 and 1000", p.count("login"), p.count("call 200"))
 		})
 	}
 }
@@ -281,7 +292,8 @@ func TestTokenThatEndsInTheQueueIsReplaced(t *testing.T) {
 		get(t, rt, "/")
 		time.Sleep(5 * time.Second)
 		code := get(t, rt, "/")
-		errorIf(t, code != 200 || p.count("call 401") != 0, "got %d and %d rejections, want 200 and a token replaced before it was sent", code, p.count("call 401"))
+		errorIf(t, code != 200 || p.count("call 401") != 0,
+			"got %d and %d rejections, want 200 and a token replaced before it was sent", code, p.count("call 401"))
 	})
 }
 
@@ -289,7 +301,8 @@ func TestTokenThatEndsInTheQueueIsReplaced(t *testing.T) {
 func TestQueueRaces(t *testing.T) {
 	t.Parallel()
 	limiter := rate.NewLimiter(1000, 1)
-	for _, l := range []partnerauth.Limiter{&partnerauth.Quota{Requests: 20, Window: 20 * time.Millisecond}, limiter, limiterFunc(limiter.Wait)} {
+	for _, l := range []partnerauth.Limiter{&partnerauth.Quota{Requests: 20, Window: 20 * time.Millisecond}, limiter,
+		limiterFunc(limiter.Wait)} {
 		p := new(partner)
 		rt := p.transport(l)
 		var served atomic.Int32

@@ -58,36 +58,43 @@ const (
 	maxWindow   = 24 * time.Hour
 )
 
-// A Quota is a [Limiter] that keeps requests inside a count per window as the server
-// counts them, whatever its kind of window and whatever the latency: the slot that a
-// request took is free again one Window and a guard (a second, less for windows under
-// 20 s) after the headers of its answer, because the server had counted it by then. A
-// request without an answer counts as answered one Window after it was sent.
+// A Quota is a [Limiter] that keeps requests within a number per window, as the
+// server counts them, for any kind of window and any latency. A request occupies
+// its place until one Window and a guard (a second, less for a Window under 20 s)
+// after its response headers have arrived, because the server counted it no later
+// than that. A request without a response counts as answered one Window after it
+// was sent.
 //
-// If the server answers 429 although the quota was kept, or part of a burst with 503,
-// its policy is stricter than a window. The Quota then sends fewer at once, and after
-// a refused single request a little more slowly. What the server has borne, it soon
-// gets again; beyond that the burst grows with idle time, and the pace comes back after
-// 30 windows. FixedRate turns this off.
+// A server that answers 429 although the Quota was kept, or answers part of a
+// burst with 503, is stricter than a count. The Quota then sends requests in
+// single file, after a 429 a little more slowly: at 96 % of its pace, or less if
+// single requests are refused as well. The pace regains half of what it has lost
+// every 20 Windows. A burst that the server has borne is allowed again after as
+// much idle time as it takes to earn it at that pace. From there it grows, more
+// slowly each time that it is refused again. A 429 teaches nothing if it asks for
+// a pause longer than a Window, such as a daily limit, or if it answers the
+// request that filled the Window. The metrics partnerauth.rate_limit.pace and
+// partnerauth.rate_limit.burst show what is left.
 //
-// It counts what this process has sent since it started: after a restart the server
-// may see up to twice Requests in the first Window. A small Burst makes that Requests
-// and one or two Bursts.
+// A Quota counts what its process has sent since it started. After a restart, the
+// server may see up to twice Requests in the first Window. A small Burst lowers
+// that to Requests and one or two Bursts.
 //
-// The zero value is 100 requests in any minute, all of them at once if there were none
-// before. Share one Quota between all Transports of one account. It is safe for
-// concurrent use and must not be copied or changed after first use. Fields out of range
-// are an error at first use.
+// The zero value allows 100 requests in any minute, all of them at once after a
+// quiet minute. Share one Quota between all Transports of one account. A Quota is
+// safe for concurrent use and must not be copied or changed after its first use.
+// A field that is out of range is an error at first use.
 //
-// The limit of 100 requests a minute is the one that NowPost's authentication page
-// states for its status 429. Ndovu's pages name none.
+// NowPost's authentication page states the limit of 100 requests a minute, with
+// status 429. Ndovu's pages state none.
 type Quota struct {
-	Requests int           // requests in any Window, at most a million; 0: 100
-	Window   time.Duration // 1 ms to 24 h; 0: a minute
-	Burst    int           // most requests sent at once after a quiet time; 0: Requests
+	Requests int           // requests in any Window, at most a million; 0 means 100
+	Window   time.Duration // 1 ms to 24 h; 0 means a minute
+	Burst    int           // most requests sent at once after a quiet time; 0 means Requests
 
-	// FixedRate means that nothing is learnt from refusals, for a partner that only
-	// counts. A pause that an answer asks for is kept all the same.
+	// FixedRate makes the Quota learn nothing from refusals, for servers that
+	// count requests and mind neither bursts nor pace. A refusal still pauses
+	// all requests.
 	FixedRate bool
 
 	once  sync.Once

@@ -181,7 +181,8 @@ func TestLowPriorityGoesLast(t *testing.T) {
 func TestBatchBesideInteractiveCalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		rec, p := newRecording(), &partner{open: true, script: func(asked) reply { return reply{status: 200, after: 200 * time.Millisecond} }}
+		rec, p := newRecording(), &partner{open: true,
+			script: func(asked) reply { return reply{status: 200, after: 200 * time.Millisecond} }}
 		rt := rec.plain(p)
 		var batched atomic.Int64
 		low := partnerauth.WithLowPriority(leaving(t, 10*time.Minute))

@@ -20,11 +20,12 @@ import (
 	"testing"
 )
 
-// fragment is what the README's code that is no whole file stands in: imports,
-// of which it needs some, and the names that a reader has from what is around.
+// fragment goes before a block that is not a whole file: the imports that it may
+// need, and the names that the text around it has introduced.
 const fragment = `package readme
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -35,6 +36,7 @@ import (
 	"io"
 	"log"
 	"net/http"
+	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
 	"os"
@@ -58,9 +60,9 @@ var (
 )
 `
 
-// modules are the nested modules whose code the README shows, in blocks that say
-// so beside their language, and what such a block may import besides. They have
-// requirements that the root has not, so their blocks are for -modules alone.
+// modules are the nested modules whose code the documents show, in blocks that say
+// so beside their language, and what such a block may also import. They have
+// requirements that the root does not have, so only -modules compiles their blocks.
 var modules = map[string][]string{
 	"partnerfile":  {root + "/partnerfile"},
 	"partnerredis": {root + "/partnerredis", "github.com/redis/go-redis/v9"},
@@ -69,9 +71,19 @@ var modules = map[string][]string{
 
 const root = "github.com/partnerauth/partnerauth"
 
-var nested = flag.Bool("modules", false, "compile the README's code for nested modules, too")
+var nested = flag.Bool("modules", false, "also compile the documents' code for nested modules")
 
-// document is a Markdown file of the repository.
+// documents returns the names of the documents for users, whose code is compiled and
+// whose commands are run.
+func documents(t *testing.T) []string {
+	t.Helper()
+	names, err := filepath.Glob("docs/*.md")
+	must(t, err)
+	errorIf(t, len(names) < 5, "found %d documents in docs, want more", len(names))
+	return append([]string{"README.md"}, names...)
+}
+
+// document returns the text of a file of the repository.
 func document(t *testing.T, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(name)
@@ -81,7 +93,7 @@ func document(t *testing.T, name string) string {
 
 var fence = regexp.MustCompile("(?ms)^ *```([^`\n]*)\n(.*?)^ *```$")
 
-// blocks are the code blocks of text in a language, such as go, or go and a module.
+// blocks returns the code blocks of text in a language, such as "go" or "go partnerredis".
 func blocks(text, language string) []string {
 	var found []string
 	for _, m := range fence.FindAllStringSubmatch(text, -1) {
@@ -92,8 +104,8 @@ func blocks(text, language string) []string {
 	return found
 }
 
-// goFile makes a file of a block: it is one, or it holds declarations or
-// statements, which may use the packages that are imported besides.
+// goFile returns a block as a file: it is one, or it has declarations or
+// statements, which may also use the packages of besides.
 func goFile(fset *token.FileSet, block string, besides []string) (*ast.File, error) {
 	if strings.HasPrefix(block, "package ") {
 		return parser.ParseFile(fset, "README.md", block, parser.SkipObjectResolution)
@@ -140,18 +152,25 @@ func exports(t *testing.T, dir string, besides []string) types.Importer {
 	})
 }
 
-// Every Go block of the README compiles. What it declares or imports it need
-// not use: the reader's code does.
+// TestReadmeCode compiles every Go block of the documents. A block need not use what it
+// declares, since the reader's code does.
 func TestReadmeCode(t *testing.T) {
 	t.Parallel()
-	found := blocks(document(t, "README.md"), "go")
-	errorIf(t, len(found) < 5, "found %d blocks of Go code, want more", len(found))
+	var found []string
+	shown := map[string][]string{}
+	for _, name := range documents(t) {
+		text := document(t, name)
+		found = append(found, blocks(text, "go")...)
+		for module := range modules {
+			shown[module] = append(shown[module], blocks(text, "go "+module)...)
+		}
+	}
+	errorIf(t, len(found) < 10, "found %d blocks of Go code, want more", len(found))
 	compile(t, ".", nil, found)
 	for module, besides := range modules {
-		found := blocks(document(t, "README.md"), "go "+module)
-		errorIf(t, len(found) == 0, "found no block of Go code for %s", module)
+		errorIf(t, len(shown[module]) == 0, "found no block of Go code for %s", module)
 		if *nested {
-			compile(t, module, besides, found)
+			compile(t, module, besides, shown[module])
 		}
 	}
 }
@@ -177,30 +196,37 @@ func compile(t *testing.T, dir string, besides, blocks []string) {
 	}
 }
 
-// Every command of the README is run by .ci/run, there perhaps with more flags.
+// TestReadmeCommands fails unless a script of CI runs every command of the documents,
+// perhaps with more flags.
 func TestReadmeCommands(t *testing.T) {
 	var run []string
-	for line := range strings.Lines(document(t, ".ci/run")) {
+	for line := range strings.Lines(document(t, ".ci/run") + document(t, ".ci/outside")) {
 		line = strings.TrimSpace(line)
 		if !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "step ") && !strings.HasPrefix(line, "echo ") {
 			run = append(run, line)
 		}
 	}
-	readme := document(t, "README.md")
-	commands := strings.Split(strings.Join(blocks(readme, "sh"), ""), "\n")
-	for _, inline := range regexp.MustCompile("`(go (?:run|test) [^`]+)`").FindAllStringSubmatch(readme, -1) {
-		commands = append(commands, inline[1])
-	}
-	for _, command := range commands {
-		command = strings.TrimSpace(command)
-		if command == "" || strings.HasPrefix(command, "#") {
-			continue
-		}
-		whole := regexp.MustCompile(`(^|[\s"'(;&|])` + regexp.QuoteMeta(command) + `($|[\s"');&|])`)
-		if !slices.ContainsFunc(run, whole.MatchString) {
-			t.Errorf("no line of .ci/run runs %q", command)
+	for _, name := range documents(t) {
+		for _, command := range commands(document(t, name)) {
+			whole := regexp.MustCompile(`(^|[\s"'(;&|])` + regexp.QuoteMeta(command) + `($|[\s"');&|])`)
+			errorIf(t, !slices.ContainsFunc(run, whole.MatchString), "%s: no script of CI runs %q", name, command)
 		}
 	}
+}
+
+var inlineCommand = regexp.MustCompile("`(go (?:run|test) [^`]+)`")
+
+// commands returns the commands of a document: those of its sh blocks, and go run and go
+// test in its text.
+func commands(text string) []string {
+	found := strings.Split(strings.Join(blocks(text, "sh"), ""), "\n")
+	for _, m := range inlineCommand.FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
+		found = append(found, m[1])
+	}
+	for i, command := range found {
+		found[i] = strings.TrimSpace(command)
+	}
+	return slices.DeleteFunc(found, func(command string) bool { return command == "" || strings.HasPrefix(command, "#") })
 }
 
 // Every test that SECURITY.md names exists, and every promise there has one.
@@ -225,18 +251,63 @@ func TestSecurityTests(t *testing.T) {
 	errorIf(t, promises < 20, "found %d promises, want more", promises)
 }
 
-// What the documents link to in the repository is there.
+// TestDocumentLinks fails if a document links to a file or heading that does not exist.
 func TestDocumentLinks(t *testing.T) {
-	link := regexp.MustCompile(`\]\(([^)#\s]+)`)
-	for _, name := range []string{"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"} {
-		for _, m := range link.FindAllStringSubmatch(document(t, name), -1) {
+	link := regexp.MustCompile(`\]\(([^)\s]+)`)
+	for _, name := range append(documents(t), "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md") {
+		for _, m := range link.FindAllStringSubmatch(fence.ReplaceAllString(document(t, name), ""), -1) {
 			if strings.Contains(m[1], "://") {
 				continue
 			}
-			_, err := os.Stat(m[1])
-			errorIf(t, err != nil, "%s: %v", name, err)
+			file, heading, _ := strings.Cut(m[1], "#")
+			target := name
+			if file != "" {
+				target = filepath.Join(filepath.Dir(name), file)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			if heading != "" && !slices.Contains(anchors(document(t, target)), heading) {
+				t.Errorf("%s: %s has no heading #%s", name, target, heading)
+			}
 		}
 	}
+}
+
+// anchors returns what GitHub makes of the headings of a document for links to them.
+func anchors(text string) []string {
+	var found []string
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
+		heading := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(m[1]), "")
+		found = append(found, strings.ReplaceAll(heading, " ", "-"))
+	}
+	return found
+}
+
+// TestTelemetryNames fails unless docs/telemetry.md has every name of a span, metric or
+// attribute, and no other.
+func TestTelemetryNames(t *testing.T) {
+	name := regexp.MustCompile("[\"`](partnerauth\\.[a-z_.]+[a-z])[\"`]")
+	files, err := filepath.Glob("*.go")
+	must(t, err)
+	known, shown := map[string]bool{}, map[string]bool{}
+	for _, file := range append(files, "partnerredis/telemetry.go") {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		for _, m := range name.FindAllStringSubmatch(document(t, file), -1) {
+			known[m[1]] = true
+		}
+	}
+	for _, m := range name.FindAllStringSubmatch(document(t, "docs/telemetry.md"), -1) {
+		shown[m[1]] = true
+		errorIf(t, !known[m[1]], "there is no %s", m[1])
+	}
+	for name := range known {
+		errorIf(t, !shown[name], "docs/telemetry.md does not have %s", name)
+	}
+	errorIf(t, len(known) < 20, "found %d names, want more", len(known))
 }
 
 // What pkg.go.dev shows of the examples are whole programs that can be copied.

@@ -29,10 +29,9 @@ type retry struct {
 	body io.ReadCloser // of the next attempt, until it is handed over
 	sent *sentBody     // that was handed over, if it has to be waited for
 
-	reason   string         // why there is a next attempt; "": it is the first
-	kept     *http.Response // what is returned if there is none after all
-	rejected *lease         // that was answered 401
-	until    time.Time      // how long a 429 is held back
+	reason string         // why there is a next attempt; "": it is the first
+	kept   *http.Response // what is returned if there is none after all
+	until  time.Time      // how long a 429 is held back
 
 	unauthorized, limited bool // it was sent again after a 401, after a 429
 }
@@ -59,7 +58,7 @@ func (r *retry) decide(ctx context.Context, resp *http.Response, window time.Dur
 
 // prepare makes everything ready for another attempt, for that reason and after resp. It
 // reports whether it could: if not, resp is still to be returned.
-func (r *retry) prepare(ctx context.Context, reason string, resp *http.Response, l *lease) bool {
+func (r *retry) prepare(ctx context.Context, reason string, resp *http.Response) bool {
 	if !replayable(r.req) {
 		return false
 	}
@@ -67,12 +66,9 @@ func (r *retry) prepare(ctx context.Context, reason string, resp *http.Response,
 	if !r.replay(ctx) {
 		return false
 	}
-	r.kept, r.reason, r.rejected = resp, reason, nil
-	if reason == rateLimited {
-		r.limited = true
-	} else {
-		r.unauthorized, r.rejected = true, l
-	}
+	r.kept, r.reason = resp, reason
+	r.limited = r.limited || reason == rateLimited
+	r.unauthorized = r.unauthorized || reason == unauthorized
 	return true
 }
 
@@ -247,10 +243,4 @@ func within(ctx context.Context, limit time.Duration, done <-chan struct{}) bool
 	case <-ctx.Done():
 	}
 	return false
-}
-
-func closeBody(body io.Closer) {
-	if body != nil {
-		body.Close()
-	}
 }

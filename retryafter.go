@@ -21,8 +21,8 @@ const (
 	lost = 0.999
 )
 
-// pauseOf reads from an answer that came now how long to leave the server alone,
-// at most 15 minutes. It reports false if no header names a time.
+// pauseOf returns how long an answer that has just arrived asks for a pause, at most
+// 15 minutes. It reports false if no header names a time.
 //
 // The first field that makes sense counts: for 429 and 503 Retry-After (RFC
 // 9110), then, but for 503, RateLimit and RateLimit-Reset (IETF drafts 6 to 10)
@@ -42,13 +42,23 @@ func pauseOf(status int, h http.Header, now time.Time) (time.Duration, bool) {
 		{"Ratelimit-Remaining", "Ratelimit-Reset"}, {"X-Ratelimit-Remaining", "X-Ratelimit-Reset"},
 		{"X-Rate-Limit-Remaining", "X-Rate-Limit-Reset"},
 	} {
-		if left := h[name.remaining]; len(left) == 0 && limited || len(left) > 0 && left[0] != "" && strings.Trim(left[0], "0") == "" {
-			if wait, ok := waitOf(h[name.reset], h, now, 0); ok {
-				return wait, true
-			}
+		if !nothingLeft(h[name.remaining], limited) {
+			continue
+		}
+		if wait, ok := waitOf(h[name.reset], h, now, 0); ok {
+			return wait, true
 		}
 	}
 	return 0, false
+}
+
+// nothingLeft reports whether a field says that nothing remains; unless is the answer
+// where there is no such field.
+func nothingLeft(remaining []string, unless bool) bool {
+	if len(remaining) == 0 {
+		return unless
+	}
+	return remaining[0] != "" && strings.Trim(remaining[0], "0") == ""
 }
 
 // retryAfter reads the Retry-After of an answer that came now, whatever its status.
@@ -57,9 +67,9 @@ func retryAfter(h http.Header, now time.Time) (time.Duration, bool) {
 	return waitOf(h["Retry-After"], h, now, lost)
 }
 
-// waitOf reads the first value that makes sense: seconds, of which so much may be
-// lost, a time since 1970, or a date, and neither of these has passed. The server's
-// own clock is in the Date.
+// waitOf reads the first value that makes sense: seconds, a time since 1970, or a
+// date, neither of which may have passed. lost is what the server may have rounded
+// off the seconds. The answer's Date is the server's clock.
 func waitOf(values []string, h http.Header, now time.Time, lost float64) (time.Duration, bool) {
 	for _, v := range values {
 		if len(v) > maxField {
@@ -111,7 +121,7 @@ func secondsOf(v string, now time.Time, lost float64) float64 {
 	return n
 }
 
-// until is the wait for a time in whole seconds, negative if that has passed. What
+// until returns the wait for a time in whole seconds, negative if that has passed. What
 // both it and the Date have lost to rounding is less than a second.
 func until(epoch float64, now time.Time) float64 {
 	if epoch < float64(now.Unix()) {
@@ -120,10 +130,10 @@ func until(epoch float64, now time.Time) float64 {
 	return epoch - float64(now.Unix()) + 1
 }
 
-// A policy is what a RateLimit field says of one limit; -1 is nothing.
+// A policy is what a RateLimit field says about one limit; -1 means nothing.
 type policy struct{ left, reset int64 }
 
-// read takes a parameter, and reports whether it is well formed.
+// read sets a parameter, and reports whether it is well formed.
 func (p *policy) read(key, value string) bool {
 	n, err := strconv.ParseUint(value, 10, 62)
 	switch key {
@@ -147,15 +157,9 @@ func policies(fields []string) (wait time.Duration, found bool) {
 	}
 	seventh := policy{-1, -1} // the members of draft 7 are one policy
 	for member := range strings.SplitSeq(withoutQuoted(field), ",") {
-		p := &policy{-1, -1}
-		for i, param := range strings.Split(member, ";") {
-			key, value, pair := strings.Cut(strings.TrimSpace(param), "=")
-			if i == 0 && pair {
-				p = &seventh
-			}
-			if !p.read(key, value) {
-				return 0, false
-			}
+		p, ok := seventh.member(member)
+		if !ok {
+			return 0, false
 		}
 		if p.left == 0 && p.reset >= 0 {
 			wait, found = max(wait, time.Duration(min(p.reset, 1000))*time.Second), true
@@ -164,7 +168,23 @@ func policies(fields []string) (wait time.Duration, found bool) {
 	return min(wait, maxPause), found
 }
 
-// joined is a field as one list, "" if that is longer than is read.
+// member reads a member of the list: a policy of its own, or, as in draft 7, one
+// parameter of p. It reports false if the member is malformed.
+func (p *policy) member(member string) (*policy, bool) {
+	into := &policy{-1, -1}
+	for i, param := range strings.Split(member, ";") {
+		key, value, pair := strings.Cut(strings.TrimSpace(param), "=")
+		if i == 0 && pair {
+			into = p
+		}
+		if !into.read(key, value) {
+			return nil, false
+		}
+	}
+	return into, true
+}
+
+// joined returns a field as one list; "" if that is longer than maxField.
 func joined(fields []string) string {
 	length := 0
 	for _, field := range fields {

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -235,11 +236,11 @@ func (s *silentTB) Errorf(string, ...any) { s.errors++ }
 // after use, broken or not.
 func TestSecretsInValues(t *testing.T) {
 	h := newHunt(t)
-	p := new(partner)
-	nowPost := partnerauth.NowPost{Email: "e", Password: h.plant("password"), BaseURL: apiURL, Base: p}
-	ndovu := partnerauth.Ndovu{ClientID: "i", ClientSecret: h.plant("client secret"), BaseURL: apiURL, Base: p}
-	h.watch("Basic pair", base64.StdEncoding.EncodeToString([]byte("i:"+ndovu.ClientSecret)), false)
-	for name, client := range map[string]*http.Client{"NowPost": nowPost.Client(), "Ndovu": ndovu.Client()} {
+	for _, pr := range providers {
+		name, p := pr.name, new(partner)
+		c := credentials{id: "i", secret: h.plant(name + "'s secret"), base: p}
+		h.watch("Basic pair", base64.StdEncoding.EncodeToString([]byte("i:"+c.secret)), false)
+		client := pr.config(c).Client()
 		rt := client.Transport.(*partnerauth.Transport)
 		token := rand.Text()
 		p.on("login", reply{body: granted(token, time.Hour)}).on("call", reply{status: 200})
@@ -254,18 +255,21 @@ func TestSecretsInValues(t *testing.T) {
 		h.printed("a "+name+" Transport", client.Transport)
 		h.printed("a "+name+" Source", rt.Source)
 		h.printed("a "+name+" Source in a struct", struct{ Source oauth2.TokenSource }{rt.Source})
-	}
-	nowPost.Base, ndovu.Base = nil, nil
-	bad := nowPost
-	bad.BaseURL = "https://" + url.UserPassword("me", h.plant("password in BaseURL")).String() + "@api.example/?q=" + url.QueryEscape(h.plant("query of BaseURL"))
-	for _, v := range []any{
-		nowPost, &nowPost, ndovu, &ndovu, bad, bad.TokenSource(), bad.Client(),
-		[]partnerauth.NowPost{nowPost}, map[string]partnerauth.Ndovu{"x": ndovu},
-	} {
-		name := fmt.Sprintf("a %T", v)
-		h.printed(name, v)
-		h.printed(name+" in a struct", struct{ Partner any }{v})
-		h.printed(name+" in a slice", []any{v})
+
+		c.base = nil
+		config := pr.config(c)
+		pointer := reflect.New(reflect.TypeOf(config))
+		pointer.Elem().Set(reflect.ValueOf(config))
+		typed := reflect.Append(reflect.MakeSlice(reflect.SliceOf(pointer.Type().Elem()), 0, 1), pointer.Elem())
+		c.baseURL = "https://" + url.UserPassword("me", h.plant("password in BaseURL")).String() +
+			"@api.example/?q=" + url.QueryEscape(h.plant("query of BaseURL"))
+		bad := pr.config(c)
+		for i, v := range []any{config, pointer.Interface(), typed.Interface(), bad, bad.TokenSource(), bad.Client()} {
+			what := fmt.Sprintf("%d, a %T of %s", i, v, name)
+			h.printed(what, v)
+			h.printed(what+" in a struct", struct{ Partner any }{v})
+			h.printed(what+" in a slice", []any{v})
+		}
 	}
 	errorIf(t, h.seen < 1000, "searched %d texts, want more", h.seen)
 }
@@ -275,15 +279,30 @@ func TestSecretsInConfigErrors(t *testing.T) {
 	h := newHunt(t)
 	pw, in := h.plant("password"), h.plant("secret in a URL")
 	user := "https://" + url.UserPassword("me", in).String() + "@api.example"
+	failing := func(context.Context) (string, error) { return pw, errors.New("the vault is away") }
+	wrong := func(context.Context) (string, error) { return pw + "\n", nil }
 	sources := map[string]*partnerauth.Source{
-		"no e-mail":          partnerauth.NowPost{Password: pw}.TokenSource(),
 		"password not UTF-8": partnerauth.NowPost{Email: "e", Password: pw + "\xff"}.TokenSource(),
 		"colon":              partnerauth.Ndovu{ClientID: pw + ":", ClientSecret: pw, BaseURL: apiURL}.TokenSource(),
 		"no URL":             partnerauth.Ndovu{ClientID: "id", ClientSecret: pw}.TokenSource(),
+		"no Name":            partnerauth.Provider{Account: pw, BaseURL: apiURL}.TokenSource(),
 	}
-	for i, raw := range []string{user, user + "/%zz", apiURL + "?" + url.QueryEscape(in), apiURL + "#" + url.PathEscape(in), "https://" + in, "://" + in, "http://api.example/" + in, in} {
-		sources[fmt.Sprint("NowPost.BaseURL ", i)] = partnerauth.NowPost{Email: "e", Password: pw, BaseURL: raw}.TokenSource()
-		sources[fmt.Sprint("Ndovu.BaseURL ", i)] = partnerauth.Ndovu{ClientID: "id", ClientSecret: pw, BaseURL: raw}.TokenSource()
+	for _, pr := range providers {
+		sources[pr.name+", the Func fails"] = pr.config(credentials{id: "i", ask: failing}).TokenSource()
+		if pr.secretField == "" {
+			continue
+		}
+		sources[pr.name+", no "+pr.idField] = pr.config(credentials{secret: pw}).TokenSource()
+		sources[pr.name+", a newline"] = pr.config(credentials{id: "i", secret: pw + "\n"}).TokenSource()
+		sources[pr.name+", a newline of the Func's"] = pr.config(credentials{id: "i", ask: wrong}).TokenSource()
+	}
+	for i, raw := range []string{
+		user, user + "/%zz", apiURL + "?" + url.QueryEscape(in), apiURL + "#" + url.PathEscape(in),
+		"https://" + in, "://" + in, "http://api.example/" + in, in,
+	} {
+		for _, pr := range providers {
+			sources[fmt.Sprint(pr.name, ", BaseURL ", i)] = pr.config(credentials{id: "i", secret: pw, baseURL: raw}).TokenSource()
+		}
 		_, err := try(t.Context(), &partnerauth.Transport{Source: static(pw), Origins: []string{raw}}, "/")
 		h.failed("Origins", err)
 	}
@@ -294,7 +313,9 @@ func TestSecretsInConfigErrors(t *testing.T) {
 		h.failed(name+", Transport", err)
 	}
 
-	for name, value := range map[string]string{"NOWPOST_PASSWORD": pw, "NOWPOST_EMAIL": "", "NDOVU_CLIENT_ID": pw, "NDOVU_CLIENT_SECRET": pw, "NDOVU_BASE_URL": ""} {
+	for name, value := range map[string]string{
+		"NOWPOST_PASSWORD": pw, "NOWPOST_EMAIL": "", "NDOVU_CLIENT_ID": pw, "NDOVU_CLIENT_SECRET": pw, "NDOVU_BASE_URL": "",
+	} {
 		t.Setenv(name, value)
 	}
 	np, err := partnerauth.NowPostFromEnv()
@@ -342,9 +363,10 @@ func overPipes(answer func(heard) string) *http.Transport {
 		if id, secret, ok := req.BasicAuth(); ok {
 			e.credentials = id + ":" + secret + " " + secret
 		}
-		var login struct{ Password string }
+		e.authorization += req.Header.Get("X-Api-Key")
+		var login struct{ Password, Secret, Refresh string }
 		if json.Unmarshal(body, &login) == nil {
-			e.credentials += login.Password
+			e.credentials += login.Password + login.Secret + login.Refresh
 		}
 		io.WriteString(conn, answer(e))
 	}
@@ -367,7 +389,8 @@ func jsonOf(v any) string {
 // fill writes an answer: {echo} is what the server was sent, in other forms as
 // well, and {secret} one of its own.
 func (e heard) fill(text string) string {
-	return strings.NewReplacer("{echo}", e.echo(), "{json}", jsonOf(e.echo()), "{go}", fmt.Sprintf("%q", e.echo()), "{query}", url.QueryEscape(e.echo()),
+	return strings.NewReplacer("{echo}", e.echo(), "{json}", jsonOf(e.echo()), "{go}", fmt.Sprintf("%q", e.echo()), "{query}",
+		url.QueryEscape(e.echo()),
 		"{path}", url.PathEscape(e.echo()), "{secret}", e.secret, "{digits}", digits(e.secret)).Replace(text)
 }
 
@@ -379,8 +402,10 @@ var hostile = []struct {
 	answer string // to fill
 }{
 	{"400 that echoes", true, respond(400, "{echo}", "X-Echo: {echo}")},
+	{"422 in JSON that echoes", true, respond(422, `{"message":{json},"error":{json}}`, "Content-Type: application/json")},
 	{"401 that echoes", true, respond(401, "{echo}", "WWW-Authenticate: {echo}", "Set-Cookie: s={secret}")},
-	{"403 of OAuth that echoes", true, respond(403, `{"error":{json},"error_description":{json},"error_uri":{json}}`, "Content-Type: application/json")},
+	{"403 of OAuth that echoes", true, respond(403, `{"error":{json},"error_description":{json},"error_uri":{json}}`,
+		"Content-Type: application/json")},
 	{"404 that echoes escaped", true, respond(404, "{query}{path}{go}")},
 	{"429 that echoes", true, respond(429, "{echo}", "Retry-After: {secret}", "RateLimit: {echo}")},
 	{"500 that echoes", true, respond(500, "{echo}")},
@@ -388,11 +413,13 @@ var hostile = []struct {
 	{"success is false", true, respond(200, `{"success":false,"message":{json},"data":{"token":"{secret}"}}`)},
 	{"not JSON", true, respond(200, "<html>{echo}")},
 	{"JSON, then something else", true, respond(200, `{"x":1}{echo}`)},
-	{"JSON of another type", true, respond(200, `{"token":["{secret}"],"access_token":{"{secret}":1},"data":{"token":{"{secret}":"{secret}"}}}`)},
+	{"JSON of another type", true, respond(200,
+		`{"token":["{secret}"],"access_token":{"{secret}":1},"data":{"token":{"{secret}":"{secret}"}}}`)},
 	{"JSON with a number too large", true, respond(200, `{"access_token":{digits}e999,"data":{"token":{digits}e999}}`)},
 	{"a token of another type", true, respond(200, `{"access_token":"{secret}","token_type":"{secret}","success":false}`)},
 	{"a token that cannot be sent", true, respond(200, `{"access_token":"{secret}\n","data":{"token":"{secret}\n"}}`)},
-	{"an expiry that is none", true, respond(200, `{"data":{"token":"","expiresAt":"{secret}"},"expires_in":"{secret}"}`, "Date: {secret}")},
+	{"an expiry that is none", true, respond(200, `{"data":{"token":"","expiresAt":"{secret}"},"expires_in":"{secret}"}`,
+		"Date: {secret}")},
 	{"too large", true, respond(200, "{echo}"+strings.Repeat(" ", 1<<20)+"{echo}")},
 	{"too large 401", true, respond(401, "{echo}"+strings.Repeat(" ", 1<<20)+"{echo}")},
 	{"cut", true, "HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{echo}"},
@@ -413,8 +440,8 @@ var hostile = []struct {
 func TestSecretsInTokenErrors(t *testing.T) {
 	t.Parallel()
 	for _, test := range hostile {
-		for _, provider := range []string{"NowPost", "Ndovu"} {
-			what := provider + ", " + test.name
+		for _, pr := range providers {
+			what := pr.name + ", " + test.name
 			bubble(t, what, func(t *testing.T) {
 				h, rec := newHunt(t), newRecording()
 				secret, credential, token := h.plantAnswer("answer"), h.plant("credential"), rand.Text()+rand.Text()
@@ -432,10 +459,7 @@ func TestSecretsInTokenErrors(t *testing.T) {
 					}
 					return e.fill(test.answer)
 				}))
-				rt.Source = partnerauth.NowPost{Email: "shop@example.com", Password: credential, BaseURL: pipeURL}.TokenSource()
-				if provider == "Ndovu" {
-					rt.Source = partnerauth.Ndovu{ClientID: "acme", ClientSecret: credential, BaseURL: pipeURL}.TokenSource()
-				}
+				rt.Source = pr.config(credentials{id: "acme", secret: credential, baseURL: pipeURL}).TokenSource()
 				// the token is new, then due and good for 100 s more, then over
 				for _, wait := range []time.Duration{0, 900 * time.Second} {
 					time.Sleep(wait)
@@ -450,7 +474,8 @@ func TestSecretsInTokenErrors(t *testing.T) {
 				time.Sleep(24 * time.Hour)
 				_, err := rt.RoundTrip(newRequest(t, "GET", pipeURL+"/", ""))
 				h.failed(what, err)
-				errorIf(t, authOf(err).Op != "login", "%s: got a %T, want an *AuthError of a login", what, err)
+				op := authOf(err).Op
+				errorIf(t, op != "login" && op != pr.renews, "%s: got a %T with Op %q, want an *AuthError of a login", what, err, op)
 				h.exported(what, rec)
 				h.printed("the Source", rt.Source)
 			})
@@ -486,7 +511,8 @@ func TestSecretsInCalls(t *testing.T) {
 			default:
 				resp.Body.Close()
 				a := resp.Request.Header["Authorization"]
-				errorIf(t, a != nil || strings.Contains(fmt.Sprint(resp.Request.Header), token), "%s: resp.Request has Authorization %q", test.name, a)
+				errorIf(t, a != nil || strings.Contains(fmt.Sprint(resp.Request.Header), token),
+					"%s: resp.Request has Authorization %q", test.name, a)
 			}
 			h.exported(test.name, rec)
 		})

@@ -76,7 +76,7 @@ func (s *sender) recorded(ctx context.Context, low bool, wait func() (permit, er
 	return p, waited, err
 }
 
-// told tells telemetry, and gives p back if that panics.
+// told calls tell, which informs telemetry, and gives p back if that panics.
 func (s *sender) told(p permit, tell func()) {
 	done := false
 	defer func() {
@@ -220,10 +220,9 @@ func missingBody(req *http.Request, resp *http.Response) io.ReadCloser {
 	return missing
 }
 
-// watched returns ctx with a watch for the connection, which reports whether a Base
-// of net/http has looked for one in vain. It costs something, and so is for times
-// when requests fail: by its error, a TLS handshake that is cut cannot be told from
-// an answer that is.
+// watched returns ctx with a function that reports whether net/http asked for a
+// connection and got none. It costs allocations, so it is used only after a failure: a
+// TLS handshake that is cut has the same error as an answer that is cut.
 func watched(ctx context.Context) (_ context.Context, inVain func() bool) {
 	var sought, got atomic.Bool
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
@@ -348,7 +347,7 @@ func failureOf(ctx context.Context, resp *http.Response, err error) failure {
 	return failure{}
 }
 
-// withSender lets a source of the user's own that wraps a Source send its token
+// withSender lets a foreign source that wraps a Source send its token
 // requests like those of a Source.
 func withSender(ctx context.Context, s *sender) context.Context {
 	return context.WithValue(ctx, senderKey, s)

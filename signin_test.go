@@ -24,26 +24,31 @@ func TestSignInAsAProbe(t *testing.T) {
 		most   int // token requests in ten minutes
 		status int // of the AuthError at the end; 0: ready
 	}{
-		{"healthy", nil, 1, 0},
-		{"refused", []reply{{status: 401}}, 7, 401},
-		{"proxy's 403", []reply{{status: 403, body: "<html>"}}, 40, 403},
-		{"away", []reply{{status: 500}}, 120, 500},
-		{"away at first", []reply{{err: errTest}, {err: errTest}, {err: errTest}, {err: errTest}, {}}, 5, 0},
+		{name: "healthy", most: 1},
+		{name: "refused", login: []reply{{status: 401}}, most: 7, status: 401},
+		{name: "proxy's 403", login: []reply{{status: 403, body: "<html>"}}, most: 40, status: 403},
+		{name: "away", login: []reply{{status: 500}}, most: 120, status: 500},
+		{name: "away at first", login: []reply{{err: errTest}, {err: errTest}, {err: errTest}, {err: errTest}, {}}, most: 5},
 	} {
-		bubble(t, c.name, func(t *testing.T) {
-			p := new(partner).on("login", c.login...)
-			rt := p.transport(nil)
-			var err error
-			for range 600 {
-				err = rt.SignIn(deadline(t, time.Second))
-				time.Sleep(time.Second)
-			}
-			errorIf(t, (err == nil) != (c.status == 0) || err != nil && authOf(err).Op == "", "got %v, want the status %d", err, c.status)
-			errorIf(t, p.count("login") > c.most || p.count("call") > 0, "%d logins and %d calls, want %d and none at most", p.count("login"), p.count("call"), c.most)
-			_, called := try(t.Context(), rt, "/")
-			same := (called == nil) == (err == nil) && (err == nil || errors.Is(called, partnerauth.ErrCredentials) == errors.Is(err, partnerauth.ErrCredentials))
-			errorIf(t, !same, "a call says %v, SignIn %v", called, err)
-		})
+		for _, pr := range providers {
+			bubble(t, pr.name+" "+c.name, func(t *testing.T) {
+				p := new(partner).on("login", c.login...)
+				rt := p.transportOf(pr, nil)
+				var err error
+				for range 600 {
+					err = rt.SignIn(deadline(t, time.Second))
+					time.Sleep(time.Second)
+				}
+				errorIf(t, (err == nil) != (c.status == 0), "got %v, want the status %d", err, c.status)
+				errorIf(t, authOf(err).StatusCode != c.status, "got %v, want the status %d", err, c.status)
+				errorIf(t, p.count("login") > c.most, "%d logins, want %d at most", p.count("login"), c.most)
+				errorIf(t, p.count("call") > 0, "%d calls, want none", p.count("call"))
+				_, called := try(t.Context(), rt, "/")
+				errorIf(t, (called == nil) != (err == nil), "a call says %v, SignIn %v", called, err)
+				errorIf(t, errors.Is(called, partnerauth.ErrCredentials) != errors.Is(err, partnerauth.ErrCredentials),
+					"a call says %v, SignIn %v", called, err)
+			})
+		}
 	}
 }
 
@@ -54,7 +59,8 @@ func TestSignInBounds(t *testing.T) {
 		_, err := try(t.Context(), p.transport(rt.Limiter), "/") // all that the Quota has, and its login another
 		must(t, err)
 		took := elapsed(func() { err = rt.SignIn(deadline(t, time.Second)) })
-		errorIf(t, !errors.Is(err, context.DeadlineExceeded) || took != time.Second, "got %v after %v", err, took)
+		errorIf(t, !errors.Is(err, context.DeadlineExceeded), "got %v, want the deadline's error", err)
+		errorIf(t, took != time.Second, "gave up after %v, want a second", took)
 		atOnce(5, func(int) { must(t, rt.SignIn(t.Context())) }).Wait()
 		errorIf(t, p.count("login") != 2, "%d logins, want one each", p.count("login"))
 		took = elapsed(func() { must(t, rt.SignIn(t.Context())) })
@@ -76,7 +82,8 @@ func TestSignInBounds(t *testing.T) {
 func TestSignInByItsOwnWay(t *testing.T) {
 	before := http.DefaultTransport
 	defer func() { http.DefaultTransport = before }()
-	synctest.Test(t, func(t *testing.T) {
+	everyProvider(t, func(t *testing.T, pr provider) {
+		account := func() *partnerauth.Source { return pr.config(good(nil)).TokenSource() }
 		http.DefaultTransport = roundTripFunc(func(*http.Request) (*http.Response, error) { return nil, dialing })
 		p := new(partner)
 		rt := &partnerauth.Transport{Source: account(), Base: p}
@@ -86,13 +93,15 @@ func TestSignInByItsOwnWay(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		took := elapsed(func() { must(t, rt.SignIn(t.Context())) })
-		errorIf(t, took > time.Second || p.count("login") != 1, "signed in after %v and %d logins", took, p.count("login"))
+		errorIf(t, took > time.Second, "signed in after %v, want at once", took)
+		errorIf(t, p.count("login") != 1, "%d logins, want 1", p.count("login"))
 
 		http.DefaultTransport = new(partner).on("login", reply{status: 401})
 		rt = &partnerauth.Transport{Source: account(), Base: p}
 		rt.Source.Token()
 		err := rt.SignIn(t.Context())
-		errorIf(t, !errors.Is(err, partnerauth.ErrCredentials) || p.count("login") != 1, "got %v after %d logins, want the refusal", err, p.count("login"))
+		errorIf(t, !errors.Is(err, partnerauth.ErrCredentials), "got %v, want the refusal", err)
+		errorIf(t, p.count("login") != 1, "%d logins, want no other after the refusal", p.count("login"))
 	})
 }
 
@@ -100,20 +109,21 @@ func TestSignInByItsOwnWay(t *testing.T) {
 // Func to return the new one, which is tried at once.
 func TestPasswordRotation(t *testing.T) {
 	t.Parallel()
-	for late, logins := range map[time.Duration]int{500 * time.Millisecond: 3, 2 * time.Minute: 6} {
-		bubble(t, late.String(), func(t *testing.T) {
+	everyProvider(t, func(t *testing.T, pr provider) {
+		for late, logins := range map[time.Duration]int{500 * time.Millisecond: 3, 2 * time.Minute: 6} {
 			var known, good atomic.Value
 			known.Store("old")
 			good.Store("old")
 			p := new(partner)
 			p.script = func(a asked) reply {
-				if a.op == "login" && !strings.Contains(a.body, good.Load().(string)) {
+				if a.op == "login" && a.secret() != good.Load().(string) {
 					return reply{status: 401}
 				}
 				return reply{}
 			}
 			rt := p.transport(nil)
-			rt.Source = partnerauth.NowPost{Email: "e", BaseURL: apiURL, PasswordFunc: func(context.Context) (string, error) { return known.Load().(string), nil }}.TokenSource()
+			ask := func(context.Context) (string, error) { return known.Load().(string), nil }
+			rt.Source = pr.config(credentials{id: "e", ask: ask}).TokenSource()
 			var last atomic.Int64 // failure
 			began := time.Now()
 			time.AfterFunc(time.Minute, func() { good.Store("new"); p.revokeAll() })
@@ -130,44 +140,50 @@ func TestPasswordRotation(t *testing.T) {
 			over := time.Duration(last.Load()) - time.Minute
 			most := late + time.Second // the Func is asked once a second
 			errorIf(t, over <= 0 || over > most, "calls failed until %v, want %v at most", over, most)
-			errorIf(t, p.count("login") > logins || p.count("login 200") != 2, "got %q, want one with each and %d in all at most", p.ops(), logins)
-		})
-	}
+			errorIf(t, p.count("login") > logins, "got %q, want %d logins at most", p.ops(), logins)
+			errorIf(t, p.count("login 200") != 2, "%d logins succeeded, want one with each password", p.count("login 200"))
+		}
+	})
 }
 
 // What a Func says is a mistake of the configuration that may pass.
 func TestFuncs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	everyProvider(t, func(t *testing.T, pr provider) {
 		var err error
-		ask := func(context.Context) (string, error) { return "secret", err }
+		asked := 0
+		ask := func(context.Context) (string, error) { asked++; return "secret", err }
 		p := new(partner)
-		for name, source := range map[string]*partnerauth.Source{
-			"nowpost": partnerauth.NowPost{Email: "e", PasswordFunc: ask, BaseURL: apiURL, Base: p}.TokenSource(),
-			"ndovu":   partnerauth.Ndovu{ClientID: "i", ClientSecretFunc: ask, BaseURL: apiURL, Base: p}.TokenSource(),
-		} {
-			before := p.count("login")
-			err = errTest
-			_, got := source.Token()
-			auth := authOf(got)
-			errorIf(t, auth.Op != "config" || auth.Provider != name || !errors.Is(got, errTest) || errors.Is(got, partnerauth.ErrCredentials) || p.count("login") != before, "%s: got %v", name, got)
-			err = nil
-			time.Sleep(time.Minute)
-			_, got = source.Token()
-			errorIf(t, got != nil, "%s: got %v after the Func has recovered", name, got)
+		source := pr.config(credentials{id: "i", ask: ask, base: p}).TokenSource()
+		err = errTest
+		_, got := source.Token()
+		auth := authOf(got)
+		errorIf(t, auth.Op != "config", "got %v, want Op config", got)
+		errorIf(t, auth.Provider != pr.name, "got %v, want the provider", got)
+		errorIf(t, !errors.Is(got, errTest), "got %v, want the Func's error", got)
+		errorIf(t, errors.Is(got, partnerauth.ErrCredentials), "got %v, which is ErrCredentials", got)
+		errorIf(t, len(p.seen()) > 0, "%v was sent", p.seen())
+		for range 600 { // as any failed fetch, it backs off
+			time.Sleep(100 * time.Millisecond)
+			source.Token()
 		}
+		errorIf(t, asked < 4 || asked > 10, "the Func was asked %d times in a minute, want 4 to 10", asked)
+		err = nil
+		time.Sleep(time.Minute)
+		_, got = source.Token()
+		errorIf(t, got != nil, "got %v after the Func has recovered", got)
 	})
 }
 
 // A Func that hangs, as while a vault is away, is given up with the fetch.
 func TestFuncThatHangs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	everyProvider(t, func(t *testing.T, pr provider) {
 		p, hung := new(partner), new(atomic.Bool)
-		source := partnerauth.NowPost{Email: "e", BaseURL: apiURL, Base: p, PasswordFunc: func(ctx context.Context) (string, error) {
+		source := pr.config(credentials{id: "e", base: p, ask: func(ctx context.Context) (string, error) {
 			if !hung.Swap(true) {
 				return "", sleep(ctx, time.Hour)
 			}
 			return "p", nil
-		}}.TokenSource()
+		}}).TokenSource()
 		_, err := source.TokenContext(deadline(t, 10*time.Minute))
 		errorIf(t, authOf(err).Op != "config", "got %v, want the Func to have been given up", err)
 		time.Sleep(time.Minute)

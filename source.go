@@ -52,7 +52,7 @@ type Source struct {
 	fetch    *fetch               // the one under way
 	trigger  string               // of a fetch for want of a token
 	renewing *oauth2.Token        // the last token, if it has a RefreshToken; it may have ended
-	setbacks map[*sender]*setback // since the last success, by the way they were met on
+	setbacks map[*sender]*setback // since the last success, by setbackKey
 	refusal  refusal              // of the credentials, on whatever way
 }
 
@@ -200,7 +200,9 @@ func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time, l 
 	if s.refusal.mayAsk(now) {
 		s.refusal.asked = now
 	}
-	s.fetch = f
+	if s.fetch = f; l == nil {
+		f.want() // before it may ask
+	}
 	go f.run(fetching, spanContextFrom(ctx), s.finish)
 }
 
@@ -216,8 +218,8 @@ func (s *Source) way(via *sender) *sender {
 	return via
 }
 
-// setbackKey returns the way that failures are met on. All ways are one where token
-// requests have a Base of their own.
+// setbackKey returns the sender whose failures hold back a fetch. All senders share one
+// key if token requests have a Base of their own.
 func (s *Source) setbackKey(via *sender) *sender {
 	if s.account.Base != nil {
 		return s.own
@@ -274,8 +276,8 @@ func (s *Source) adoptLocked(f *fetch, got result) {
 	switch {
 	case got.from == fromStore && f.plan.trigger == unauthorized:
 		h.loggedIn(l.issued, -1) // it was no login of ours
-	case got.from == login && f.plan.trigger == expiring:
-		h.unproven++
+	case got.from != fromStore && f.plan.trigger == expiring: // one login may follow at once
+		h.unproven = max(h.unproven, maxUnproven-1)
 	}
 	h.previous, h.next = f.plan.renews, nil
 	s.known.allow(l)
@@ -325,8 +327,8 @@ func (s *Source) Invalidate(token *oauth2.Token) {
 	}
 }
 
-// reject is told that l was answered 401, and reports whether another token can be
-// had.
+// reject handles a 401 to a request sent with l. It reports whether the call should be
+// retried.
 func (s *Source) reject(l *lease) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -336,7 +338,7 @@ func (s *Source) reject(l *lease) bool {
 		return false
 	case useCurrent:
 		if l.text() == s.history.previous.text() {
-			s.history.previous = nil // it cannot stand in for anything any more
+			s.history.previous = nil // it was rejected too
 		}
 	case usePrevious:
 		s.history.next = current
@@ -354,7 +356,7 @@ func (s *Source) reject(l *lease) bool {
 
 // forgetLocked drops the current token, for next if there is one. A fetch under way
 // may have been answered before whatever made the token invalid, so it is taken off
-// the Source, and who waited for it looks for another.
+// the Source, and its waiters start over.
 func (s *Source) forgetLocked(next *lease) {
 	s.current.Store(next)
 	s.history.previous, s.history.next = nil, nil
@@ -381,7 +383,7 @@ func (s *Source) newest(ctx context.Context, via *sender, _ *lease) *lease {
 
 func (s *Source) usable(*lease) bool { return s.current.Load().good(time.Now()) }
 
-func (s *Source) surely() bool { return true }
+func (s *Source) alwaysReplaces() bool { return true }
 
 // gaveUp returns the error of a caller whose context ended before there was a token,
 // and what the fetch that it waited for was waiting for.

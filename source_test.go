@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"net/http/httptrace"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -84,12 +86,97 @@ func TestInvalidationOutrunsRenewal(t *testing.T) {
 		source.Invalidate(first)
 		began := time.Now()
 		token, err := source.Token()
-		errorIf(t, err != nil || token.AccessToken != "token-3" || time.Since(began) > 0, "got %v, %v after %v, want token-3 of a new login at once", token, err, time.Since(began))
+		errorIf(t, err != nil || token.AccessToken != "token-3" || time.Since(began) > 0,
+			"got %v, %v after %v, want token-3 of a new login at once", token, err, time.Since(began))
 		time.Sleep(time.Minute)
 		now, _ := source.Token()
 		errorIf(t, now != token, "the late answer replaced the newer token")
-		errorIf(t, p.ops() != "login refresh login" || p.seen()[1].status != 0, "got %s, the refresh answered %d, want it given up for a login", p.ops(), p.seen()[1].status)
+		errorIf(t, p.ops() != "login refresh login" || p.seen()[1].status != 0,
+			"got %s, the refresh answered %d, want it given up for a login", p.ops(), p.seen()[1].status)
 	})
+}
+
+// A token that is revoked while it is renewed is replaced by a login. Whatever the
+// renewal brings later is not sent: it may have been answered before the revocation.
+func TestRevokedDuringRenewal(t *testing.T) {
+	const takes = 10 * time.Second // the renewal
+	for _, c := range []struct {
+		name   string
+		brings string        // the token of the renewal
+		good   bool          // the partner accepts that token
+		answer time.Duration // when the 401 comes, since the renewal began
+		sent   time.Duration // likewise, the request that gets it
+		store  bool          // whose Save takes two seconds
+		deaf   bool          // the Base ignores its context
+		most   time.Duration // from the 401 on until the call has succeeded
+	}{
+		{name: "only the old token", brings: "new", good: true, sent: time.Second, answer: time.Second},
+		{name: "the new one as well", brings: "new", sent: time.Second, answer: time.Second},
+		{name: "the same text again", brings: "token-1", sent: time.Second, answer: time.Second},
+		{name: "the same text again, before the 401", brings: "token-1", sent: time.Second, answer: takes + time.Second},
+		{
+			name: "overtaken while it is saved", brings: "new", sent: takes + time.Second, answer: takes + time.Second,
+			store: true, most: 2 * time.Second,
+		},
+		{name: "a Base that ignores its context", brings: "new", good: true, sent: time.Second, answer: time.Second, deaf: true},
+	} {
+		for _, pr := range providers {
+			bubble(t, pr.name+" "+c.name, func(t *testing.T) {
+				p, fetches := new(partner), new(atomic.Int64)
+				var saves atomic.Bool // next
+				store := &memory{before: func(context.Context) error {
+					if saves.CompareAndSwap(true, false) {
+						time.Sleep(2 * time.Second)
+					}
+					return nil
+				}}
+				p.script = func(a asked) reply {
+					switch {
+					case a.op != "call" && fetches.Add(1) == 2:
+						saves.Store(true)
+						return reply{after: takes, header: dated(time.Now()), body: granted(c.brings, 24*time.Hour)}
+					case a.path == "/rejected" && a.token == "token-1":
+						return reply{status: 401, after: c.answer - c.sent}
+					case a.op == "call" && a.token == "new":
+						return reply{status: map[bool]int{true: 200, false: 401}[c.good]}
+					}
+					return reply{}
+				}
+				account := good(p)
+				if c.store {
+					account.store = store
+				}
+				if c.deaf {
+					account.base = roundTripFunc(func(req *http.Request) (*http.Response, error) {
+						return p.RoundTrip(req.WithContext(context.WithoutCancel(req.Context())))
+					})
+				}
+				rt := p.transport(nil)
+				rt.Source = pr.config(account).TokenSource()
+				get(t, rt, "/")
+				time.Sleep(22 * time.Hour)
+				get(t, rt, "/") // begins the renewal
+				time.Sleep(c.sent)
+				var code int
+				took := elapsed(func() { code = get(t, rt, "/rejected") }) - (c.answer - c.sent)
+				errorIf(t, code != 200, "got %d, want 200 with another token", code)
+				errorIf(t, took > c.most, "the call went on for %v after its 401, want %v", took, c.most)
+				time.Sleep(time.Minute) // all that was overtaken has ended
+				code = get(t, rt, "/")
+				last := p.seen()[len(p.seen())-1]
+				errorIf(t, code != 200 || last.token != "token-2",
+					"a minute later: got %d with %q, want that of the login", code, last.token)
+				want := "login " + pr.renews + " login"
+				if pr.name == "acme" {
+					want = "login refresh refresh" // its refresh token is good still
+				}
+				errorIf(t, p.ops() != want, "got %q, want %q", p.ops(), want)
+				for _, a := range p.seen() {
+					errorIf(t, a.op == "call" && a.token == "new", "the token of the overtaken renewal was sent")
+				}
+			})
+		}
+	}
 }
 
 func TestInvalidateForgetsOnlyTheCurrentToken(t *testing.T) {
@@ -120,11 +207,11 @@ func TestFailedRenewalServesTheOldToken(t *testing.T) {
 		most   int           // likewise
 		within time.Duration // of the partner's recovery there is a token
 	}{
-		{"NowPost 503", (*partner).nowPost, reply{status: 503}, 20, 120, time.Minute},
-		{"Ndovu 503", (*partner).ndovu, reply{status: 503}, 20, 80, time.Minute},
-		{"Ndovu 401", (*partner).ndovu, reply{status: 401}, 4, 30, 25 * time.Minute},
-		{"Ndovu no token", (*partner).ndovu, reply{body: "{}"}, 20, 60, time.Minute},
-		{"Ndovu network", (*partner).ndovu, reply{err: io.EOF}, 20, 80, time.Minute},
+		{name: "NowPost 503", of: (*partner).nowPost, fails: reply{status: 503}, least: 20, most: 120, within: time.Minute},
+		{name: "Ndovu 503", of: (*partner).ndovu, fails: reply{status: 503}, least: 20, most: 80, within: time.Minute},
+		{name: "Ndovu 401", of: (*partner).ndovu, fails: reply{status: 401}, least: 4, most: 30, within: 25 * time.Minute},
+		{name: "Ndovu no token", of: (*partner).ndovu, fails: reply{body: "{}"}, least: 20, most: 60, within: time.Minute},
+		{name: "Ndovu network", of: (*partner).ndovu, fails: reply{err: io.EOF}, least: 20, most: 80, within: time.Minute},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
 			p := &partner{lifetime: time.Hour}
@@ -143,7 +230,8 @@ func TestFailedRenewalServesTheOldToken(t *testing.T) {
 					t.Fatalf("got %v, %v after %v, want the first token", token, err, age)
 				case age == time.Hour:
 					n := len(p.seen()) - 1
-					errorIf(t, n < c.least || n > c.most, "got %d requests in about 12 minutes of failing, want %d to %d", n, c.least, c.most)
+					errorIf(t, n < c.least || n > c.most,
+						"got %d requests in about 12 minutes of failing, want %d to %d", n, c.least, c.most)
 				case age > time.Hour && age < 2*time.Hour && err == nil:
 					t.Fatalf("got %v after %v", token, age)
 				case age > 2*time.Hour+c.within && err != nil:
@@ -172,5 +260,6 @@ func TestHooksDoNotSeeTokenRequests(t *testing.T) {
 	requests := 0
 	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { requests++ }})
 	code := status(t, rt, newRequest(t, "GET", server.URL+"/api/v1/orders", "").WithContext(ctx))
-	errorIf(t, code != 200 || requests != 1 || server.Logins() != 1, "got %d, %d requests and %d logins, want 200, one and one", code, requests, server.Logins())
+	errorIf(t, code != 200 || requests != 1 || server.Logins() != 1,
+		"got %d, %d requests and %d logins, want 200, one and one", code, requests, server.Logins())
 }

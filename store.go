@@ -13,12 +13,11 @@ import (
 )
 
 // A Store keeps the tokens of accounts where other processes find them: module
-// partnerredis has one for a fleet, partnerfile one for command-line programs. It
-// must be safe for concurrent use. Records are opaque and secret. Most programs use
-// one of these two and need not know more.
+// partnerredis has one for a fleet, partnerfile one for command-line programs. Most
+// programs use one of these and need not implement it. A Store must be safe for
+// concurrent use. Records are opaque and secret.
 //
-// A Store that fails is never an error of a call: the process signs in as if it had
-// none.
+// An error of a Store never fails a call: the process signs in as if it had no Store.
 //
 // A Store with a method SavesBeforeExit() bool that returns true serves programs
 // that end at once: a token is then not renewed in the background, where the
@@ -100,7 +99,7 @@ func storeKey(provider, baseURL, account string) string {
 type vault struct {
 	store  Store
 	key    string
-	failed func(error) // is told of the first failure
+	failed func(error) // called with the first failure
 	broken bool
 }
 
@@ -184,7 +183,7 @@ func beside[T any](ctx context.Context, late func(T, error), do func(context.Con
 			case done <- r:
 			case <-gone:
 				if late != nil {
-					defer func() { recover() }() // nobody is left to be told
+					defer func() { recover() }() // nobody is left to receive the panic
 					late(r.got, r.err)
 				}
 			}

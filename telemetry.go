@@ -32,7 +32,7 @@ type telemetry struct {
 	metrics    *metrics
 
 	callName string
-	provider []attribute.KeyValue // none for a source of the user's own
+	provider []attribute.KeyValue // none for a foreign token source
 }
 
 func newTelemetry(provider string, tp trace.TracerProvider, mp metric.MeterProvider, p propagation.TextMapPropagator) *telemetry {

@@ -34,11 +34,12 @@ const (
 type lease struct {
 	token         *oauth2.Token
 	authorization []string  // values of the Authorization header, shared by all requests
-	issued        time.Time // when the answer came
+	issued        time.Time // when the answer came, to whichever process
 	renew         time.Time // from then on it should be renewed, though it is still good
 	ends          time.Time // zero: never
 
 	expiredOnArrival bool        // by its own answer
+	fromStore        bool        // another process has fetched it
 	turn             int64       // of a customSource: rejections before it was asked for
 	accepted         atomic.Bool // by the partner, for one request at least
 }
@@ -102,6 +103,9 @@ func (l *lease) accept() {
 	}
 }
 
+// isYoung reports whether the partner may not know the token yet.
+func (l *lease) isYoung(now time.Time) bool { return now.Sub(l.issued) < lagTime && !l.accepted.Load() }
+
 // standIn returns a copy of l that is to be replaced at a given time.
 func (l *lease) standIn(until time.Time) *lease {
 	c := &lease{token: l.token, authorization: l.authorization, issued: l.issued, renew: until, ends: l.ends}
@@ -121,7 +125,7 @@ func sendable(s string) bool {
 func lifetimeOf(token *oauth2.Token, date, sent time.Time) (time.Duration, bool) {
 	least, known := maxLifetime, false
 	consider := func(lifetime time.Duration) { least, known = min(least, lifetime), true }
-	if n, ok := token.Extra(expiresIn).(float64); ok {
+	if n, ok := token.Extra("expires_in").(float64); ok {
 		consider(seconds(n))
 	} else if token.ExpiresIn != 0 {
 		consider(seconds(float64(token.ExpiresIn)))
@@ -142,10 +146,6 @@ func lifetimeOf(token *oauth2.Token, date, sent time.Time) (time.Duration, bool)
 	}
 	return least, known
 }
-
-// expiresIn is a token's Extra with its lifetime in seconds, if that is not a whole
-// number of them.
-const expiresIn = "expires_in"
 
 // jwtLifetime reads the lifetime of a JWT (RFC 7519): exp minus the partner's date,
 // or where that is unknown or not positive exp minus iat, else exp minus nbf. The
@@ -206,10 +206,10 @@ const (
 type knownTokens struct {
 	mu       sync.Mutex
 	unusable []string // rejected, or overtaken by a rejection; the last few
-	lived    string   // the last one that had not expired on arrival
+	lived    *lease   // the last one that had not expired on arrival
 }
 
-// forbid makes a token unusable, whoever returns it again.
+// forbid marks a token as unusable, even if the partner or a Store returns it again.
 func (k *knownTokens) forbid(token string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -227,7 +227,7 @@ func (k *knownTokens) allow(l *lease) {
 	defer k.mu.Unlock()
 	k.unusable = slices.DeleteFunc(k.unusable, func(t string) bool { return t == l.text() })
 	if !l.expiredOnArrival {
-		k.lived = l.text()
+		k.lived = l
 	}
 }
 
@@ -237,18 +237,25 @@ func (k *knownTokens) forbids(token string) bool {
 	return slices.Contains(k.unusable, token)
 }
 
-// hadLife reports whether a token was used before for as long as it lived.
-func (k *knownTokens) hadLife(token string) bool {
+// before returns the lease that a new one of that token follows: the one it renews, or
+// that of the same token; nil if neither was ever good by its own answer.
+func (k *knownTokens) before(token string, renews *lease) *lease {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.lived == token
+	switch {
+	case renews != nil && !renews.expiredOnArrival:
+		return renews
+	case k.lived.text() == token:
+		return k.lived
+	}
+	return nil
 }
 
 // A history is what decides about 401s: which token a renewal has replaced, and how
 // many logins they have cost. Whoever has a history guards it with a mutex.
 type history struct {
 	previous *lease // that a renewal has replaced; nil: none
-	next     *lease // that previous stands in for until the partner knows it; nil: none
+	next     *lease // that previous is sent in place of until the partner knows it; nil: none
 
 	unproven int // logins after a 401, or instead of a refresh, since a token was accepted
 	relogins *rate.Limiter
@@ -260,13 +267,12 @@ func newHistory() history {
 
 // decide returns what follows from a 401 to a request that was sent with l.
 func (h *history) decide(l, current *lease, now time.Time) rejection {
-	young := now.Sub(l.issued) < lagTime && !l.accepted.Load()
 	switch {
 	case current.text() != l.text():
 		return useCurrent
 	case h.next != nil:
 		return useNext
-	case young && h.previous.good(now) && h.previous.text() != l.text():
+	case l.isYoung(now) && h.previous.good(now) && h.previous.text() != l.text():
 		return usePrevious
 	case !h.mayLogin(l, now):
 		return keepToken
@@ -279,7 +285,10 @@ func (h *history) mayLogin(l *lease, now time.Time) bool {
 	if l.accepted.Load() {
 		h.unproven = 0
 	}
-	if h.unproven >= maxUnproven && now.Sub(l.issued) < reloginEvery {
+	switch {
+	case l.isYoung(now) && l.fromStore: // that process sees to it, and another login would end its token
+		return false
+	case h.unproven >= maxUnproven && now.Sub(l.issued) < reloginEvery:
 		return false
 	}
 	return h.relogins.TokensAt(now) >= 1

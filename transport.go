@@ -19,12 +19,12 @@ import (
 )
 
 // A Transport is an http.RoundTripper that puts a token on requests to its Origins,
-// keeps them inside the quota, and traces them. Requests to anywhere else go to the
+// keeps them within the quota, and traces them. Requests to anywhere else go to the
 // Base as they are, so a redirect does not carry the token away. If a 401 surprises
 // you, compare the hosts.
 //
-// A request that is answered 401 is sent once more with a new token, and one that is
-// answered 429 once more after the pause that the answer asks for, if its body can be
+// A request that is answered 401 is retried once with a new token, and one that is
+// answered 429 once after the pause that the answer asks for, if its body can be
 // replayed (none, http.NoBody, or GetBody) and, for 429, if the pause ends before the
 // context's deadline and within two windows. Every other answer is returned as it is.
 // GetBody is called only after the Base has closed the first body.
@@ -88,11 +88,11 @@ type tokens interface {
 	// usable reports whether newest would return a token. It is called with the
 	// queue's lock held.
 	usable(l *lease) bool
-	// reject is told that a request with l was answered 401, and reports whether
-	// another token can be had.
+	// reject drops l after a 401, and reports whether there may be another token.
 	reject(l *lease) bool
-	// surely reports whether a token asked for after a rejection is another one.
-	surely() bool
+	// alwaysReplaces reports whether the lease after a rejection always has another
+	// token.
+	alwaysReplaces() bool
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -163,10 +163,13 @@ func (c *call) again(ctx context.Context, resp *http.Response) bool {
 	}
 	q := c.client.sender.queue
 	reason := c.next.decide(ctx, resp, q.window, func(now time.Time) time.Duration { return q.wait(now, c.ticket) })
-	if reason == "" || reason == unauthorized && !c.client.tokens.reject(c.lease) || !c.next.prepare(ctx, reason, resp, c.lease) {
+	if reason == "" || reason == unauthorized && !c.client.tokens.reject(c.lease) || !c.next.prepare(ctx, reason, resp) {
 		return false
 	}
-	if reason == unauthorized && c.client.tokens.surely() {
+	if c.rejected = nil; reason == unauthorized {
+		c.rejected = c.lease
+	}
+	if c.rejected != nil && c.client.tokens.alwaysReplaces() {
 		c.next.discard() // there will be another answer
 	}
 	return true
@@ -189,7 +192,7 @@ func (c *call) admitInTime(ctx context.Context, now time.Time) (permit, error) {
 func (c *call) admit(ctx context.Context, now time.Time) (permit, error) {
 	s := &c.client.sender
 	for outlived := 0; outlived <= maxOutlived; now = time.Now() {
-		l, from, err := c.client.tokens.lease(ctx, now, s, c.next.rejected)
+		l, from, err := c.client.tokens.lease(ctx, now, s, c.rejected)
 		if err != nil {
 			return permit{}, err
 		}
@@ -268,7 +271,19 @@ func (t *Transport) destination(req *http.Request) (int, error) {
 	case t.client.sender.sentBy(req.Context()):
 		return -1, errOwnBase
 	}
-	return signable(t.client.origins, req)
+	to, err := signable(t.client.origins, req)
+	if err != nil {
+		t.client.refuse(req.Context(), err)
+	}
+	return to, err
+}
+
+// refuse records a call that cannot be sent as it is.
+func (t *client) refuse(ctx context.Context, err error) {
+	began := time.Now()
+	ctx, span := t.sender.telemetry.startCall(ctx)
+	c := call{client: t}
+	c.end(ctx, span, began, nil, err)
 }
 
 // SignIn returns nil as soon as there is a good token. If there is none, it signs in
@@ -364,12 +379,13 @@ type call struct {
 	// of the last attempt
 	attempts int
 	lease    *lease
+	rejected *lease        // if it was answered 401
 	from     string        // where the token came from
 	waited   time.Duration // for permits, of all attempts
 	pace     float64       // of the quota
 }
 
-// end records what the call amounts to.
+// end records the call's span and metrics.
 func (c *call) end(ctx context.Context, span trace.Span, began time.Time, resp *http.Response, err error) {
 	failed := failureOf(ctx, resp, err)
 	t := c.client.sender.telemetry
@@ -392,7 +408,7 @@ func (c *call) end(ctx context.Context, span trace.Span, began time.Time, resp *
 	endSpan(span, failed, append(list, errorAttributes(err)...)...)
 }
 
-// errorAttributes returns what a call's span says of its error.
+// errorAttributes returns the attributes of a call's span that describe err.
 func errorAttributes(err error) (kv []attribute.KeyValue) {
 	if err == nil {
 		return nil

@@ -8,7 +8,7 @@ require (
 	cloud.google.com/go/auth v0.24.3
 	github.com/Azure/azure-sdk-for-go/sdk/azcore v1.24.0
 	github.com/failsafe-go/failsafe-go v0.9.8
-	github.com/partnerauth/partnerauth v0.0.0-00010101000000-000000000000
+	github.com/partnerauth/partnerauth v0.2.0
 	go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp v0.72.0
 	go.opentelemetry.io/otel v1.47.0
 	go.opentelemetry.io/otel/metric v1.47.0

@@ -4,7 +4,7 @@ go 1.26.0
 
 require (
 	github.com/gofrs/flock v0.13.2
-	github.com/partnerauth/partnerauth v0.0.0
+	github.com/partnerauth/partnerauth v0.2.0
 )
 
 require (

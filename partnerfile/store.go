@@ -39,10 +39,14 @@ type Store struct{ dir string }
 
 var _ partnerauth.Store = (*Store)(nil)
 
-// New keeps records in dir, which it makes if need be; "" is partnerauth in the
+// New keeps records in dir, which it creates if need be; "" is partnerauth in the
 // user's cache directory. Files have mode 0600 and are replaced by rename, so
 // that a reader never sees half of one. Locks are flock's: they end with their
-// process, however it ends.
+// process, however it ends. A process that is stopped (Ctrl-Z) keeps its lock;
+// the others wait for it for two seconds and then sign in without the Store.
+//
+// A directory that New cannot write to is an error, since the errors of a Store
+// itself are not: every run would sign in, and nobody would know why.
 func New(dir string) (*Store, error) {
 	if dir == "" {
 		cache, err := os.UserCacheDir()
@@ -53,6 +57,14 @@ func New(dir string) (*Store, error) {
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("partnerfile: %w", err)
+	}
+	probe, err := os.CreateTemp(dir, ".writable-*")
+	if err != nil {
+		return nil, fmt.Errorf("partnerfile: cannot write to the directory: %w", err)
+	}
+	probe.Close()
+	if err := os.Remove(probe.Name()); err != nil {
+		return nil, fmt.Errorf("partnerfile: cannot write to the directory: %w", err)
 	}
 	return &Store{dir}, nil
 }
@@ -99,6 +111,10 @@ func (s *Store) Load(_ context.Context, key string) ([]byte, time.Duration, erro
 	}
 	return c.Record, left, nil
 }
+
+// SavesBeforeExit returns true: a program that ends at once has to wait for the token
+// that it renews, or nobody would save it.
+func (s *Store) SavesBeforeExit() bool { return true }
 
 // TryLock implements partnerauth.Store. The lock is the open file's: the file
 // stays, and is none.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -183,5 +184,35 @@ func TestHolder(t *testing.T) {
 		t.Errorf("got %v, %v, want the lock", lock, err)
 	} else if second, err := mustStore(t, dir).TryLock(context.Background(), "key"); second != nil || err != nil {
 		t.Errorf("got %v, %v in the same process", second, err)
+	}
+}
+
+// TestUnwritable has directories that cannot be written to, the last one not even
+// by root.
+func TestUnwritable(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	closed := filepath.Join(t.TempDir(), "closed")
+	if err := os.Mkdir(closed, 0o500); err != nil {
+		t.Fatal(err)
+	}
+	dirs := []string{file, filepath.Join(file, "below")}
+	if os.Getuid() != 0 && runtime.GOOS != "windows" {
+		dirs = append(dirs, closed, filepath.Join(closed, "below"))
+	}
+	if runtime.GOOS == "linux" {
+		dirs = append(dirs, "/proc/self/fd")
+	}
+	for _, dir := range dirs {
+		if s, err := New(dir); err == nil || s != nil || !strings.HasPrefix(err.Error(), "partnerfile: ") {
+			t.Errorf("%s: got %v, %v, want an error of partnerfile", dir, s, err)
+		}
+	}
+	dir := t.TempDir()
+	mustStore(t, dir)
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("New left %v, %v behind", left, err)
 	}
 }

@@ -28,10 +28,10 @@ type books struct {
 	telling *call // without asking for any
 	granted []*permit
 
-	away  error     // why Redis is; nil: it is there
-	since time.Time // it is
-	first int       // requests of this process that may count at the server in the first window of that
-	retry time.Time // when one caller tries again
+	trouble *trouble  // what is wrong with Redis; nil: nothing
+	since   time.Time // it is
+	first   int       // requests of this process that may count at the server in the first window of that
+	retry   time.Time // when one caller tries again
 
 	own      []*permit // whose places may be taken, in the order granted
 	proof    *permit   // the last one from Redis
@@ -39,8 +39,13 @@ type books struct {
 	sweeping bool      // there is a timer for sweep
 	urgent   bool      // there is a pause that Redis is to hear of at once
 
+	share float64 // of the full pace, by Redis's last answer; 0: there was none
+	burst int     // likewise
+
 	lesson     lesson    // not told yet
+	good       int64     // when the youngest permit that was answered well was granted, by Redis's clock; 0: told
 	took       time.Time // the last permit
+	sickSince  time.Time // the first of sick
 	well, sick int       // answers of this burst, and those of 503
 }
 
@@ -57,25 +62,40 @@ func (b *books) learn(l lesson) {
 	b.lesson.refusals += l.refusals
 }
 
-// judge learns from an answer: from every 429, and from a burst of 503 among
-// others, as an nginx answers.
-func (q *Quota) judge(p *permit, status int, pause time.Duration) {
+// judge learns from an answer: from a 429, and from a burst of 503 among others, as
+// an nginx answers. Two kinds of refusal say nothing about bursts and pace: one
+// that names a longer pause than a window, and one of a request that was sent when
+// the window was full by Redis's books.
+func (q *Quota) judge(now time.Time, p *permit, status int, pause time.Duration) {
 	switch {
+	case p.granted == 0 || status == 0:
+	case status == 429 && (q.FixedRate || p.full || pause > q.set.window+longPause):
 	case status == 429:
 		q.learn(lesson{p.granted, 1})
 		q.urgent = true
-	case status == 503 && pause <= 0:
-		if q.sick++; q.sick >= sickBurst && q.well > 0 {
-			refusals := int64(1)
-			if q.sick == sickBurst {
-				refusals = sickBurst
-			}
-			q.learn(lesson{-p.granted, refusals})
-			q.urgent = true
+	case status == 503:
+		if !q.FixedRate && pause <= 0 {
+			q.judgeSick(now, p)
 		}
-	case status != 0:
+	default:
 		q.well++
+		q.good = max(q.good, p.granted)
 	}
+}
+
+func (q *Quota) judgeSick(now time.Time, p *permit) {
+	if now.Sub(q.sickSince) > q.set.window/10 {
+		q.sickSince, q.sick = now, 0
+	}
+	if q.sick++; q.sick < sickBurst || q.well == 0 || p.full {
+		return
+	}
+	refusals := int64(1)
+	if q.sick == sickBurst {
+		refusals = sickBurst
+	}
+	q.learn(lesson{-p.granted, refusals})
+	q.urgent = true
 }
 
 // A permit is a partnerauth.Permit.
@@ -85,6 +105,7 @@ type permit struct {
 	granted int64     // by Redis's clock; 0: not by Redis
 	asked   time.Time // before it was granted
 	handed  time.Time // after it was
+	full    bool      // with it the window was, the guard not counted
 
 	free     time.Time // when its place is, of one that is settled
 	unsent   bool
@@ -119,7 +140,7 @@ func (q *Quota) take(now time.Time) *permit {
 		}
 		q.report(p, true).unsent = true
 	}
-	if q.away == nil || q.Replicas == 0 || q.ownTurn(now) > 0 {
+	if q.trouble == nil || q.Replicas == 0 || q.ownTurn(now) > 0 {
 		return nil
 	}
 	p := &permit{q: q, id: q.newID(), asked: now, handed: now}
@@ -203,7 +224,7 @@ func (p *permit) Settle(status int, pause time.Duration) {
 	if until := now.Add(pause); pause > 0 && until.After(q.pause) {
 		q.pause, q.urgent = until, true
 	}
-	q.judge(p, status, pause)
+	q.judge(now, p, status, pause)
 	q.arm()
 	if q.urgent {
 		q.tell(now)
@@ -274,7 +295,7 @@ func (q *Quota) unanswered(now time.Time) (out bool) {
 // become better by what others have told it.
 func (q *Quota) estimate(now time.Time, n int) time.Duration {
 	pause := max(0, q.pause.Sub(now))
-	if n -= len(q.granted); n < 1 || q.away != nil || len(q.waits) == 0 || now.Sub(q.heard) > q.set.window/4 {
+	if n -= len(q.granted); n < 1 || q.trouble != nil || len(q.waits) == 0 || now.Sub(q.heard) > q.set.window/4 {
 		return pause
 	}
 	rounds, n := (n-1)/q.set.requests, (n-1)%q.set.requests+1

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -213,100 +212,63 @@ func TestKilledProcess(t *testing.T) {
 	}
 }
 
-func TestSentinel(t *testing.T) {
+// TestEviction takes one key after the other from a process that is alone: nothing
+// is given twice.
+func TestEviction(t *testing.T) {
 	t.Parallel()
-	master, replica := startServer(t), startServer(t)
-	r := replica.client()
-	defer r.Close()
-	ctx := context.Background()
-	r.ReplicaOf(ctx, "127.0.0.1", fmt.Sprint(master.port))
-	until(t, 10*time.Second, "the replica is in step", func() bool {
-		return strings.Contains(r.Info(ctx, "replication").Val(), "master_link_status:up")
-	})
-	sentinel := &server{t: t, program: master.program, dir: t.TempDir(), port: freePort(t)}
-	config := filepath.Join(sentinel.dir, "sentinel.conf")
-	text := fmt.Sprintf("port %d\nbind 127.0.0.1\ndir %s\nsentinel monitor partner 127.0.0.1 %d 1\nsentinel down-after-milliseconds partner 1000\nsentinel failover-timeout partner 3000\n",
-		sentinel.port, sentinel.dir, master.port)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	sentinel.startSentinel(config)
-	t.Cleanup(sentinel.kill)
-	c := sentinel.client()
-	defer c.Close()
-	until(t, 15*time.Second, "the sentinel knows the replica", func() bool {
-		return strings.Contains(c.Info(ctx, "sentinel").Val(), "slaves=1")
-	})
-	p := newPartner(t, 100, window)
-	got, _, _ := hungry(t, master, p, 4, job{Redis: []string{sentinel.addr()}, Master: "partner", For: 5 * window}, func(fleet) {
-		pass(window)
-		master.kill()
-	})
-	got.check(t, most, 3*window+time.Second, 0.4)
-}
-
-// startCluster starts three nodes of a Redis Cluster.
-func startCluster(t *testing.T) (addrs []string) {
-	var nodes []*server
-	ctx := context.Background()
-	for range 3 {
-		nodes = append(nodes, startServer(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"))
-	}
-	for i, node := range nodes {
-		addrs = append(addrs, node.addr())
-		c := node.client()
-		defer c.Close()
-		if err := c.ClusterAddSlotsRange(ctx, i*16384/3, (i+1)*16384/3-1).Err(); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.ClusterMeet(ctx, "127.0.0.1", fmt.Sprint(nodes[0].port)).Err(); err != nil {
-			t.Fatal(err)
-		}
-		until(t, 20*time.Second, "the cluster is up", func() bool {
-			return i < 2 || strings.Contains(c.ClusterInfo(ctx).Val(), "cluster_state:ok")
+	for _, key := range []string{"state", "places", "queue"} {
+		t.Run(key, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t)
+			q := newQuota(t, s)
+			q.Requests = 5
+			ctx, cancel := context.WithTimeout(context.Background(), window-time.Second)
+			defer cancel()
+			for range 5 {
+				if err := grant(ctx, q); err != nil {
+					t.Fatal(err)
+				}
+			}
+			tellNow(t, q)    // else its reports would be as good,
+			pass(window / 3) // and its own estimate would refuse
+			client := s.client()
+			defer client.Close()
+			if n, err := client.Del(ctx, "partnerauth:{test}:"+key).Result(); n != 1 || err != nil {
+				t.Fatalf("deleted %d, %v", n, err)
+			}
+			if err := grant(ctx, q); !isRefusal(err) {
+				t.Errorf("got %v for the sixth of 5 requests, want a refusal", err)
+			}
+			enough, cancel := context.WithTimeout(context.Background(), 2*window)
+			defer cancel()
+			if err := grant(enough, q); err != nil {
+				t.Errorf("got %v a window later", err)
+			}
 		})
 	}
-	return addrs
 }
 
-func TestCluster(t *testing.T) {
-	t.Parallel()
-	addrs := startCluster(t)
-	p := newPartner(t, 100, window)
-	got, _, _ := hungry(t, nil, p, 4, job{Redis: addrs, For: 2 * window}, func(fleet) {})
-	got.check(t, 100, window+500*time.Millisecond, 0.95)
-
-	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs})
-	defer client.Close()
-	testStore(t, client)
-}
-
-func (s *server) startSentinel(config string) {
-	s.t.Helper()
-	s.startArgs(config, "--sentinel")
-}
-
-// TestACL has a user who may do what doc.go says and no more.
-func TestACL(t *testing.T) {
-	t.Parallel()
+// setUsers makes the users that doc.go describes, for a quota of that name.
+func setUsers(t *testing.T, admin *redis.Client, name string, more ...any) {
+	t.Helper()
 	doc, err := os.ReadFile("doc.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := startServer(t)
-	admin := s.client()
-	defer admin.Close()
-	ctx := context.Background()
+	for _, permission := range more {
+		if !strings.Contains(string(doc), permission.(string)) {
+			t.Errorf("doc.go does not name %v", permission)
+		}
+	}
 	users := 0
 	for line := range strings.Lines(string(doc)) {
 		if words := strings.Fields(line); len(words) > 3 && words[1] == "user" {
 			users++
 			args := []any{"acl", "setuser"}
 			for _, word := range words[2:] {
-				args = append(args, strings.Replace(word, ">…", ">secret", 1))
+				args = append(args, strings.NewReplacer(">…", ">secret", "nowpost", name).Replace(word))
 			}
-			args = append(args, "+hello", "+ping", "+client")
-			if err := admin.Do(ctx, args...).Err(); err != nil {
+			if err := admin.Do(context.Background(), append(args, more...)...).Err(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -314,6 +276,16 @@ func TestACL(t *testing.T) {
 	if users != 2 {
 		t.Fatalf("got %d users in doc.go, want 2", users)
 	}
+}
+
+// TestACL has a user who may do what doc.go says and no more.
+func TestACL(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	admin := s.client()
+	defer admin.Close()
+	ctx := context.Background()
+	setUsers(t, admin, "nowpost", "+hello", "+ping", "+client")
 	client := redis.NewClient(&redis.Options{Addr: s.addr(), Username: "quota", Password: "secret"})
 	defer client.Close()
 	q := &Quota{Client: client, Name: "nowpost", Window: time.Second, Requests: 2}

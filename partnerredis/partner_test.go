@@ -17,7 +17,8 @@ type partner struct {
 	*httptest.Server
 	limit  int
 	window time.Duration
-	late   float64 // of requests are 0.3 to 0.8 windows on the way, half of it before they are counted
+	late   float64       // of requests are 0.3 to 0.8 windows on the way, half of it before they are counted
+	slow   time.Duration // up to which all answers take
 	stop   func(n int) time.Duration
 
 	mu      sync.Mutex
@@ -45,6 +46,9 @@ func (p *partner) serve(w http.ResponseWriter, r *http.Request) {
 		d := time.Duration((0.3 + 0.5*rand.Float64()) * float64(p.window))
 		before = time.Duration(rand.Float64() * float64(d))
 		after = d - before
+	}
+	if p.slow > 0 {
+		after = time.Duration(rand.Int64N(int64(p.slow)))
 	}
 	<-time.After(before)
 	status := p.count(r.Header.Get("Worker"))

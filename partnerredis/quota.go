@@ -1,6 +1,7 @@
 package partnerredis
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/partnerauth/partnerauth"
 	"github.com/redis/go-redis/v9"
+	"go.opentelemetry.io/otel/metric"
 )
 
 const (
@@ -31,11 +33,17 @@ const (
 	mostCounted = 200 // of a process's own permits, for each call
 	sickBurst   = 3   // answers of 503 among others teach, as in partnerauth.Quota
 
-	callTime   = time.Second            // that Redis has for an answer
-	clientTime = 3 * time.Second        // that the client has for its retries
-	retryEvery = 500 * time.Millisecond // while it is away
-	rejoinTime = callTime + retryEvery  // until all have found it again
-	sayBefore  = 50 * time.Millisecond  // the deadline, so that the caller hears why
+	callTime     = time.Second            // that Redis has for an answer
+	clientTime   = 3 * time.Second        // that the client has for its retries
+	retryEvery   = 500 * time.Millisecond // while it is away
+	retryMoving  = 50 * time.Millisecond  // while a slot moves
+	failoverTime = 3 * time.Second        // that a client may ask a node that has been a master, or had the keys
+	rejoinTime   = callTime + retryEvery  // until all have found it again
+	sayBefore    = 50 * time.Millisecond  // the deadline, so that the caller hears why
+
+	// longPause beyond a window is a pause that has nothing to do with it, such as a
+	// daily limit's.
+	longPause = 2 * time.Second
 )
 
 // A Quota is a [partnerauth.Quota] that all processes with its Name on one Redis
@@ -55,11 +63,22 @@ type Quota struct {
 	Burst    int            // most requests sent at once after a quiet time; 0: Requests
 	Replicas int            // what to do while Redis is away: 0 sends nothing, n goes on with Requests/n in each process
 
-	once    sync.Once
-	err     error
-	set     settings
-	head    chan struct{} // held by the caller that Redis is asked for
-	callers atomic.Int64
+	// FixedRate is for partners that count and do not shape: refusals then pause
+	// everybody and change neither bursts nor pace.
+	FixedRate bool
+
+	MeterProvider metric.MeterProvider // nil: otel's global
+
+	once      sync.Once
+	err       error
+	set       settings
+	scripts   scripts
+	reachable gauge
+	head      chan struct{} // held by the caller that Redis is asked for
+	callers   atomic.Int64
+
+	// mu guards books. Nothing under it waits, calls what a user gave, or takes
+	// another lock.
 
 	mu sync.Mutex
 	books
@@ -78,39 +97,44 @@ var _ partnerauth.PermitLimiter = (*Quota)(nil)
 
 func (q *Quota) init() error {
 	q.once.Do(func() {
-		s := settings{requests: q.Requests, window: q.Window, burst: q.Burst}
-		if s.requests == 0 {
-			s.requests = defaultRequests
+		s := settings{
+			requests: cmp.Or(q.Requests, defaultRequests),
+			window:   cmp.Or(q.Window, defaultWindow),
 		}
-		if s.window == 0 {
-			s.window = defaultWindow
-		}
-		if s.burst == 0 {
-			s.burst = s.requests
-		}
-		switch {
-		case q.Client == nil:
-			q.err = errors.New("partnerredis: Quota.Client is nil")
-		case q.Name == "" || strings.ContainsAny(q.Name, "{}"):
-			q.err = fmt.Errorf("partnerredis: Quota.Name is %q, want a name without braces", q.Name)
-		case s.requests < 1 || s.requests > maxRequests:
-			q.err = fmt.Errorf("partnerredis: Quota.Requests is %d, want 1 to %d", s.requests, maxRequests)
-		case s.window < minWindow || s.window > maxWindow:
-			q.err = fmt.Errorf("partnerredis: Quota.Window is %v, want %v to %v", s.window, minWindow, maxWindow)
-		case s.burst < 1 || s.burst > s.requests:
-			q.err = fmt.Errorf("partnerredis: Quota.Burst is %d, want 1 to Requests, %d", s.burst, s.requests)
-		case q.Replicas < 0:
-			q.err = fmt.Errorf("partnerredis: Quota.Replicas is %d, want 0 or more", q.Replicas)
-		}
+		s.burst = cmp.Or(q.Burst, s.requests)
 		s.guard = min(maxGuard, s.window/20)
 		s.lag = s.guard / 2
 		prefix := "partnerauth:{" + q.Name + "}:" // one slot of a cluster
 		s.keys = []string{prefix + "state", prefix + "places", prefix + "queue"}
 		q.set = s
+		if q.err = q.mistake(); q.err == nil {
+			q.reachable = newGauge(q.MeterProvider, q.Name)
+		}
+		q.scripts.client = q.Client
 		q.head = make(chan struct{}, 1)
 		q.prefix = newID()
 	})
 	return q.err
+}
+
+// mistake returns an error that names the field that is wrong.
+func (q *Quota) mistake() error {
+	s := &q.set
+	switch {
+	case q.Client == nil:
+		return errors.New("partnerredis: Quota.Client is nil")
+	case q.Name == "" || strings.ContainsAny(q.Name, "{}"):
+		return fmt.Errorf("partnerredis: Quota.Name is %q, want a name without braces", q.Name)
+	case s.requests < 1 || s.requests > maxRequests:
+		return fmt.Errorf("partnerredis: Quota.Requests is %d, want 1 to %d", s.requests, maxRequests)
+	case s.window < minWindow || s.window > maxWindow:
+		return fmt.Errorf("partnerredis: Quota.Window is %v, want %v to %v", s.window, minWindow, maxWindow)
+	case s.burst < 1 || s.burst > s.requests:
+		return fmt.Errorf("partnerredis: Quota.Burst is %d, want 1 to Requests, %d", s.burst, s.requests)
+	case q.Replicas < 0:
+		return fmt.Errorf("partnerredis: Quota.Replicas is %d, want 0 or more", q.Replicas)
+	}
+	return nil
 }
 
 // Wait waits for leave to send one request that no Transport sends. The request
@@ -126,26 +150,25 @@ func (q *Quota) Wait(ctx context.Context) error {
 
 // Permit waits for leave to send one request. Calls are served in order.
 //
-// Its error is [partnerauth.ErrRateLimited], at once, if the turn would come
-// after ctx's deadline, or if Redis has been away for a Window; it tells
-// RetryAfter and unwraps to what went wrong with Redis. Else it is that of ctx,
-// or tells which field of q is wrong.
+// Its error Is [partnerauth.ErrRateLimited] if the turn would come after ctx's
+// deadline, at once; if Redis has been away for a Window; and, at once, if Redis
+// refuses for a reason that waiting does not cure, such as a wrong password. That
+// error has a method RetryAfter and unwraps to what went wrong with Redis. Other
+// errors are that of ctx, and one that names the field of q that is wrong. With a ctx that has ended, Permit returns at
+// once: with what is wrong with Redis, if anything is known to be, else with the
+// error of ctx.
 func (q *Quota) Permit(ctx context.Context, waiting int) (partnerauth.Permit, error) {
 	if err := q.init(); err != nil {
 		return nil, err
 	}
-	defer q.callers.Add(-1)
-	if ahead := int(q.callers.Add(1)); ahead > 1 { // they came by hand
-		if wait := q.Estimate(ahead); wait > left(ctx) {
-			return nil, &refusal{wait: wait, left: left(ctx)}
-		}
-	}
-	select {
-	case q.head <- struct{}{}:
-		defer func() { <-q.head }()
-	case <-ctx.Done():
+	if ctx.Err() != nil {
 		return nil, q.ended(ctx)
 	}
+	defer q.callers.Add(-1)
+	if err := q.join(ctx, int(q.callers.Add(1))); err != nil {
+		return nil, err
+	}
+	defer func() { <-q.head }()
 	c := caller{ctx: ctx, waiting: max(waiting, int(q.callers.Load()))}
 	for {
 		p, next, err := q.step(&c)
@@ -160,6 +183,39 @@ func (q *Quota) Permit(ctx context.Context, waiting int) (partnerauth.Permit, er
 			return nil, q.ended(ctx)
 		case <-next.call: // nil: there is none
 		case <-time.After(next.wait):
+		}
+	}
+}
+
+// join waits to be the head. The caller is the n-th.
+func (q *Quota) join(ctx context.Context, n int) error {
+	if n > 1 { // they came by hand
+		if wait := q.Estimate(n); wait > left(ctx) {
+			return q.refuse(ctx, wait)
+		}
+	}
+	select {
+	case q.head <- struct{}{}:
+		return nil
+	default:
+		return q.behind(ctx)
+	}
+}
+
+// behind waits for those ahead. A caller behind hears what is wrong, too.
+func (q *Quota) behind(ctx context.Context) error {
+	soon := time.NewTimer(left(ctx) - sayBefore)
+	defer soon.Stop()
+	for {
+		select {
+		case q.head <- struct{}{}:
+			return nil
+		case <-ctx.Done():
+			return q.ended(ctx)
+		case <-soon.C:
+			if q.troubled() {
+				return q.refuse(ctx, retryEvery)
+			}
 		}
 	}
 }
@@ -188,7 +244,7 @@ func (q *Quota) step(c *caller) (p *permit, n next, err error) {
 	if p := q.take(now); p != nil {
 		return p, n, nil
 	}
-	if q.away != nil {
+	if q.trouble != nil {
 		n, err = q.without(now, c)
 		return nil, n, err
 	}
@@ -221,13 +277,17 @@ func (q *Quota) without(now time.Time, c *caller) (next, error) {
 	if q.asking == nil {
 		wait = q.retry.Sub(now)
 	}
-	if q.Replicas > 0 {
+	switch {
+	case q.Replicas > 0:
 		wait = min(wait, q.ownTurn(now))
-	} else if patience := q.since.Add(q.set.window).Sub(now); q.asking == nil || q.asking != c.asked {
-		left = min(left, patience)
+	case q.asking != nil && q.asking == c.asked: // its own question may find Redis again
+	case q.trouble.kind == refusing:
+		left = 0
+	default:
+		left = min(left, q.since.Add(q.set.window).Sub(now))
 	}
 	if left <= 0 {
-		return next{}, &refusal{wait: max(0, q.retry.Sub(now)), left: left, away: q.away}
+		return next{}, &refusal{wait: max(0, q.retry.Sub(now)), left: left, trouble: q.trouble}
 	}
 	n := next{wait: min(wait, left)}
 	if q.asking != nil {
@@ -236,8 +296,8 @@ func (q *Quota) without(now time.Time, c *caller) (next, error) {
 	return n, nil
 }
 
-// Estimate tells how long the n-th request from now has to wait at least, by what
-// Redis last said; it asks nobody.
+// Estimate returns how long the n-th request from now has to wait at least, by what
+// Redis last said. It sends nothing.
 func (q *Quota) Estimate(n int) time.Duration {
 	if q.init() != nil {
 		return 0
@@ -253,23 +313,52 @@ func (q *Quota) Period() time.Duration {
 	return q.set.window
 }
 
+// Pace returns what refusals have left of the full pace, and the largest burst, by
+// what Redis last said. It asks nobody.
+func (q *Quota) Pace() (share float64, burst int) {
+	if q.init() != nil {
+		return 1, 0
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.share == 0 {
+		return 1, q.set.burst
+	}
+	return q.share, q.burst
+}
+
+func (q *Quota) troubled() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.trouble != nil
+}
+
+func (q *Quota) refuse(ctx context.Context, wait time.Duration) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return &refusal{wait: wait, left: left(ctx), trouble: q.trouble}
+}
+
 func (q *Quota) ended(ctx context.Context) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.endedLocked(ctx)
 }
 
-// endedLocked tells why ctx is over. A deadline that passed in the queue was not
+// endedLocked returns why ctx has ended. A deadline that passed in the queue was not
 // known to be too short.
 func (q *Quota) endedLocked(ctx context.Context) error {
 	err, cause := ctx.Err(), context.Cause(ctx)
+	if !errors.Is(cause, err) {
+		cause = fmt.Errorf("%w: %w", err, cause)
+	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return &refusal{wait: max(0, time.Until(q.turn)), away: q.away}
-	case errors.Is(cause, err):
-		return cause
+		return &refusal{wait: max(0, time.Until(q.turn)), trouble: q.trouble}
+	case q.trouble != nil:
+		return &refusal{wait: max(0, time.Until(q.retry)), trouble: q.trouble, ended: cause}
 	}
-	return fmt.Errorf("%w: %w", err, cause)
+	return cause
 }
 
 // left is how long ctx has.
@@ -279,29 +368,3 @@ func left(ctx context.Context) time.Duration {
 	}
 	return math.MaxInt64
 }
-
-// A refusal is the error of a caller whose turn would come too late.
-type refusal struct {
-	wait time.Duration // as far as it can be told
-	left time.Duration // until the deadline
-	away error         // what is wrong with Redis
-}
-
-func (e *refusal) Error() string {
-	switch {
-	case e.away != nil:
-		return fmt.Sprintf("partnerredis: %v: Redis is away: %v", partnerauth.ErrRateLimited, e.away)
-	case e.left <= 0:
-		return fmt.Sprintf("partnerredis: %v: the deadline passed while waiting", partnerauth.ErrRateLimited)
-	}
-	return fmt.Sprintf("partnerredis: %v: the wait would be %v, the deadline is in %v",
-		partnerauth.ErrRateLimited, e.wait.Round(time.Millisecond), e.left.Round(time.Millisecond))
-}
-
-func (e *refusal) Is(target error) bool {
-	return target == partnerauth.ErrRateLimited || target == context.DeadlineExceeded
-}
-
-func (e *refusal) Unwrap() error             { return e.away }
-func (e *refusal) Timeout() bool             { return true }
-func (e *refusal) RetryAfter() time.Duration { return e.wait }

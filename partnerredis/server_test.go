@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -94,7 +93,7 @@ func (s *server) startArgs(args ...string) {
 	s.cmd = exec.Command(s.program, args...)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	s.cmd.Env = append(os.Environ(), s.env...)
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	s.cmd.SysProcAttr = endWithTest()
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -239,13 +238,13 @@ func (w *wire) mend(t testing.TB) {
 
 // stop lets the server hang, as a machine that is frozen does.
 func stop(t *testing.T, s *server) {
-	if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := s.cmd.Process.Signal(freeze); err != nil {
 		t.Error(err)
 	}
 }
 
 func goOn(t *testing.T, s *server) {
-	if err := s.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+	if err := s.cmd.Process.Signal(thaw); err != nil {
 		t.Error(err)
 	}
 }

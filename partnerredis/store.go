@@ -39,8 +39,8 @@ var errLockLost = errors.New("partnerredis: the lock was lost")
 // A Store is a [partnerauth.Store] on Redis or Valkey: one account's token serves
 // all processes that share it, and one of them signs in. Safe for concurrent use.
 type Store struct {
-	client redis.Scripter
-	keys   []sealKey // none: plain text
+	scripts *scripts
+	keys    []sealKey // none: plain text
 }
 
 var _ partnerauth.Store = (*Store)(nil)
@@ -57,7 +57,7 @@ type sealKey struct {
 // when the tokens of that time are over. What none of them opens counts as absent.
 // Each has 32 bytes; none, or another length, is an error.
 func NewStore(client redis.Scripter, keys ...[]byte) (*Store, error) {
-	s := &Store{client: client}
+	s := &Store{scripts: &scripts{client: client}}
 	if len(keys) == 0 {
 		return nil, errors.New("partnerredis: NewStore needs a key")
 	}
@@ -81,7 +81,9 @@ func NewStore(client redis.Scripter, keys ...[]byte) (*Store, error) {
 }
 
 // NewPlaintextStore lets everybody who can read Redis read the tokens.
-func NewPlaintextStore(client redis.Scripter) *Store { return &Store{client: client} }
+func NewPlaintextStore(client redis.Scripter) *Store {
+	return &Store{scripts: &scripts{client: client}}
+}
 
 // String hides the keys.
 func (s *Store) String() string { return "partnerredis.Store" }
@@ -90,12 +92,12 @@ func tokenKey(key string) string { return "partnerauth:{" + key + "}:token" }
 func lockKey(key string) string  { return "partnerauth:{" + key + "}:lock" }
 
 func (s *Store) run(ctx context.Context, script *redis.Script, keys []string, args ...any) *redis.Cmd {
-	if s.client == nil {
+	if s.scripts == nil || s.scripts.client == nil {
 		cmd := redis.NewCmd(ctx)
 		cmd.SetErr(errors.New("partnerredis: the Store's client is nil"))
 		return cmd
 	}
-	return runScript(ctx, s.client, script, keys, args)
+	return s.scripts.run(ctx, script, keys, args...)
 }
 
 // Load implements partnerauth.Store.

@@ -16,7 +16,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -67,6 +66,7 @@ func (silent) Printf(context.Context, string, ...any) {}
 type job struct {
 	Redis    []string // address; with Master the sentinels'; more than one: a cluster
 	Master   string
+	User     string // as which to ask Redis
 	Partner  string
 	Name     string
 	Requests int
@@ -91,7 +91,11 @@ type report struct {
 }
 
 func (j job) client() redis.UniversalClient {
-	return redis.NewUniversalClient(&redis.UniversalOptions{Addrs: j.Redis, MasterName: j.Master, DisableIdentity: true})
+	o := &redis.UniversalOptions{Addrs: j.Redis, MasterName: j.Master, DisableIdentity: true}
+	if j.User != "" {
+		o.Username, o.Password, o.ReadOnly = j.User, "secret", len(j.Redis) > 1
+	}
+	return redis.NewUniversalClient(o)
 }
 
 func work(text string) {
@@ -111,7 +115,7 @@ func work(text string) {
 		return
 	}
 	q := &Quota{Client: client, Name: j.Name, Requests: j.Requests, Window: j.Window, Replicas: j.Replicas}
-	redis.NewScript("return 1").Run(context.Background(), client, []string{"warm"}) // nobody is late for the first burst by its dialing
+	redis.NewScript("return 1").Run(context.Background(), client, []string{"partnerauth:{test}:state"}) // nobody is late for the first burst by its dialing
 	idle := runtime.NumGoroutine()
 	fmt.Println("ready")
 	bufio.NewReader(os.Stdin).ReadString('\n') // all start together
@@ -291,7 +295,7 @@ func startWorker(t testing.TB, j job) *worker {
 	w := &worker{t: t, cmd: exec.Command(path)}
 	w.cmd.Env = append(os.Environ(), workerVariable+"="+string(text))
 	w.cmd.Stderr = os.Stderr
-	w.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	w.cmd.SysProcAttr = endWithTest()
 	w.stdin, _ = w.cmd.StdinPipe()
 	out, _ := w.cmd.StdoutPipe()
 	w.out = bufio.NewReader(out)

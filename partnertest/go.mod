@@ -2,10 +2,8 @@ module github.com/partnerauth/partnerauth/partnertest
 
 go 1.26.0
 
-replace github.com/partnerauth/partnerauth => ../
-
 require (
-	github.com/partnerauth/partnerauth v0.0.0-00010101000000-000000000000
+	github.com/partnerauth/partnerauth v0.2.0
 	golang.org/x/oauth2 v0.37.0
 )
 

@@ -83,7 +83,7 @@ func forgetsGood(t *testing.T, pr peer) (forgets bool) {
 	return forgets
 }
 
-// byHand tells of a peer that does not forget by itself whether it can be made
+// byHand reports whether a peer that does not forget by itself can be made
 // to, also while a fetch is under way that was answered before.
 func byHand(t *testing.T, pr peer) (text string) {
 	text = "no"

@@ -33,22 +33,10 @@ const (
 
 // draw makes the picture of what the server counted for each of the clients.
 func draw(path string, counts [][]step) error {
-	plot.DefaultFont = font.Font{Typeface: "Liberation", Variant: "Sans"}
-	p := plot.New()
-	p.Title.Text = fmt.Sprintf("%d goroutines that never stop, against a limit of %d requests in any minute", hungry, limit)
-	p.Title.TextStyle.Font.Size = 13.5
-	p.Title.Padding = 10
-	p.X.Label.Text = "time (minutes)"
-	p.Y.Label.Text = "counted by the server in 60 s"
-	p.X.Min, p.X.Max = 0, duration.Minutes()
-	p.Y.Min, p.Y.Max = 0, highest
+	p := axes("time (minutes)", "requests in the last 60 s", duration.Minutes(), highest)
+	p.Title.Text = fmt.Sprintf("partnerauth never exceeds %d requests in any minute", limit)
 	p.X.Tick.Marker = ticks(duration.Minutes(), 0.5, 1)
 	p.Y.Tick.Marker = ticks(200, 25, 50)
-	for _, axis := range []*plot.Axis{&p.X, &p.Y} {
-		axis.Label.TextStyle.Font.Size = 12
-		axis.Tick.Label.Font.Size = 11
-		axis.Padding = 0
-	}
 
 	refused, err := plotter.NewPolygon(plotter.XYs{
 		{X: 0, Y: limit}, {X: duration.Minutes(), Y: limit}, {X: duration.Minutes(), Y: highest}, {X: 0, Y: highest},
@@ -66,34 +54,77 @@ func draw(path string, counts [][]step) error {
 	}
 	area.FillColor, area.Width = sky, 0
 	p.Add(area)
-	for _, l := range []curve{
-		{orange, 1.3, nil, stairs(counts[0])},
-		{grey, 1.3, nil, stairs(counts[1])},
-		{green, 1.3, nil, stairs(counts[2])},
-		{blue, 2.4, nil, stairs(counts[ours])},
+	return add(p, path, 4.6*vg.Inch,
+		curve{orange, 1.3, nil, stairs(counts[0])},
+		curve{green, 1.3, nil, stairs(counts[1])},
+		curve{blue, 2.4, nil, stairs(counts[ours])},
 		// The limit is above all, in dashes, so that ours shows between them.
-		{red, 2.4, []vg.Length{9, 7}, plotter.XYs{{X: 0, Y: limit}, {X: duration.Minutes(), Y: limit}}},
-		// from a dip to its label
-		{black, 0.6, nil, plotter.XYs{{X: 3.13, Y: 37}, {X: 3.21, Y: 37}}},
-	} {
-		if err := l.add(p); err != nil {
-			return err
-		}
-	}
+		curve{red, 1.6, []vg.Length{9, 7}, plotter.XYs{{X: 0, Y: limit}, {X: duration.Minutes(), Y: limit}}},
+		// from the first dip to its label
+		curve{black, 0.6, nil, plotter.XYs{{X: 1.07, Y: 26}, {X: 1.18, Y: 26}}},
 
-	for _, l := range []label{
-		{1.05, 190, orange, fmt.Sprintf("rate.Limiter, 100 a minute, burst 100: %d", peak(counts[0]))},
-		{0.3, 4, grey, fmt.Sprintf("rate.Limiter, 100 a\nminute, burst 1: %d", peak(counts[1]))},
-		{1.17, 51, green, fmt.Sprintf("rate.Limiter, 80 a\nminute, burst 20: %d", peak(counts[2]))},
-		{2.2, 51, blue, fmt.Sprintf("partnerauth, as it\ncomes: at most %d", peak(counts[ours]))},
-		{2.2, 106, red, fmt.Sprintf("the limit, %d: what is above it is refused with 429", limit)},
-		{3.24, 17, black, "each dip: a place is\nused again a minute\nand one second\nafter its answer"},
-	} {
-		if err := l.add(p); err != nil {
+		label{1.06, 188, orange, fmt.Sprintf("rate.Limiter, 100 a minute, burst 100: up to %d in a minute", peak(counts[0]))},
+		label{2.85, 150, red, "up here the server answers 429"},
+		label{2.85, 106, red, fmt.Sprintf("the limit: %d in any minute", limit)},
+		label{1.2, 54, green, "rate.Limiter, 80 a minute,\nburst 20: a fifth unused"},
+		label{0.1, 87, blue, fmt.Sprintf("partnerauth: up to %d", peak(counts[ours]))},
+		label{1.2, 13, black, "Each dip: a place is used\nagain only 61 s after the\nanswer to its request."},
+	)
+}
+
+// drawLight makes the picture of what a stray 429 costs a service that makes ten
+// calls at once each minute.
+func drawLight(path string, now []float64) error {
+	const minutes, seconds = lightMinutes - 3, 6.6
+	p := axes("minutes since the 429", "longest call (seconds)", minutes, seconds)
+	p.Title.Text = "Ten calls at once each minute, one of them refused once with 429"
+	p.X.Tick.Marker, p.Y.Tick.Marker = ticks(minutes, 1, 5), ticks(6, 1, 2)
+	return add(p, path, 2.9*vg.Inch,
+		curve{orange, 1.6, nil, sinceStray(beforeBurst10)},
+		curve{grey, 1.6, nil, sinceStray(before)},
+		curve{blue, 2.6, nil, sinceStray(now)},
+
+		label{11.2, 5.1, orange, "version 0.1 with Burst 10: over 2 s for half an hour"},
+		label{5.3, 1.0, grey, "version 0.1: slow for a quarter of an hour"},
+		label{15.2, 0.35, blue, fmt.Sprintf("now: %.1f s once, then %.0f ms as before", now[stray/lightCalls], now[len(now)-1]*1000)},
+	)
+}
+
+// sinceStray makes points of what happened from the minute of the 429 on.
+func sinceStray(seconds []float64) (xys plotter.XYs) {
+	for i, y := range seconds[stray/lightCalls:] {
+		xys = append(xys, plotter.XY{X: float64(i), Y: y})
+	}
+	return xys
+}
+
+// axes is an empty picture.
+func axes(x, y string, right, top float64) *plot.Plot {
+	plot.DefaultFont = font.Font{Typeface: "Liberation", Variant: "Sans"}
+	p := plot.New()
+	p.Title.TextStyle.Font.Size = 13.5
+	p.Title.Padding = 10
+	p.X.Label.Text, p.Y.Label.Text = x, y
+	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 0, right, 0, top
+	for _, axis := range []*plot.Axis{&p.X, &p.Y} {
+		axis.Label.TextStyle.Font.Size = 12
+		axis.Tick.Label.Font.Size = 11
+		axis.Padding = 0
+	}
+	return p
+}
+
+// A mark is something to draw.
+type mark interface{ add(*plot.Plot) error }
+
+// add draws the marks and saves the picture.
+func add(p *plot.Plot, path string, height vg.Length, marks ...mark) error {
+	for _, m := range marks {
+		if err := m.add(p); err != nil {
 			return err
 		}
 	}
-	return save(p, path)
+	return save(p, path, height)
 }
 
 // A curve is a line through points.
@@ -135,8 +166,8 @@ func (l label) add(p *plot.Plot) error {
 }
 
 // save writes p with some space around it, in a font that everybody has.
-func save(p *plot.Plot, path string) error {
-	c := vgsvg.New(9*vg.Inch, 4.6*vg.Inch)
+func save(p *plot.Plot, path string, height vg.Length) error {
+	c := vgsvg.New(9*vg.Inch, height)
 	all := vgdraw.New(c)
 	all.SetColor(color.White)
 	all.Fill(all.Rectangle.Path())

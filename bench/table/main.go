@@ -76,7 +76,7 @@ func (p plan) run(w io.Writer) error {
 	fmt.Fprintf(w, "%s, %s/%s, GOMAXPROCS %d, %d rounds of %s.\n\n",
 		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.GOMAXPROCS(0), p.rounds, p.benchtime)
 	if p.short {
-		fmt.Fprint(w, "No ratios: each benchmark ran once, for one call, which tells nothing about the next.\n\n")
+		fmt.Fprint(w, "No ratios: each benchmark ran once, for one call, which says nothing about the next.\n\n")
 	}
 	all.print(w)
 	if p.renewals > 0 {

@@ -60,7 +60,7 @@ func export(ctx context.Context) (flush func(context.Context) error, err error) 
 	return func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 		defer cancel()
-		// ForceFlush tells what could not be sent; Shutdown of spans does not.
+		// ForceFlush returns an error for what could not be sent; Shutdown of spans does not.
 		return errors.Join(traces.ForceFlush(ctx), traces.Shutdown(ctx), meters.Shutdown(ctx))
 	}, nil
 }

@@ -9,8 +9,8 @@ replace (
 
 require (
 	github.com/Shopify/toxiproxy/v2 v2.12.0
-	github.com/partnerauth/partnerauth v0.0.0
-	github.com/partnerauth/partnerauth/partnerredis v0.0.0
+	github.com/partnerauth/partnerauth v0.2.0
+	github.com/partnerauth/partnerauth/partnerredis v0.2.0
 	github.com/redis/go-redis/v9 v9.23.0
 	github.com/rs/zerolog v1.33.0
 	go.uber.org/goleak v1.3.0

@@ -3,7 +3,7 @@ module github.com/partnerauth/partnerauth/internal/model
 go 1.26.0
 
 require (
-	github.com/partnerauth/partnerauth v0.0.0
+	github.com/partnerauth/partnerauth v0.2.0
 	go.opentelemetry.io/otel v1.47.0
 	golang.org/x/oauth2 v0.37.0
 	golang.org/x/time v0.16.0

@@ -84,7 +84,7 @@ func (c *checker) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// buffered returns a copy of req whose body can be had again, and closes the body of req.
+// buffered returns a copy of req whose body can be replayed, and closes the body of req.
 func buffered(req *http.Request) (*http.Request, error) {
 	body := req.Body
 	req = req.Clone(req.Context())

@@ -133,8 +133,8 @@ func (im *importer) order(ctx context.Context, r row) (outcome, error) {
 	return failed, nil
 }
 
-// resolve asks the partner whether an order in doubt exists. It reports false when it does not, and otherwise what the
-// row has come to: found, if it exists.
+// resolve asks the partner whether an order in doubt exists. It reports false when it does not, and otherwise the
+// row's outcome: found, if it exists.
 func (im *importer) resolve(ctx context.Context, r row, found outcome) (o outcome, known bool, err error) {
 	id := r.order.PartnerOrderID
 	var last error
@@ -177,7 +177,7 @@ func (im *importer) settled(r row, o outcome, order *nowpost.Order) (outcome, er
 	return o, nil
 }
 
-// create asks for the order once. Without an order, the state tells what is known of its existence: sending, when there
+// create asks for the order once. Without an order, the state says what is known of its existence: sending, when there
 // may be one, or notCreated.
 func (im *importer) create(ctx context.Context, r row) (*nowpost.Order, state, error) {
 	ctx, fate := withFate(ctx)
@@ -252,7 +252,7 @@ func (e statusError) Error() string {
 	return strings.TrimSpace(fmt.Sprintf("%d %s %s", e.status, http.StatusText(e.status), e.text))
 }
 
-// final tells whether the same request would be refused again. A 429 says to come back, and partnerauth holds the next
+// final reports whether the same request would be refused again. A 429 says to come back, and partnerauth holds the next
 // request back for as long as the partner asked; after a 401 the next request has a new token.
 func (e statusError) final() bool {
 	switch e.status {
@@ -262,7 +262,7 @@ func (e statusError) final() bool {
 	return e.status >= 400 && e.status < 500
 }
 
-// fatal tells whether each further row would meet the same error.
+// fatal reports whether each further row would meet the same error.
 func fatal(err error) bool {
 	if auth, ok := errors.AsType[*partnerauth.AuthError](err); ok && auth.Op == "config" {
 		return true

@@ -9,9 +9,9 @@
 // The first line of the sheet names the columns: partner_order_id, pudo_point_id, name, email, phone, item, qty, price
 // and weight_kg. Each further line is one order of one item. A line that is no order is reported and left out.
 //
-// What was done stands in a journal beside the sheet, a JSON line for each step, tracking codes included. The same
+// What was done is in a journal beside the sheet, a JSON line for each step, tracking codes included. The same
 // command again goes on where the last run stopped, however it stopped: orders whose answer was lost are looked up at
-// the partner by their partner_order_id before anything is sent again. Ctrl-C finishes what is on the wire and tells
+// the partner by their partner_order_id before anything is sent again. Ctrl-C finishes what is on the wire and prints
 // what is left; a second Ctrl-C ends the program at once. A lock beside the journal turns away a second run at the same
 // time; its file stays there.
 //
@@ -192,7 +192,7 @@ func baseURL(account partnerauth.NowPost) string {
 	return account.BaseURL
 }
 
-// fail tells what stopped the program, and what to check.
+// fail prints what stopped the program, and what to check.
 func (p program) fail(err error) int {
 	shown := err
 	if auth, ok := errors.AsType[*partnerauth.AuthError](err); ok {

@@ -62,7 +62,7 @@ func readSheet(r io.Reader) (rows []row, bad []badLine, err error) {
 			order, err = readOrder(header, fields)
 		}
 		if first, ok := seen[order.PartnerOrderID]; err == nil && ok {
-			err = fmt.Errorf("partner_order_id %q stands in line %d already", order.PartnerOrderID, first)
+			err = fmt.Errorf("partner_order_id %q is in line %d already", order.PartnerOrderID, first)
 		}
 		if err != nil {
 			bad = append(bad, badLine{n, err})

@@ -28,7 +28,7 @@ func TestSheet(t *testing.T) {
 		{name: "several", sheet: head + strings.Replace(strings.Replace(good, "8200", "-1", 1), "jane@", "jane", 1), line: 2, bad: `price "-1" is not a number from 0; email "janeexample.com" is not an address`},
 		{name: "empty", sheet: head + strings.Replace(good, "pudo_1", " ", 1), line: 2, bad: "pudo_point_id is empty"},
 		{name: "too few fields", sheet: head + "A-1,pudo_1\n" + good, rows: 1, line: 2, bad: "2 fields in place of 9"},
-		{name: "twice", sheet: head + good + good, rows: 1, line: 3, bad: `partner_order_id "A-1" stands in line 2 already`},
+		{name: "twice", sheet: head + good + good, rows: 1, line: 3, bad: `partner_order_id "A-1" is in line 2 already`},
 		{name: "open quote", sheet: head + strings.Replace(good, "Kettle", `"Kettle`, 1) + good, rows: 1, line: 2, bad: "extraneous or missing \" in quoted-field"},
 		{name: "quote inside", sheet: head + strings.Replace(good, "Kettle", `Ket"tle`, 1) + good, rows: 1, line: 2, bad: "bare \" in non-quoted-field"},
 		{name: "Latin-1", sheet: head + strings.Replace(good, "Jane", "Ren\xe9", 1), line: 2, bad: "not UTF-8"},

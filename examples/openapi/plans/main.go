@@ -163,7 +163,7 @@ func text(s *string) string {
 	return *s
 }
 
-// fail tells what stopped the program, and what to check.
+// fail prints what stopped the program, and what to check.
 func fail(errOut io.Writer, err error) int {
 	shown := err
 	if auth, ok := errors.AsType[*partnerauth.AuthError](err); ok {

@@ -1,0 +1,165 @@
+package partnerauth_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+
+	"golang.org/x/oauth2"
+
+	"github.com/partnerauth/partnerauth"
+)
+
+// What Authorize does to a request, and what becomes of it. The caller's request stays
+// as it is.
+func TestAuthorize(t *testing.T) {
+	set := func(req *http.Request, token *oauth2.Token) { req.Header.Set("X-Api-Key", token.AccessToken) }
+	for _, c := range []struct {
+		name string
+		do   func(*http.Request, *oauth2.Token) error
+		want string // in the error; "": the call succeeds
+	}{
+		{"sets a header", func(req *http.Request, token *oauth2.Token) error { set(req, token); return nil }, ""},
+		{"changes the path", func(req *http.Request, token *oauth2.Token) error {
+			set(req, token)
+			req.URL.Path, req.URL.RawQuery = "/v2"+req.URL.Path, "key=1"
+			return nil
+		}, ""},
+		{"fails, with the token in its error", func(_ *http.Request, token *oauth2.Token) error {
+			return fmt.Errorf("no key %s: %w", token.AccessToken, errTest)
+		}, "no key REDACTED: the shop is closed"},
+		{"goes elsewhere", func(req *http.Request, _ *oauth2.Token) error { req.URL.Host = "evil.example"; return nil }, "another host"},
+		{"names another host", func(req *http.Request, _ *oauth2.Token) error { req.Host = "evil.example"; return nil }, "another host"},
+		{"goes to plain http", func(req *http.Request, _ *oauth2.Token) error { req.URL.Scheme = "http"; return nil }, "another host"},
+		{"has no URL", func(req *http.Request, _ *oauth2.Token) error { req.URL = nil; return nil }, "another host"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := &partner{open: true}
+			account := acme(good(p))
+			account.Authorize = c.do
+			rt := &partnerauth.Transport{Source: account.TokenSource(), Base: p}
+			body := watched("x")
+			req := posting(t, body)
+			req.Header = http.Header{"x-api-KEY": {"the caller's"}}
+			_, err := rt.RoundTrip(req)
+			errorIf(t, body.closed.Load() != 1, "the body was closed %d times, want once", body.closed.Load())
+			errorIf(t, req.URL.String() != apiURL+"/orders", "the caller's URL is now %s", req.URL)
+			errorIf(t, len(req.Header) != 1 || req.Header["x-api-KEY"] == nil, "the caller's header is now %v", req.Header)
+			if c.want == "" {
+				must(t, err)
+				sent := p.seen()[1].header
+				errorIf(t, len(sent["X-Api-Key"]) != 1 || sent.Get("X-Api-Key") != "token-1", "sent %v, want the token alone", sent)
+				errorIf(t, sent["x-api-KEY"] != nil, "the caller's key was sent as well: %v", sent)
+				return
+			}
+			errorIf(t, err == nil || !strings.Contains(err.Error(), c.want), "got %v, want %q in it", err, c.want)
+			errorIf(t, authOf(err).Op != "authorize", "got Op %q, want authorize", authOf(err).Op)
+			errorIf(t, authOf(err).Provider != "acme", "got provider %q, want acme", authOf(err).Provider)
+			errorIf(t, strings.Contains(c.want, "closed") != errors.Is(err, errTest), "got %v, want what Authorize returned in it", err)
+			errorIf(t, p.count("call") > 0, "%d calls were sent, want none", p.count("call"))
+		})
+	}
+}
+
+// A ReadToken that returns nothing is an error and no panic.
+func TestReadTokenThatReturnsNothing(t *testing.T) {
+	account := acme(good(new(partner)))
+	account.ReadToken = func(http.Header, []byte) (*oauth2.Token, error) { return nil, nil }
+	_, err := account.TokenSource().Token()
+	errorIf(t, err == nil || !strings.Contains(err.Error(), "no token"), "got %v, want an error that says so", err)
+}
+
+// A Transport whose Base leads back to it fails at once, for token requests, calls,
+// and what goes elsewhere.
+func TestOwnBase(t *testing.T) {
+	before := http.DefaultTransport
+	defer func() { http.DefaultTransport = before }()
+	everyProvider(t, func(t *testing.T, pr provider) {
+		rt := &partnerauth.Transport{Source: pr.config(good(nil)).TokenSource()}
+		http.DefaultTransport = roundTripFunc(func(req *http.Request) (*http.Response, error) {
+			return rt.RoundTrip(req.Clone(context.WithValue(req.Context(), foreignKey{}, "wrapped")))
+		})
+		for _, target := range []string{apiURL, "https://elsewhere.example"} {
+			body := watched("x")
+			req := posting(t, body)
+			req.URL, _ = url.Parse(target)
+			_, err := rt.RoundTrip(req)
+			errorIf(t, err == nil || !strings.Contains(err.Error(), "its own Base"), "%s: got %v, want an error that says so", target, err)
+			errorIf(t, body.closed.Load() == 0, "%s: the body was not closed", target)
+		}
+		rt.Source, rt.Origins = static("t"), []string{apiURL}
+		_, err := try(t.Context(), &partnerauth.Transport{Source: rt.Source, Origins: rt.Origins, Base: new(partner)}, "/")
+		must(t, err) // another Transport is not concerned
+	})
+}
+
+// What a server's certificate says is not repeated, and what an error of another
+// package says is not either.
+func TestCertificateErrors(t *testing.T) {
+	for want, err := range map[string]error{
+		"it is for another host name": x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{"hunter2"}},
+			Host: "h"},
+		"it is signed by an unknown authority": x509.UnknownAuthorityError{},
+		"it has expired or is not yet valid":   x509.CertificateInvalidError{Reason: x509.Expired, Detail: "hunter2"},
+		"it is not valid":                      x509.CertificateInvalidError{Reason: x509.TooManyIntermediates},
+	} {
+		for _, pr := range providers {
+			bubble(t, pr.name+" "+want, func(t *testing.T) {
+				_, got := new(partner).on("login", reply{err: &tls.CertificateVerificationError{Err: err}}).source(pr).Token()
+				errorIf(t, got == nil || !strings.Contains(got.Error(), want), "got %v, want %q in it", got, want)
+				errorIf(t, strings.Contains(fmt.Sprint(got), "hunter2"), "got %v", got)
+			})
+		}
+	}
+	everyProvider(t, func(t *testing.T, pr provider) {
+		for want, err := range map[string]error{
+			"error of type *partnerauth_test.foreignError": &foreignError{},
+			"EOF": &foreignError{io.EOF},
+		} {
+			_, got := new(partner).on("login", reply{err: err}).source(pr).Token()
+			errorIf(t, got == nil || !strings.HasSuffix(got.Error(), want), "got %v, want %q at its end", got, want)
+		}
+	})
+}
+
+// A foreignError has a text of its own.
+type foreignError struct{ error }
+
+func (e *foreignError) Error() string { return "hunter2" }
+func (e *foreignError) Unwrap() error { return e.error }
+
+// A partner's error that a source of the user's own returns counts as ours would.
+func TestCustomSourceIsRefused(t *testing.T) {
+	for _, c := range []struct {
+		status  int
+		word    string
+		refused bool
+		text    string
+	}{
+		{401, "", true, "partnerauth: token: 401 Unauthorized"},
+		{400, "invalid_grant", true, "partnerauth: token: 400 Bad Request: invalid_grant"},
+		{400, "invalid_scope", false, "partnerauth: token: 400 Bad Request: invalid_scope"},
+		{400, "hunter2", false, "partnerauth: token: 400 Bad Request"},
+		{500, "", false, "partnerauth: token: 500 Internal Server Error"},
+		{0, "", false, "partnerauth: token: failed"},
+	} {
+		source := tokenFunc(func() (*oauth2.Token, error) {
+			answered := &oauth2.RetrieveError{Response: &http.Response{StatusCode: c.status}, ErrorCode: c.word, Body: []byte("hunter2")}
+			if c.status == 0 {
+				return nil, fmt.Errorf("my source: %w", &oauth2.RetrieveError{Body: []byte("hunter2")})
+			}
+			return nil, answered
+		})
+		_, err := try(t.Context(), new(partner).custom(source, nil), "/")
+		errorIf(t, err == nil || err.Error() != c.text, "got %q, want %q", err, c.text)
+		errorIf(t, errors.Is(err, partnerauth.ErrCredentials) != c.refused, "%s: ErrCredentials %t", c.text, !c.refused)
+		errorIf(t, authOf(err).StatusCode != c.status, "%s: got status %d", c.text, authOf(err).StatusCode)
+	}
+}
