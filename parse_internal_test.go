@@ -86,3 +86,14 @@ func FuzzLease(f *testing.F) {
 		}
 	})
 }
+
+// A server that makes up statuses does not make an endpoint remember them all.
+func TestSeriesAreBounded(t *testing.T) {
+	e := newEndpoint("api.example", 443, nil)
+	for status := range 1000 {
+		e.series(methodOf(http.MethodGet), "", &http.Response{StatusCode: status}, "")
+	}
+	if n := len(e.known); n > 64 {
+		t.Errorf("%d series are remembered, want 64 at most", n)
+	}
+}
