@@ -438,15 +438,21 @@ func (f *fetch) acquire(ctx context.Context) (permit, error) {
 			return p, nil
 		}
 	}
-	p, _, err := f.sender.recorded(ctx, false, func() (permit, error) {
-		if !f.isLate() {
-			if p, err := f.patiently(ctx); err == nil || ctx.Err() != nil || !f.isLate() {
-				return p, err
-			}
-		}
-		return q.acquire(ctx, q.newTicket(forToken), nil)
-	})
+	began := f.sender.beginWait(ctx)
+	p, err := f.inTurn(ctx)
+	f.sender.endWait(ctx, began, false, p, err)
 	return p, err
+}
+
+// inTurn waits for a permit behind all callers, and before them when f is late.
+func (f *fetch) inTurn(ctx context.Context) (permit, error) {
+	if !f.isLate() {
+		if p, err := f.patiently(ctx); err == nil || ctx.Err() != nil || !f.isLate() {
+			return p, err
+		}
+	}
+	q := f.sender.queue
+	return q.acquire(ctx, q.newTicket(forToken), nil)
 }
 
 // isLate reports whether callers wait for f, or will before it is their turn.

@@ -57,14 +57,19 @@ func (s *sender) tryAcquire(ctx context.Context, now time.Time, t ticket) (permi
 
 // acquire waits for a permit, and returns how long that took.
 func (s *sender) acquire(ctx context.Context, t ticket, usable func() bool) (permit, time.Duration, error) {
-	return s.recorded(ctx, t.low(), func() (permit, error) { return s.queue.acquire(ctx, t, usable) })
+	began := s.beginWait(ctx)
+	p, err := s.queue.acquire(ctx, t, usable)
+	return p, s.endWait(ctx, began, t.low(), p, err), err
 }
 
-// recorded records a wait for a permit.
-func (s *sender) recorded(ctx context.Context, low bool, wait func() (permit, error)) (p permit, waited time.Duration, err error) {
-	began := time.Now()
+// beginWait counts a request that begins to wait for a permit, and returns when it did.
+func (s *sender) beginWait(ctx context.Context) time.Time {
 	s.telemetry.metrics.addQueued(ctx, 1)
-	p, err = wait()
+	return time.Now()
+}
+
+// endWait records the wait of a request for a permit, which it returns.
+func (s *sender) endWait(ctx context.Context, began time.Time, low bool, p permit, err error) (waited time.Duration) {
 	s.told(p, func() {
 		s.telemetry.metrics.addQueued(ctx, -1)
 		if err == errNotUsable {
@@ -73,7 +78,7 @@ func (s *sender) recorded(ctx context.Context, low bool, wait func() (permit, er
 		waited = time.Since(began)
 		s.recordWait(ctx, began, waited, low, err)
 	})
-	return p, waited, err
+	return waited
 }
 
 // told calls tell, which informs telemetry, and gives p back if that panics.
