@@ -114,6 +114,12 @@ func (e *AuthError) cause() string {
 // Unwrap returns Err.
 func (e *AuthError) Unwrap() error { return e.Err }
 
+// Is reports whether target is ErrCredentials and the partner refused the credentials. In
+// an AuthError that a test makes, StatusCode 401 means that.
+func (e *AuthError) Is(target error) bool {
+	return target == ErrCredentials && e.StatusCode == http.StatusUnauthorized && !has[*answerError](e.Err)
+}
+
 // Timeout reports whether a deadline was the cause, as net.Error has it.
 func (e *AuthError) Timeout() bool { return isTimeout(e.Err) }
 
