@@ -108,18 +108,17 @@ type account struct {
 func newAccount(p Provider) *account {
 	p.lifetime = cmp.Or(p.lifetime, time.Hour)
 	a := &account{Provider: p, key: storeKey(p.Name, p.BaseURL, p.Account)}
-	var mistake error
+	var err error
+	a.origin, err = parseOrigin("BaseURL", p.BaseURL)
 	switch {
 	case p.mistake != nil:
-		mistake = p.mistake
+		a.err = configError(p.Name, "%w", p.mistake)
 	case p.Name == "":
-		mistake = errors.New("Name is empty")
+		a.err = configError("", "Name is empty")
 	case p.SignIn == nil:
-		mistake = errors.New("SignIn is nil")
-	}
-	origin, err := parseOrigin("BaseURL", p.BaseURL)
-	if a.origin = origin; cmp.Or(mistake, err) != nil {
-		a.err = configError(p.Name, "%w", cmp.Or(mistake, err))
+		a.err = configError(p.Name, "SignIn is nil")
+	case err != nil:
+		a.err = configError(p.Name, "%w", err)
 	}
 	if a.ReadToken == nil {
 		a.ReadToken = readTokenResponse
