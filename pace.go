@@ -30,11 +30,7 @@ const (
 // burst that it is known to bear is back once nobody has waited for long enough.
 // From there it grows, more slowly each time that growing was refused.
 type pace struct {
-	requests int // in a window
-	burst    int // as configured
-	window   time.Duration
-	full     float64 // requests a second
-	fixed    bool    // FixedRate
+	limits paceLimits
 
 	// bucket is nil where only the window limits bursts and pace. It does not
 	// fill while somebody waits for a slot or for the end of a pause of ours,
@@ -61,6 +57,15 @@ type pace struct {
 	before   int           // what bears returned before it
 }
 
+// paceLimits are what a pace is configured to. They do not change.
+type paceLimits struct {
+	requests int // in a window
+	burst    int
+	window   time.Duration
+	full     float64 // requests a second
+	fixed    bool    // FixedRate
+}
+
 // A volley is a run of requests that are ahead of the full pace.
 type volley struct {
 	peak   int // most requests ahead
@@ -72,9 +77,10 @@ type volley struct {
 func (v volley) borne() int { return min(v.peak, v.served) }
 
 func newPace(requests int, window time.Duration, burst int, fixed bool) *pace {
-	p := &pace{requests: requests, burst: burst, window: window, fixed: fixed, before: burst}
-	if p.full = float64(requests) / window.Seconds(); burst < requests {
-		p.bucket = rate.NewLimiter(rate.Limit(p.full), burst)
+	full := float64(requests) / window.Seconds()
+	p := &pace{limits: paceLimits{requests, burst, window, full, fixed}, before: burst}
+	if burst < requests {
+		p.bucket = rate.NewLimiter(rate.Limit(p.limits.full), burst)
 	}
 	return p
 }
@@ -91,15 +97,15 @@ func (p *pace) bears() int {
 // size returns the largest burst that is allowed at now.
 func (p *pace) size(now time.Time) int {
 	if p.shrunk.IsZero() {
-		return p.burst
+		return p.limits.burst
 	}
 	k := now.Sub(p.shrunk) / p.interval
-	return min(p.burst, p.bears()+1<<min(k, 20)-1)
+	return min(p.limits.burst, p.bears()+1<<min(k, 20)-1)
 }
 
 // share returns the share of the full pace that is allowed at then.
 func (p *pace) share(then time.Time) float64 {
-	windows := float64(then.Sub(p.slowed)) / float64(p.window)
+	windows := float64(then.Sub(p.slowed)) / float64(p.limits.window)
 	if lost := p.lost * math.Exp2(-windows/halfLife); lost > 0.01 {
 		return 1 - lost
 	}
@@ -116,9 +122,9 @@ func (p *pace) recover(now time.Time) {
 		from = p.held
 	}
 	p.held = time.Time{}
-	p.bucket.SetLimitAt(from, rate.Limit(p.full*share))
+	p.bucket.SetLimitAt(from, rate.Limit(p.limits.full*share))
 	p.bucket.SetBurstAt(from, size)
-	if share == 1 && size == p.requests && p.tokens(now) == float64(size) {
+	if share == 1 && size == p.limits.requests && p.tokens(now) == float64(size) {
 		p.bucket, p.lost, p.shrunk, p.interval = nil, 0, time.Time{}, 0
 	}
 }
@@ -149,7 +155,7 @@ func (p *pace) wait(now time.Time, pause time.Duration, k int) time.Duration {
 // will have been regained by the end.
 func (p *pace) time(then time.Time, tokens float64) time.Duration {
 	at := func(share float64) time.Duration {
-		seconds := max(0, tokens) / (p.full * share)
+		seconds := max(0, tokens) / (p.limits.full * share)
 		return time.Duration(min(seconds, (never/4).Seconds()) * float64(time.Second))
 	}
 	return at(p.share(then.Add(at(p.share(then)))))
@@ -157,7 +163,7 @@ func (p *pace) time(then time.Time, tokens float64) time.Duration {
 
 // spend notes that n requests are sent, or that one was not if n is -1.
 func (p *pace) spend(now time.Time, n int) {
-	p.ahead = max(0, p.ahead-p.full*now.Sub(p.sent).Seconds())
+	p.ahead = max(0, p.ahead-p.limits.full*now.Sub(p.sent).Seconds())
 	if p.sent = now; p.ahead == 0 {
 		p.volley = volley{}
 	}
@@ -173,14 +179,14 @@ func (p *pace) learn(now time.Time, sent permit, o outcome, named time.Duration,
 	fresh := sent.at.After(p.refused)
 	p.count(now, sent.at, o)
 	// A full window and a daily limit say nothing about bursts and pace.
-	if fresh && (o == answered || !sent.full && !(isNamed && named > p.window+longPause)) {
+	if fresh && (o == answered || !sent.full && !(isNamed && named > p.limits.window+longPause)) {
 		var l lesson
 		l, v.reason = p.decide(now, o)
 		p.apply(now, o, l)
 	}
 	if o == throttled && !isNamed {
-		if v.pause = p.window; !sent.full { // one interval, doubling
-			v.pause = time.Duration(min(1, math.Exp2(float64(p.again-1))/float64(p.requests)) * float64(p.window))
+		if v.pause = p.limits.window; !sent.full { // one interval, doubling
+			v.pause = time.Duration(min(1, math.Exp2(float64(p.again-1))/float64(p.limits.requests)) * float64(p.limits.window))
 		}
 		p.hold(now, v.pause)
 	}
@@ -196,7 +202,7 @@ func (p *pace) count(now, sent time.Time, o outcome) {
 	v := &p.volley
 	switch {
 	case o == overloaded:
-		if now.Sub(v.sickAt) > p.window/soon {
+		if now.Sub(v.sickAt) > p.limits.window/soon {
 			v.sick, v.sickAt = 0, now
 		}
 		v.sick++
@@ -219,13 +225,13 @@ type lesson struct {
 func (p *pace) decide(now time.Time, o outcome) (lesson, string) {
 	share, burst := p.share(now), p.volley.peak > 1
 	switch {
-	case p.fixed:
+	case p.limits.fixed:
 		return lesson{}, ""
 	case o == throttled && p.again > 0: // nothing was served since the last refusal; the pauses grow
 		return lesson{share, false}, ""
 	case o == throttled && burst:
 		return lesson{min(share, slowShare), true}, "burst_refused"
-	case o == throttled && now.Sub(p.refused) < p.window/soon:
+	case o == throttled && now.Sub(p.refused) < p.limits.window/soon:
 		return lesson{max(share*soonShare, leastShare), false}, "single_refused"
 	case o == throttled:
 		return lesson{max(share*slowShare, leastShare), false}, "single_refused"
@@ -246,14 +252,14 @@ func (p *pace) apply(now time.Time, o outcome, l lesson) {
 	}
 	if l.shrink {
 		p.before, p.known, p.taught, p.borne = p.bears(), p.borne, p.volley, 0
-		p.shrunk, p.interval = now, min(max(p.window/4, 2*p.interval), maxInterval*p.window)
+		p.shrunk, p.interval = now, min(max(p.limits.window/4, 2*p.interval), maxInterval*p.limits.window)
 	}
 	p.lost, p.slowed, p.refused = 1-l.share, now, now
 	p.volley, p.ahead = volley{}, 0
 	if p.bucket == nil {
-		p.bucket = rate.NewLimiter(0, p.requests)
+		p.bucket = rate.NewLimiter(0, p.limits.requests)
 	}
-	p.bucket.SetLimitAt(now, rate.Limit(p.full*l.share))
+	p.bucket.SetLimitAt(now, rate.Limit(p.limits.full*l.share))
 	p.bucket.SetBurstAt(now, p.size(now))
 	p.bucket.ReserveN(now, max(0, int(p.tokens(now))))
 }

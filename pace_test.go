@@ -140,8 +140,7 @@ func TestDeployUnderLoad(t *testing.T) {
 			bubble(t, fmt.Sprintf("%s, Burst %d", c.name, burst), func(t *testing.T) {
 				ours := bad(t, c.before, c.header, &partnerauth.Quota{Burst: burst})
 				t.Logf("%d calls failed or took a second, %d with rate.Limiter", ours, peer)
-				errorIf(t, float64(ours) > 1.3*float64(peer)+10,
-					"%d calls failed or took a second, want 1.3 times %d and 10 at most", ours, peer)
+				errorIf(t, float64(ours) > 1.3*float64(peer)+10, "%d calls failed or took a second, want 1.3 times %d and 10 at most", ours, peer)
 			})
 		}
 	}

@@ -238,7 +238,7 @@ var errOutlived = errors.New("the tokens end before the turn of a request comes"
 
 // pass sends a request that goes elsewhere as it is.
 func (t *client) pass(req *http.Request) (*http.Response, error) {
-	if t.passing.Add(1); t.passing.Load() > 1 && passesTwice() {
+	if t.passing.Add(1); t.passing.Load() > 1 && isCircle() {
 		t.passing.Add(-1)
 		closeBody(req.Body)
 		return nil, errOwnBase
@@ -247,20 +247,25 @@ func (t *client) pass(req *http.Request) (*http.Response, error) {
 	return t.sender.roundTripper().RoundTrip(req)
 }
 
-// passesTwice reports whether the goroutine that calls pass does so within pass. The
-// request itself must not be marked, as it is not ours.
-func passesTwice() bool {
+// isCircle reports whether the goroutine that calls pass does so within pass, more often
+// than there are Transports on top of each other. The request itself must not be marked,
+// as it is not ours.
+func isCircle() bool {
 	callers := make([]uintptr, 512)
 	frames := runtime.CallersFrames(callers[:runtime.Callers(2, callers)])
-	pass, first := frames.Next()
-	for more := first; more; {
+	pass, more := frames.Next()
+	found := 0
+	for more {
 		var f runtime.Frame
 		if f, more = frames.Next(); f.Function == pass.Function {
-			return true
+			found++
 		}
 	}
-	return false
+	return found >= maxStacked
 }
+
+// maxStacked is how many Transports may be on top of each other.
+const maxStacked = 3
 
 // destination returns which of the origins req goes to; -1 if it goes elsewhere, or
 // was sent here by somebody else.

@@ -21,8 +21,8 @@ func TestSlotIsFreeAgain(t *testing.T) {
 		{name: "answered", window: time.Minute, outcome: answered, after: 10 * time.Second, want: 71 * time.Second},
 		{name: "refused", window: time.Minute, outcome: throttled, after: 10 * time.Second, want: 71 * time.Second},
 		{name: "answered late", window: time.Minute, outcome: answered, after: 70 * time.Second, want: 121 * time.Second},
-		{name: "answered late, looked", window: time.Minute, outcome: answered, looked: between, after: 70 * time.Second, want: 121 * time.Second},
-		{name: "answered too late", window: time.Minute, outcome: answered, looked: 130 * time.Second, after: 131 * time.Second, want: 131 * time.Second},
+		{name: "late, looked", window: time.Minute, outcome: answered, looked: between, after: 70 * time.Second, want: 121 * time.Second},
+		{name: "too late", window: time.Minute, outcome: answered, looked: 130 * time.Second, after: 131 * time.Second, want: 131 * time.Second},
 		{name: "given up", window: time.Minute, outcome: unanswered, after: 10 * time.Second, want: 71 * time.Second},
 		{name: "given up late", window: time.Minute, outcome: unanswered, after: 70 * time.Second, want: 121 * time.Second},
 		{name: "given up, short window", window: short, outcome: unanswered, after: 10 * time.Millisecond, want: 2*short + 10*time.Millisecond},
@@ -53,13 +53,13 @@ func TestReserve(t *testing.T) {
 		name   string
 		quota  int
 		others []time.Duration // when they took a slot each
-		unused bool            // and gave it back
+		unused int             // how many of these they gave back
 		at     time.Duration
 		want   time.Duration
 	}{
 		{name: "nobody else", quota: 100, want: 0},
 		{name: "others have just begun", quota: 100, others: []time.Duration{0, 0, 0}, at: time.Millisecond, want: interval},
-		{name: "others have given back", quota: 100, others: []time.Duration{0, 0, 0}, unused: true, at: time.Millisecond, want: 0},
+		{name: "others have given half back", quota: 100, others: at(40, 0), unused: 20, at: 20 * time.Second, want: 0},
 		{name: "others send little", quota: 100, others: []time.Duration{0, 10 * time.Second}, at: 20 * time.Second, want: 0},
 		{name: "others send much", quota: 100, others: at(40, 0), at: 20 * time.Second, want: interval},
 		{name: "and for a window by now", quota: 100, others: at(40, 0), at: time.Minute, want: 0},
@@ -70,13 +70,12 @@ func TestReserve(t *testing.T) {
 		{name: "none of one can be left", quota: 1, at: time.Minute, want: 0},
 	} {
 		w := newWindow(c.quota, time.Minute, c.quota, false)
-		for _, at := range c.others {
-			p := w.take(w.start.Add(at), false)
-			if c.unused {
-				w.release(w.start.Add(at), p, unused, 0, false)
-			} else {
-				w.release(w.start.Add(at), p, answered, 0, false)
+		for i, at := range c.others {
+			o := answered
+			if i < c.unused {
+				o = unused
 			}
+			w.release(w.start.Add(at), w.take(w.start.Add(at), false), o, 0, false)
 		}
 		if got := w.ready(w.start.Add(c.at), true); got != c.want {
 			t.Errorf("%s: low priority waits for %v, want %v", c.name, got, c.want)
@@ -118,6 +117,7 @@ func TestEstimateComesTrue(t *testing.T) {
 		{name: "burst", requests: 10, burst: 3, waiting: 9},
 		{name: "burst, paused", requests: 10, burst: 3, taken: 3, pause: pause, waiting: 7},
 		{name: "burst, slots taken", requests: 10, burst: 3, taken: 7, waiting: 7},
+		{name: "burst, slots taken, paused", requests: 10, burst: 9, taken: 10, pause: 3 * pause, waiting: 5},
 		{name: "refused", requests: 100, burst: 100, taken: 5, lesson: throttled, waiting: 90},
 		{name: "refused, paused", requests: 100, burst: 100, taken: 5, lesson: throttled, pause: pause, waiting: 90},
 		{name: "refused, many wait", requests: 100, burst: 100, lesson: throttled, waiting: 3000},
@@ -158,19 +158,24 @@ func TestEstimateComesTrue(t *testing.T) {
 
 // Answers that are not in yet come now at the earliest.
 func TestEstimateWithRequestsInFlight(t *testing.T) {
-	w := newWindow(3, time.Minute, 3, false)
-	a, b := w.take(w.start, false), w.take(w.start.Add(time.Second), false)
-	w.release(w.start.Add(2*time.Second), w.take(w.start.Add(2*time.Second), false), answered, 0, false)
-	w.release(w.start.Add(3*time.Second), a, byHand, 0, false) // until 64 s
-	now := w.start.Add(4 * time.Second)
-	for k, want := range []time.Duration{59 * time.Second, 60 * time.Second, 61 * time.Second} {
+	w := newWindow(3, 4*time.Second, 3, false)
+	a, b, c := w.take(w.start, false), w.take(w.start, false), w.take(w.start, false)
+	now := w.start.Add(2 * time.Second)
+	w.release(now, a, byHand, 0, false)
+	w.release(w.start.Add(time.Second), b, answered, 0, false)
+	for k, want := range []time.Duration{3200 * time.Millisecond, 4200 * time.Millisecond, 5 * time.Second} {
 		if got := w.estimate(now, 0, k+1, false); got != want {
 			t.Errorf("number %d waits for %v, want %v", k+1, got, want)
 		}
 	}
-	w.release(now.Add(time.Second), b, answered, 0, false)
-	if got := w.estimate(now.Add(time.Second), 0, 3, false); got != 61*time.Second {
-		t.Errorf("number 3 waits for %v after the answer, want 61 s", got)
+	w.release(now.Add(time.Second), c, answered, 0, false)
+	if got := w.estimate(now.Add(time.Second), 0, 3, false); got != 4200*time.Millisecond {
+		t.Errorf("the last waits for %v after the answer, want 4.2 s", got)
+	}
+	w = newWindow(1, time.Minute, 1, true)
+	w.take(w.start, false)
+	if got := w.estimate(w.start.Add(70*time.Second), 0, 1, false); got != 51*time.Second {
+		t.Errorf("behind a request that hangs for 70 s, the next waits for %v, want 51 s", got)
 	}
 }
 
