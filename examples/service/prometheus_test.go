@@ -360,7 +360,8 @@ func dashboardQueries(t *testing.T) (queries []string) {
 			t.Errorf("a variable's query: %v", v.Query)
 			continue
 		}
-		queries = append(queries, fill.Replace(fmt.Sprintf("group by (%s) (%s)", m[2], m[1])))
+		series, matchers, _ := strings.Cut(strings.TrimSuffix(m[1], "}"), "{")
+		queries = append(queries, fill.Replace(fmt.Sprintf(`group by (%s) (%s{%[1]s!="",%[3]s})`, m[2], series, matchers)))
 	}
 	return queries
 }
