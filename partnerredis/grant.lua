@@ -109,7 +109,7 @@ end
 if paced then
   if lesson > learnt then
     tokens = 0
-  elseif pressing > 0 then
+  elseif pressing > 0 and waiting > 0 then
     tokens = math.min(math.max(tokens, bore > 3 and 2 or 1), tokens + (now - last) / gap)
   else
     tokens = math.min(known, tokens + (now - last) / gap)
@@ -117,7 +117,7 @@ if paced then
 else
   tokens = full
 end
-if waiting == 0 then pressing = 0 end
+if waiting == 0 then pressing = 0 end -- whoever waited has gone
 
 -- When whoever has so many before it may go.
 pause = math.max(pause, now + pausing)

@@ -392,6 +392,32 @@ func TestForgives(t *testing.T) {
 	}
 }
 
+// TestTicketLeft has callers that go and leave a ticket: nobody waits any more, so
+// that the burst is there again.
+func TestTicketLeft(t *testing.T) {
+	t.Parallel()
+	q := newQuota(t, startServer(t))
+	q.Requests, q.Burst = 20, 5
+	take := func(n, waiting int) {
+		t.Helper()
+		for range n {
+			p, err := q.Permit(context.Background(), waiting)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Settle(200, 0)
+		}
+	}
+	take(q.Burst, 8)
+	pass(window + window/2)
+	take(1, q.Burst)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if got := 1 + len(q.granted); got != q.Burst {
+		t.Errorf("got %d permits at once, want %d", got, q.Burst)
+	}
+}
+
 // TestTeachesNothing has refusals that say nothing about bursts and pace.
 func TestTeachesNothing(t *testing.T) {
 	t.Parallel()
