@@ -107,10 +107,13 @@ func customError(err error) error {
 	}
 	e.StatusCode = answer.Response.StatusCode
 	reason := &answerError{reason: statusText(e.StatusCode), answer: answer, cause: err}
-	if _, ok := errorWords[answer.ErrorCode]; ok {
-		reason.reason += ": " + answer.ErrorCode
+	word := answer.ErrorCode
+	if _, ok := errorWords[word]; !ok {
+		word = "" // the partner's own
+	} else {
+		reason.reason += ": " + word
 	}
-	if isWrong(e.StatusCode, answer.ErrorCode) {
+	if isWrong(e.StatusCode, word) {
 		reason.refusal, reason.cause = true, errors.Join(ErrCredentials, err)
 	}
 	e.Err = reason
@@ -143,10 +146,10 @@ func (c *customSource) newest(_ context.Context, _ *sender, l *lease) *lease {
 	return nil
 }
 
-func (c *customSource) surely() bool { return false }
+func (c *customSource) alwaysReplaces() bool { return false }
 
-// reject invalidates the token at the source, unless that was done and it still returns it. Many are rejected
-// for the same token, and only the first of them does it.
+// reject invalidates the token at the source, unless that was done and the source still
+// returns it. Of many calls with the same token, only the first does it.
 func (c *customSource) reject(l *lease) bool {
 	s, ok := c.source.(interface{ Invalidate(*oauth2.Token) })
 	if !ok {

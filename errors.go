@@ -114,6 +114,12 @@ func (e *AuthError) cause() string {
 // Unwrap returns Err.
 func (e *AuthError) Unwrap() error { return e.Err }
 
+// Is reports whether target is ErrCredentials and the partner refused the credentials. In
+// an AuthError that a test makes, StatusCode 401 means that.
+func (e *AuthError) Is(target error) bool {
+	return target == ErrCredentials && e.StatusCode == http.StatusUnauthorized && !has[*answerError](e.Err)
+}
+
 // Timeout reports whether a deadline was the cause, as net.Error has it.
 func (e *AuthError) Timeout() bool { return isTimeout(e.Err) }
 
@@ -173,8 +179,8 @@ func (e *RateLimitError) Timeout() bool { return true }
 // made. After that time a call is likely to be sent.
 func (e *RateLimitError) RetryAfter() time.Duration { return e.wait }
 
-// An answerError is a partner's answer that brought no token. It keeps what is
-// kept of the answer for those who unwrap to *oauth2.RetrieveError.
+// An answerError is an answer without a token. It holds the safe part of the answer, for
+// errors.As to *oauth2.RetrieveError.
 type answerError struct {
 	reason  string
 	refusal bool  // the partner's considered answer to these very credentials
@@ -362,8 +368,8 @@ func longestRun(token string) (longest string) {
 	return longest
 }
 
-// withoutAnswer returns err, of a token request, without what its text repeats of a
-// server's answer or of what the server was sent.
+// withoutAnswer returns err, of a token request, with all text removed that came from
+// the server or was sent to it.
 func withoutAnswer(err error) error { return withText(err, networkText(err)) }
 
 // networkText returns what is known to be safe of an error's text: what the standard

@@ -32,14 +32,15 @@ const (
 	maxTries   = 3       // of one operation, for network errors and 5xx
 	maxPauses  = 5       // of one operation, for 429
 	maxAnswer  = 1 << 20 // bytes
-	// maxUnavailable is the longest pause after a 503 that a fetch waits for. Beyond
-	// it callers had better know.
+	// maxUnavailable is the longest pause after a 503 that a fetch waits for. A
+	// longer one is returned to callers as an error.
 	maxUnavailable = 31 * time.Second // 30 s, and what rounding may have lost
 )
 
-// A fetch gets one token, whoever waits for it: request built, and if it is the one
-// that was refused, done without sending anything; else refresh, if that is no use
-// login; then a lease, an error, or neither if a rejection has overtaken it.
+// A fetch gets one token, whoever waits for it. It builds the request, and sends nothing
+// if that request was refused before. Otherwise it refreshes, or signs in if there is
+// nothing to refresh or that fails. It ends with a lease, an error, or neither if a
+// rejection has overtaken it.
 type fetch struct {
 	account *account
 	known   *knownTokens
@@ -62,7 +63,7 @@ type fetch struct {
 	trace fetchTrace
 }
 
-// A fetchPlan is what a fetch is started for. Only its own goroutine uses it.
+// A fetchPlan is the reason for a fetch, and its inputs. Only its own goroutine uses it.
 type fetchPlan struct {
 	trigger   string
 	renews    *lease        // nil: there is no token, and callers wait
@@ -165,7 +166,7 @@ func (f *fetch) throughStore(ctx context.Context) result {
 		switch {
 		case lock != nil:
 			return f.locked(ctx, lock)
-		case !ok && ctx.Err() == nil || time.Since(f.began) > wireLimit:
+		case !ok && ctx.Err() == nil || time.Since(f.began) > f.lockTime():
 			return f.fromPartner(ctx)
 		case f.account.savesBeforeExit() && f.plan.renews != nil && !f.isWanted(): // another process renews it
 			return result{err: f.failed(refresh, 0, errRenewedElsewhere).err, sentNothing: true}
@@ -174,6 +175,15 @@ func (f *fetch) throughStore(ctx context.Context) result {
 			return f.failed(login, 0, ctx.Err())
 		}
 	}
+}
+
+// lockTime returns how long the lock of another process is waited for. That of a
+// program may be stopped for ever, and whoever runs the next one waits for it.
+func (f *fetch) lockTime() time.Duration {
+	if f.account.savesBeforeExit() {
+		return 2 * time.Second
+	}
+	return wireLimit
 }
 
 var errRenewedElsewhere = errors.New("another process renews the token")
@@ -428,15 +438,21 @@ func (f *fetch) acquire(ctx context.Context) (permit, error) {
 			return p, nil
 		}
 	}
-	p, _, err := f.sender.recorded(ctx, false, func() (permit, error) {
-		if !f.isLate() {
-			if p, err := f.patiently(ctx); err == nil || ctx.Err() != nil || !f.isLate() {
-				return p, err
-			}
-		}
-		return q.acquire(ctx, q.newTicket(forToken), nil)
-	})
+	began := f.sender.beginWait(ctx)
+	p, err := f.inTurn(ctx)
+	f.sender.endWait(ctx, began, false, p, err)
 	return p, err
+}
+
+// inTurn waits for a permit behind all callers, and before them when f is late.
+func (f *fetch) inTurn(ctx context.Context) (permit, error) {
+	if !f.isLate() {
+		if p, err := f.patiently(ctx); err == nil || ctx.Err() != nil || !f.isLate() {
+			return p, err
+		}
+	}
+	q := f.sender.queue
+	return q.acquire(ctx, q.newTicket(forToken), nil)
 }
 
 // isLate reports whether callers wait for f, or will before it is their turn.
@@ -503,7 +519,7 @@ func (f *fetch) read(op string, resp *http.Response, body []byte, digest request
 	token, err := f.readToken(resp, body)
 	if errors.Is(err, ErrCredentials) {
 		got := f.refused(op, resp, err.Error(), true)
-		return f.withRetryAfter(got, op, resp, digest, received)
+		return f.remembered(got, op, digest)
 	}
 	if err != nil {
 		return f.unusable(op, resp, err)
@@ -515,7 +531,7 @@ func (f *fetch) read(op string, resp *http.Response, body []byte, digest request
 	l := newLease(token, lifetime, sent, received)
 	if l.expiredOnArrival && before != nil {
 		got := f.unusable(op, resp, errors.New("the token has expired"))
-		got.again, got.err.RetryAfter = true, lostToDate // the partner will notice
+		got.again, got.err.RetryAfter = true, max(got.err.RetryAfter, lostToDate) // the partner will notice
 		return got
 	}
 	return result{lease: l, from: op}
@@ -552,8 +568,8 @@ func (f *fetch) readToken(resp *http.Response, body []byte) (*oauth2.Token, erro
 	return &token, nil
 }
 
-// named returns the one of words that s is, "unknown" if it is none: nothing of a
-// server's own words is shown.
+// named returns the word that equals s, or "unknown", so that nothing of a server's own
+// words is shown.
 func named(s string, words ...string) string {
 	for _, word := range words {
 		if strings.EqualFold(s, word) {
@@ -582,8 +598,8 @@ func (f *fetch) rejected(op string, resp *http.Response, body []byte, digest req
 	switch status {
 	case http.StatusRequestTimeout, http.StatusTooEarly:
 		got := f.unusable(op, resp, nil)
-		got.again = true
-		return f.withRetryAfter(got, op, resp, digest, now)
+		got.again = got.err.RetryAfter <= maxUnavailable
+		return got
 	case http.StatusTooManyRequests:
 		got := f.unusable(op, resp, nil)
 		got.again, got.err.RetryAfter = true, pause
@@ -601,15 +617,13 @@ func (f *fetch) rejected(op string, resp *http.Response, body []byte, digest req
 	} else {
 		got = f.unusable(op, resp, nil)
 	}
-	got = f.withRetryAfter(got, op, resp, digest, now)
+	got = f.remembered(got, op, digest)
 	got.again = status >= 500 && got.err.RetryAfter <= maxUnavailable
 	return got
 }
 
-// withRetryAfter completes an result: the next request is not sent sooner than the
-// answer asks for, and a refusal of a login is remembered.
-func (f *fetch) withRetryAfter(got result, op string, resp *http.Response, digest requestDigest, now time.Time) result {
-	got.err.RetryAfter, _ = retryAfter(resp.Header, now)
+// remembered returns got with the refusal that it is, if it is one of a login.
+func (f *fetch) remembered(got result, op string, digest requestDigest) result {
 	if op == login && got.err.isRefusal() {
 		got.refusal = f.plan.refusal.with(got.err, digest)
 	}
@@ -641,7 +655,7 @@ func (f *fetch) refused(op string, resp *http.Response, why string, wrong bool) 
 	if wrong {
 		e.cause = ErrCredentials
 	}
-	return f.failed(op, resp.StatusCode, e)
+	return f.answeredWith(op, resp, e)
 }
 
 // unusable returns the result of an answer that is neither a token nor a refusal.
@@ -650,7 +664,15 @@ func (f *fetch) unusable(op string, resp *http.Response, err error) result {
 	if err != nil {
 		e.reason += ": " + err.Error()
 	}
-	return f.failed(op, resp.StatusCode, e)
+	return f.answeredWith(op, resp, e)
+}
+
+// answeredWith returns the result of an answer. The next request is not sent sooner than
+// it asks for.
+func (f *fetch) answeredWith(op string, resp *http.Response, e *answerError) result {
+	got := f.failed(op, resp.StatusCode, e)
+	got.err.RetryAfter, _ = retryAfter(resp.Header, got.err.At)
+	return got
 }
 
 func (f *fetch) failed(op string, status int, err error) result {
@@ -737,8 +759,12 @@ func (b *setback) with(err *AuthError, renewal bool) *setback {
 	err.RetryAfter = max(err.RetryAfter, backoff(next.count-1, 500*time.Millisecond, 30*time.Second))
 	next.until = err.At.Add(err.RetryAfter)
 	next.callers = next.until
-	if renewal && (err.StatusCode == http.StatusTooManyRequests || err.StatusCode == http.StatusOK) {
-		next.callers = err.At // they wait for the queue, for a window at most, or find the token replaced
+	switch {
+	case renewal && err.StatusCode == http.StatusTooManyRequests: // callers wait for the queue, for a window at most
+		next.until = err.At.Add(err.RetryAfter << min(next.count-1, 4)) // each pauses them again
+		next.callers = err.At
+	case renewal && err.StatusCode == http.StatusOK: // they may find the token replaced
+		next.callers = err.At
 	}
 	return next
 }

@@ -413,3 +413,12 @@ func fuzzFailures(f *testing.F, answers ...string) {
 func sendable(token string) bool {
 	return token != "" && !strings.ContainsFunc(token, func(r rune) bool { return r < '!' || r > '~' })
 }
+
+// An AuthError that a user's test makes matches ErrCredentials by its status.
+func TestAuthErrorOfATest(t *testing.T) {
+	for status, want := range map[int]bool{0: false, 400: false, 401: true, 403: false} {
+		err := fmt.Errorf("call: %w", &partnerauth.AuthError{Provider: "acme", Op: "login", StatusCode: status})
+		got := errors.Is(err, partnerauth.ErrCredentials)
+		errorIf(t, got != want, "status %d: ErrCredentials %t, want %t", status, got, want)
+	}
+}

@@ -518,3 +518,34 @@ func TestRefusalReadFromStore(t *testing.T) {
 		})
 	}
 }
+
+// The lock of a program that was stopped is waited for two seconds, and no renewal is
+// left to a program that may have ended by then.
+func TestStoreOfShortPrograms(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, store := new(partner), brief{new(memory)}
+		lock, err := store.TryLock(t.Context(), anyKey(t, p, store))
+		must(t, err)
+		rt := p.fleet(1, store, samePassword)[0]
+		took := elapsed(func() { must(t, rt.SignIn(t.Context())) })
+		errorIf(t, took < 2*time.Second || took > 3*time.Second, "signed in after %v, want it to go on alone after 2 s", took)
+		must(t, lock.Unlock(t.Context()))
+	})
+}
+
+// brief is a Store of programs that end at once.
+type brief struct{ *memory }
+
+func (brief) SavesBeforeExit() bool { return true }
+
+// anyKey returns the key that a Source at p uses in a Store.
+func anyKey(t *testing.T, p *partner, store brief) string {
+	t.Helper()
+	must(t, p.fleet(1, store, samePassword)[0].SignIn(t.Context()))
+	for key := range store.records {
+		delete(store.records, key)
+		return key
+	}
+	t.Fatal("nothing was saved")
+	return ""
+}

@@ -146,7 +146,7 @@ func TestCustomSourceIsRefused(t *testing.T) {
 		{401, "", true, "partnerauth: token: 401 Unauthorized"},
 		{400, "invalid_grant", true, "partnerauth: token: 400 Bad Request: invalid_grant"},
 		{400, "invalid_scope", false, "partnerauth: token: 400 Bad Request: invalid_scope"},
-		{400, "hunter2", false, "partnerauth: token: 400 Bad Request"},
+		{400, "hunter2", true, "partnerauth: token: 400 Bad Request"}, // a word of the partner's own
 		{500, "", false, "partnerauth: token: 500 Internal Server Error"},
 		{0, "", false, "partnerauth: token: failed"},
 	} {

@@ -82,8 +82,8 @@ type pacer interface {
 // never is a wait whose end something other than a timer announces.
 const never = time.Duration(math.MaxInt64)
 
-// errNotUsable is returned by acquire when it is a request's turn and what it wanted
-// to send must not be sent any more.
+// errNotUsable is returned by acquire when a waiter's turn has come, but what it wanted
+// to send can no longer be sent.
 var errNotUsable = errors.New("partnerauth: not usable any more")
 
 // A queue grants permits one by one, in order of tickets, each when the pacer says
@@ -119,8 +119,8 @@ type asker interface {
 	// keep keeps a permit that was given back for the head, and reports whether it
 	// could.
 	keep(p externalPermit) bool
-	// trouble returns what is wrong with whoever is asked, for a caller whose context
-	// has ended; nil if nothing is. It is called without the queue's lock.
+	// trouble returns the Limiter's problem, for a caller whose context has ended; nil
+	// if there is none. It is called without the queue's lock.
 	trouble(ended context.Context) error
 }
 
@@ -149,8 +149,8 @@ func (q *queue) tryAcquire(now time.Time, t ticket) (permit, bool) {
 	return q.pacer.take(now, t.low()), true
 }
 
-// acquire waits for a permit. Where the turn would come after ctx's deadline, it
-// returns a *RateLimitError at once, as far as the queue's own books can tell.
+// acquire waits for a permit. If the turn would come after ctx's deadline, by the queue's
+// own estimate, it returns a *RateLimitError at once.
 func (q *queue) acquire(ctx context.Context, t ticket, usable func() bool) (permit, error) {
 	w := &waiter{ticket: t, ctx: ctx, usable: usable, done: make(chan struct{})}
 	w.deadline, _ = ctx.Deadline()
@@ -462,8 +462,8 @@ func (q *queue) gaveUp(w *waiter) error {
 	return &RateLimitError{wait: q.wait(now, w.ticket), left: min(0, w.deadline.Sub(now))}
 }
 
-// trouble returns what is wrong with the Limiter for a caller whose context has
-// ended, nil if nothing is or nobody knows.
+// trouble returns the Limiter's problem, for a caller whose context has ended; nil if
+// there is none, or it is unknown.
 func (q *queue) trouble(ctx context.Context) error {
 	if q.asker == nil {
 		return nil

@@ -116,14 +116,15 @@ func (q *Quota) Wait(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ended(ctx)
 	}
-	t := queue.newTicket(priorityOf(ctx))
-	p, ok := queue.tryAcquire(time.Now(), t)
+	t, now := queue.newTicket(priorityOf(ctx)), time.Now()
+	p, ok := queue.tryAcquire(now, t)
 	if !ok {
 		if p, err = queue.acquire(ctx, t, nil); err != nil {
 			return err
 		}
+		now = time.Now()
 	}
-	queue.release(time.Now(), p, byHand, 0, 0, 0, false)
+	queue.release(now, p, byHand, 0, 0, 0, false)
 	return nil
 }
 

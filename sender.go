@@ -57,14 +57,19 @@ func (s *sender) tryAcquire(ctx context.Context, now time.Time, t ticket) (permi
 
 // acquire waits for a permit, and returns how long that took.
 func (s *sender) acquire(ctx context.Context, t ticket, usable func() bool) (permit, time.Duration, error) {
-	return s.recorded(ctx, t.low(), func() (permit, error) { return s.queue.acquire(ctx, t, usable) })
+	began := s.beginWait(ctx)
+	p, err := s.queue.acquire(ctx, t, usable)
+	return p, s.endWait(ctx, began, t.low(), p, err), err
 }
 
-// recorded records a wait for a permit.
-func (s *sender) recorded(ctx context.Context, low bool, wait func() (permit, error)) (p permit, waited time.Duration, err error) {
-	began := time.Now()
+// beginWait counts a request that begins to wait for a permit, and returns when it did.
+func (s *sender) beginWait(ctx context.Context) time.Time {
 	s.telemetry.metrics.addQueued(ctx, 1)
-	p, err = wait()
+	return time.Now()
+}
+
+// endWait records the wait of a request for a permit, which it returns.
+func (s *sender) endWait(ctx context.Context, began time.Time, low bool, p permit, err error) (waited time.Duration) {
 	s.told(p, func() {
 		s.telemetry.metrics.addQueued(ctx, -1)
 		if err == errNotUsable {
@@ -73,7 +78,7 @@ func (s *sender) recorded(ctx context.Context, low bool, wait func() (permit, er
 		waited = time.Since(began)
 		s.recordWait(ctx, began, waited, low, err)
 	})
-	return p, waited, err
+	return waited
 }
 
 // told calls tell, which informs telemetry, and gives p back if that panics.
@@ -220,10 +225,9 @@ func missingBody(req *http.Request, resp *http.Response) io.ReadCloser {
 	return missing
 }
 
-// watched returns ctx with a watch for the connection, which reports whether a Base
-// of net/http has looked for one in vain. It costs something, and so is for times
-// when requests fail: by its error, a TLS handshake that is cut cannot be told from
-// an answer that is.
+// watched returns ctx with a function that reports whether net/http asked for a
+// connection and got none. It costs allocations, so it is used only after a failure: a
+// TLS handshake that is cut has the same error as an answer that is cut.
 func watched(ctx context.Context) (_ context.Context, inVain func() bool) {
 	var sought, got atomic.Bool
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{

@@ -52,7 +52,7 @@ type Source struct {
 	fetch    *fetch               // the one under way
 	trigger  string               // of a fetch for want of a token
 	renewing *oauth2.Token        // the last token, if it has a RefreshToken; it may have ended
-	setbacks map[*sender]*setback // since the last success, by the way they were met on
+	setbacks map[*sender]*setback // since the last success, by setbackKey
 	refusal  refusal              // of the credentials, on whatever way
 }
 
@@ -218,8 +218,8 @@ func (s *Source) way(via *sender) *sender {
 	return via
 }
 
-// setbackKey returns the way that failures are met on. All ways are one where token
-// requests have a Base of their own.
+// setbackKey returns the sender whose failures hold back a fetch. All senders share one
+// key if token requests have a Base of their own.
 func (s *Source) setbackKey(via *sender) *sender {
 	if s.account.Base != nil {
 		return s.own
@@ -327,7 +327,8 @@ func (s *Source) Invalidate(token *oauth2.Token) {
 	}
 }
 
-// reject is told that l was answered 401, and reports whether there is another.
+// reject handles a 401 to a request sent with l. It reports whether the call should be
+// retried.
 func (s *Source) reject(l *lease) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -337,7 +338,7 @@ func (s *Source) reject(l *lease) bool {
 		return false
 	case useCurrent:
 		if l.text() == s.history.previous.text() {
-			s.history.previous = nil // it is of no use any more
+			s.history.previous = nil // it was rejected too
 		}
 	case usePrevious:
 		s.history.next = current
@@ -355,7 +356,7 @@ func (s *Source) reject(l *lease) bool {
 
 // forgetLocked drops the current token, for next if there is one. A fetch under way
 // may have been answered before whatever made the token invalid, so it is taken off
-// the Source, and who waited for it looks for another.
+// the Source, and its waiters start over.
 func (s *Source) forgetLocked(next *lease) {
 	s.current.Store(next)
 	s.history.previous, s.history.next = nil, nil
@@ -382,7 +383,7 @@ func (s *Source) newest(ctx context.Context, via *sender, _ *lease) *lease {
 
 func (s *Source) usable(*lease) bool { return s.current.Load().good(time.Now()) }
 
-func (s *Source) surely() bool { return true }
+func (s *Source) alwaysReplaces() bool { return true }
 
 // gaveUp returns the error of a caller whose context ended before there was a token,
 // and what the fetch that it waited for was waiting for.

@@ -209,7 +209,7 @@ type knownTokens struct {
 	lived    *lease   // the last one that had not expired on arrival
 }
 
-// forbid makes a token unusable, whoever returns it again.
+// forbid marks a token as unusable, even if the partner or a Store returns it again.
 func (k *knownTokens) forbid(token string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

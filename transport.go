@@ -88,11 +88,11 @@ type tokens interface {
 	// usable reports whether newest would return a token. It is called with the
 	// queue's lock held.
 	usable(l *lease) bool
-	// reject is told that a request with l was answered 401, and reports whether
-	// there is another token.
+	// reject drops l after a 401, and reports whether there may be another token.
 	reject(l *lease) bool
-	// surely reports whether a token asked for after a rejection is another one.
-	surely() bool
+	// alwaysReplaces reports whether the lease after a rejection always has another
+	// token.
+	alwaysReplaces() bool
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -169,7 +169,7 @@ func (c *call) again(ctx context.Context, resp *http.Response) bool {
 	if c.rejected = nil; reason == unauthorized {
 		c.rejected = c.lease
 	}
-	if c.rejected != nil && c.client.tokens.surely() {
+	if c.rejected != nil && c.client.tokens.alwaysReplaces() {
 		c.next.discard() // there will be another answer
 	}
 	return true
@@ -385,7 +385,7 @@ type call struct {
 	pace     float64       // of the quota
 }
 
-// end records what the call amounts to.
+// end records the call's span and metrics.
 func (c *call) end(ctx context.Context, span trace.Span, began time.Time, resp *http.Response, err error) {
 	failed := failureOf(ctx, resp, err)
 	t := c.client.sender.telemetry
@@ -408,7 +408,7 @@ func (c *call) end(ctx context.Context, span trace.Span, began time.Time, resp *
 	endSpan(span, failed, append(list, errorAttributes(err)...)...)
 }
 
-// errorAttributes returns what a call's span says of its error.
+// errorAttributes returns the attributes of a call's span that describe err.
 func errorAttributes(err error) (kv []attribute.KeyValue) {
 	if err == nil {
 		return nil

@@ -43,7 +43,7 @@ var _ partnerauth.Store = (*Store)(nil)
 // user's cache directory. Files have mode 0600 and are replaced by rename, so
 // that a reader never sees half of one. Locks are flock's: they end with their
 // process, however it ends. A process that is stopped (Ctrl-Z) keeps its lock;
-// the others wait for it for a moment and then sign in without the Store.
+// the others wait for it for two seconds and then sign in without the Store.
 //
 // A directory that New cannot write to is an error, since the errors of a Store
 // itself are not: every run would sign in, and nobody would know why.
@@ -111,6 +111,10 @@ func (s *Store) Load(_ context.Context, key string) ([]byte, time.Duration, erro
 	}
 	return c.Record, left, nil
 }
+
+// SavesBeforeExit returns true: a program that ends at once has to wait for the token
+// that it renews, or nobody would save it.
+func (s *Store) SavesBeforeExit() bool { return true }
 
 // TryLock implements partnerauth.Store. The lock is the open file's: the file
 // stays, and is none.

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -226,7 +225,7 @@ func disturbed(t *testing.T, p *partner, j job, do func(), gap time.Duration, us
 	var from, to time.Time
 	got, _, _ := hungry(t, nil, p, 4, j, func(fleet) {
 		to = time.Now().Add(j.For)
-		until(t, 2*window, "the second burst", func() bool { return p.total() > 150 })
+		until(t, 4*window, "the second burst", func() bool { return p.total() > 150 })
 		from = time.Now()
 		do()
 		gap += time.Since(from)
@@ -294,6 +293,8 @@ func (c *cluster) quiet() {
 	client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.addrs(), DisableIdentity: true})
 	defer client.Close()
 	q := &Quota{Client: client, Name: "test", Window: window}
+	q.init()
+	client.Del(context.Background(), q.set.keys...) // of the fleets before
 	moving, moved := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	all.Go(func() {
@@ -318,7 +319,7 @@ func (c *cluster) revive() {
 		if node.cmd == nil {
 			node.start()
 		} else {
-			node.cmd.Process.Signal(syscall.SIGCONT)
+			node.cmd.Process.Signal(thaw)
 		}
 	}
 }

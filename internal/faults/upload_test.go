@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -175,6 +176,90 @@ func TestUploadsOverRevocation(t *testing.T) {
 				if !eventually(5*time.Second, func() bool { return p.open.Load() == 0 }) {
 					t.Errorf("%d bodies are not closed", p.open.Load())
 				}
+			})
+		}
+	}
+}
+
+// A rewinding is a body like a file of which there is one: GetBody rewinds it, whoever reads.
+type rewinding struct {
+	mu   sync.Mutex
+	file *bytes.Reader
+}
+
+func (r *rewinding) Read(into []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.file.Read(into)
+}
+
+func (r *rewinding) Close() error { return nil }
+
+func (r *rewinding) rewind() (io.ReadCloser, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, err := r.file.Seek(0, io.SeekStart)
+	return r, err
+}
+
+// Chunked uploads of 32 MB that are refused early, 50 for each way: what was answered 201 has arrived whole. The caller
+// may get the refusal or an error instead.
+func TestRewoundUploadsAreNeverCut(t *testing.T) {
+	const size, repeats = 32 << 20, 50
+	content := bytes.Repeat([]byte("0123456789abcdef"), size/16)
+	sum := crc32.ChecksumIEEE(content)
+	for protocol, set := range protocols {
+		for _, status := range []int{http.StatusUnauthorized, http.StatusTooManyRequests} {
+			t.Run(fmt.Sprintf("%s/%d", protocol, status), func(t *testing.T) {
+				var attempts, cut atomic.Int64
+				server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/api/v1/auth/login" {
+						fmt.Fprint(w, `{"token":"t"}`)
+						return
+					}
+					if attempts.Add(1) == 1 {
+						io.CopyN(io.Discard, r.Body, 1<<20)
+						w.Header().Set("Retry-After", "0")
+						w.WriteHeader(status)
+						return
+					}
+					got := crc32.NewIEEE()
+					if n, err := io.Copy(got, r.Body); err != nil || n != size || got.Sum32() != sum {
+						cut.Add(1)
+					}
+					w.WriteHeader(http.StatusCreated)
+				}))
+				server.EnableHTTP2 = true
+				server.StartTLS()
+				defer server.Close()
+				roots := x509.NewCertPool()
+				roots.AddCert(server.Certificate())
+				base := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, Protocols: set()}
+				defer base.CloseIdleConnections()
+				served := 0
+				for range repeats {
+					attempts.Store(0)
+					cut.Store(0)
+					account := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: server.URL}
+					rt := &partnerauth.Transport{Source: account.TokenSource(), Base: base, Limiter: &partnerauth.Quota{Requests: 10_000}}
+					body := &rewinding{file: bytes.NewReader(content)}
+					req, err := http.NewRequest("POST", server.URL+"/api/v1/orders", body)
+					if err != nil {
+						t.Fatal(err)
+					}
+					req.GetBody, req.ContentLength = body.rewind, -1
+					resp, err := rt.RoundTrip(req)
+					if err != nil {
+						continue
+					}
+					resp.Body.Close()
+					if resp.StatusCode == http.StatusCreated {
+						if served++; cut.Load() > 0 {
+							t.Errorf("got 201 for an upload that was cut")
+						}
+					}
+				}
+				t.Logf("%d of %d were served", served, repeats)
 			})
 		}
 	}

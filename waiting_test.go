@@ -1,0 +1,273 @@
+package partnerauth_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/oauth2"
+
+	"github.com/partnerauth/partnerauth"
+)
+
+// A limitedError is what a PermitLimiter returns that cannot let anybody go.
+type limitedError struct{}
+
+func (limitedError) Error() string             { return "Redis is away" }
+func (limitedError) Is(target error) bool      { return target == partnerauth.ErrRateLimited }
+func (limitedError) RetryAfter() time.Duration { return 3 * time.Second }
+
+// hangs is a Limiter's code that takes half an hour.
+func hangs(ctx context.Context) error { return sleep(ctx, 30*time.Minute) }
+
+// Whoever waits learns what for, on a cold Source as on a warm one, within its deadline:
+// the error of the Limiter is in its own.
+func TestWaitersLearnWhatFor(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name    string
+		limiter func() partnerauth.Limiter
+		want    error
+		limited bool // ErrRateLimited
+	}{
+		{"a Limiter that fails", func() partnerauth.Limiter { return limiterFunc(func(context.Context) error { return errTest }) }, errTest, false},
+		{"a Limiter that hangs", func() partnerauth.Limiter { return limiterFunc(hangs) }, nil, true},
+		{"a PermitLimiter that fails", func() partnerauth.Limiter {
+			return &permits{before: func(context.Context) error { return errTest }}
+		}, errTest, false},
+		{"a PermitLimiter that refuses", func() partnerauth.Limiter {
+			return &permits{before: func(context.Context) error { return limitedError{} }}
+		}, limitedError{}, true},
+		{"a PermitLimiter that refuses in the end", func() partnerauth.Limiter {
+			return &permits{before: func(ctx context.Context) error { hangs(ctx); return limitedError{} }}
+		}, limitedError{}, true},
+		{"a PermitLimiter that fails in the end", func() partnerauth.Limiter {
+			return &permits{before: func(ctx context.Context) error { hangs(ctx); return errTest }}
+		}, errTest, false},
+		{"a PermitLimiter that hangs", func() partnerauth.Limiter { return &permits{before: hangs} }, nil, true},
+	} {
+		for _, warm := range []bool{true, false} {
+			for provider := range new(partner).everybody(nil) {
+				bubble(t, fmt.Sprintf("%s, %s, warm %t", c.name, provider, warm), func(t *testing.T) {
+					p := &partner{open: true}
+					rt := p.transport(c.limiter())
+					rt.Source = p.everybody(nil)[provider]
+					if warm {
+						other := p.transport(nil)
+						other.Source = rt.Source
+						get(t, other, "/")
+					}
+					ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+					defer cancel()
+					var err error
+					took := elapsed(func() { _, err = try(ctx, rt, "/") })
+					errorIf(t, took > 5*time.Second, "it took %v, want 5 s at most", took)
+					errorIf(t, err == nil || c.want != nil && !errors.Is(err, c.want), "got %v, want %v", err, c.want)
+					errorIf(t, errors.Is(err, partnerauth.ErrRateLimited) != c.limited, "got %v, want ErrRateLimited %t", err, c.limited)
+					auth := authOf(err)
+					errorIf(t, warm != (auth.Op == ""), "got %v, want an AuthError where there is no token", err)
+					time.Sleep(time.Hour)
+				})
+			}
+		}
+	}
+}
+
+// Who leaves for another reason than the time is not told of limits.
+func TestWaitersWhoLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt := new(partner).transport(limiterFunc(hangs))
+		_, err := try(leaving(t, time.Second), rt, "/")
+		errorIf(t, !errors.Is(err, context.Canceled) || errors.Is(err, partnerauth.ErrRateLimited), "got %v, want context.Canceled", err)
+		time.Sleep(time.Hour)
+	})
+}
+
+// A Token of the user's own that hangs does not hold its caller, and is asked one
+// question at a time.
+func TestTokenThatHangs(t *testing.T) {
+	for name, limiter := range map[string]func() partnerauth.Limiter{"nil": func() partnerauth.Limiter { return nil }, "Quota": func() partnerauth.Limiter { return &partnerauth.Quota{Requests: 10} }} {
+		bubble(t, name, func(t *testing.T) {
+			p, asked, atOnceMost, now := &partner{open: true}, 0, 0, 0
+			rt := p.custom(tokenFunc(func() (*oauth2.Token, error) {
+				asked++
+				now++
+				atOnceMost = max(atOnceMost, now)
+				if asked == 1 {
+					time.Sleep(time.Hour)
+				}
+				now--
+				return static("t").Token()
+			}), limiter())
+			for i, patience := range []time.Duration{5 * time.Second, time.Second} {
+				var err error
+				took := elapsed(func() { err = p.sentNothing(t, deadline(t, patience), rt) })
+				auth := authOf(err)
+				errorIf(t, took != patience, "caller %d left after %v, want %v", i, took, patience)
+				errorIf(t, auth.Op != "token" || !errors.Is(err, context.DeadlineExceeded), "caller %d got %v, want an AuthError of its deadline", i, err)
+				errorIf(t, errors.Is(err, partnerauth.ErrRateLimited), "caller %d got %v, which is no matter of limits", i, err)
+			}
+			err := p.sentNothing(t, leaving(t, time.Second), rt)
+			errorIf(t, authOf(err).Op != "token" || !errors.Is(err, context.Canceled), "got %v, want an AuthError of the cancellation", err)
+			time.Sleep(2 * time.Hour)
+			errorIf(t, get(t, rt, "/") != 200, "the next call failed")
+			errorIf(t, atOnceMost != 1, "%d questions at once, want one", atOnceMost)
+		})
+	}
+}
+
+// What x/oauth2's own sources say of an answer is in the error.
+func TestRetrieveErrorOfACustomSource(t *testing.T) {
+	for _, c := range []struct {
+		status int
+		word   string
+		wrong  bool
+	}{
+		{401, "", true}, {400, "invalid_client", true}, {400, "invalid_grant", true}, {403, "", true}, {422, "", true}, {400, "", true},
+		{400, "invalid_scope", false}, {400, "invalid_request", false}, {400, "Planted-Secret", true}, {404, "", false}, {500, "", false}, {429, "", false},
+	} {
+		for _, wrapped := range []bool{false, true} {
+			answered := &oauth2.RetrieveError{Response: &http.Response{StatusCode: c.status}, Body: []byte("Planted-Secret"), ErrorCode: c.word, ErrorDescription: "Planted-Secret"}
+			var cause error = answered
+			if wrapped {
+				cause = fmt.Errorf("vault: %w", answered)
+			}
+			p := new(partner)
+			err := p.sentNothing(t, t.Context(), p.custom(tokenFunc(func() (*oauth2.Token, error) { return nil, cause }), nil))
+			auth := authOf(err)
+			errorIf(t, auth.StatusCode != c.status || auth.Op != "token", "%d %s: got %#v", c.status, c.word, auth)
+			errorIf(t, errors.Is(err, partnerauth.ErrCredentials) != c.wrong, "%d %s: got %v, want ErrCredentials %t", c.status, c.word, err, c.wrong)
+			errorIf(t, strings.Contains(err.Error(), "Planted"), "%d %s: got %v, which repeats the answer", c.status, c.word, err)
+			got, ok := errors.AsType[*oauth2.RetrieveError](err)
+			errorIf(t, !ok || got != answered || !errors.Is(err, cause), "%d %s: the RetrieveError is lost", c.status, c.word)
+			errorIf(t, strings.HasPrefix(c.word, "invalid") && !strings.Contains(err.Error(), c.word), "%d: got %v, want %s in it", c.status, err, c.word)
+		}
+	}
+	// one without a Response, whose Error would panic
+	p := new(partner)
+	err := p.sentNothing(t, t.Context(), p.custom(tokenFunc(func() (*oauth2.Token, error) { return nil, &oauth2.RetrieveError{} }), nil))
+	errorIf(t, err.Error() == "", "got an error without a text")
+}
+
+// A passing is a Base of the user's own around another.
+type passing struct{ http.RoundTripper }
+
+func (p passing) RoundTrip(req *http.Request) (*http.Response, error) {
+	return p.RoundTripper.RoundTrip(req.Clone(context.WithValue(req.Context(), foreignKey{}, 1)))
+}
+
+// A Transport that is its own Base says so at once, for whichever request, and without
+// spending the quota.
+func TestTransportIsItsOwnBase(t *testing.T) {
+	before := http.DefaultTransport
+	defer func() { http.DefaultTransport = before }()
+	var depth int
+	deep := func(rt http.RoundTripper) http.RoundTripper {
+		return roundTripFunc(func(req *http.Request) (*http.Response, error) {
+			if depth++; depth > 1000 {
+				return nil, io.ErrNoProgress
+			}
+			return rt.RoundTrip(req)
+		})
+	}
+	for name, set := range map[string]func(rt *partnerauth.Transport){
+		"directly":                 func(rt *partnerauth.Transport) { rt.Base = rt },
+		"wrapped":                  func(rt *partnerauth.Transport) { rt.Base = passing{passing{rt}} },
+		"in another Transport":     func(rt *partnerauth.Transport) { rt.Base = new(partner).foreign(rt) },
+		"as http.DefaultTransport": func(rt *partnerauth.Transport) { http.DefaultTransport = rt },
+		"as it, wrapped":           func(rt *partnerauth.Transport) { http.DefaultTransport = passing{rt} },
+	} {
+		for _, url := range []string{apiURL, "https://elsewhere.example"} {
+			for kind, source := range map[string]oauth2.TokenSource{"static": static("t"), "account": account()} {
+				http.DefaultTransport = before
+				depth = 0
+				rt := &partnerauth.Transport{Source: source, Origins: []string{apiURL}}
+				set(rt)
+				if rt.Base != nil {
+					rt.Base = deep(rt.Base)
+				} else {
+					http.DefaultTransport = deep(http.DefaultTransport)
+				}
+				body := watched("x")
+				req := posting(t, body)
+				req.URL, _ = req.URL.Parse(url)
+				_, err := rt.RoundTrip(req)
+				errorIf(t, err == nil || !strings.Contains(err.Error(), "its own Base"), "%s, %s, %s: got %v, want an error that names the mistake", name, kind, url, err)
+				errorIf(t, depth > 3, "%s, %s, %s: %d rounds", name, kind, url, depth)
+				errorIf(t, body.closed.Load() == 0, "%s, %s, %s: the body was not closed", name, kind, url)
+			}
+		}
+	}
+}
+
+// foreign is a Transport for another partner on top of base.
+func (p *partner) foreign(base http.RoundTripper) *partnerauth.Transport {
+	return &partnerauth.Transport{Source: static("other"), Origins: []string{"https://other.example"}, Base: base}
+}
+
+// Many requests to elsewhere at once, and Transports on top of each other, are no circle.
+func TestNoCircle(t *testing.T) {
+	p := &partner{open: true}
+	inner := p.custom(static("t"), &partnerauth.Quota{Requests: 1000})
+	inner.Origins = []string{"https://inner.example"}
+	outer := &partnerauth.Transport{Source: static("t"), Origins: []string{apiURL}, Base: passing{inner}}
+	for _, url := range []string{apiURL, "https://inner.example", "https://elsewhere.example"} {
+		atOnce(50, func(int) {
+			code := status(t, outer, newRequest(t, "GET", url, ""))
+			errorIf(t, code != 200, "%s: got %d", url, code)
+		}).Wait()
+	}
+	// a Base may use the client for something else meanwhile
+	var rt *partnerauth.Transport
+	rt = &partnerauth.Transport{Source: static("t"), Origins: []string{apiURL}, Base: roundTripFunc(func(req *http.Request) (*http.Response, error) {
+		if req.URL.Path == "/outer" {
+			resp, err := rt.RoundTrip(newRequest(t, "GET", apiURL+"/inner", ""))
+			must(t, err)
+			resp.Body.Close()
+		}
+		return p.RoundTrip(req)
+	})}
+	errorIf(t, get(t, rt, "/outer") != 200, "a call inside a call failed")
+}
+
+// A panic in foreign code is an error with its type and the stack, and without its value.
+func TestPanicsAreTold(t *testing.T) {
+	type secretive struct{ text string }
+	for name, value := range map[string]any{
+		"partnerauth_test.secretive": secretive{"Planted-Secret"},
+		"string":                     "Planted-Secret",
+		"*errors.errorString":        errors.New("Planted-Secret"),
+		"*runtime.PanicNilError":     nil,
+	} {
+		for where, c := range userCode {
+			if c.own || where == "Store" {
+				continue
+			}
+			bubble(t, name+", "+where, func(t *testing.T) {
+				p := &partner{open: true}
+				r, rt := &trap{do: func() { blow(value) }, RoundTripper: p}, p.transport(nil)
+				c.set(rt, r)
+				if c.warm {
+					get(t, rt, "/")
+				}
+				r.set.Store(true)
+				_, err := try(t.Context(), rt, "/")
+				text := fmt.Sprintf("%v %+v", err, err)
+				errorIf(t, err == nil || !strings.Contains(text, name), "got %v, want the type %s", err, name)
+				errorIf(t, !strings.Contains(text, ".blow("), "got %v, want the stack", err)
+				errorIf(t, strings.Contains(text, "Planted"), "got %v, which has the value", err)
+				time.Sleep(time.Minute)
+				errorIf(t, get(t, rt, "/") != 200, "the next call failed")
+			})
+		}
+	}
+}
+
+func blow(value any) { defer runtime.KeepAlive(value); panic(value) }
