@@ -539,7 +539,8 @@ func TestContextThatIsOver(t *testing.T) {
 			err := p.sentNothing(t, ctx, rt)
 			errorIf(t, authOf(err).Op != "", "got %v, which is an AuthError", err)
 			errorIf(t, !errors.Is(err, ctx.Err()), "got %v, want %v", err, ctx.Err())
-			errorIf(t, errors.Is(err, partnerauth.ErrRateLimited) || strings.Contains(err.Error(), "limit"), "got %v, which is of a limit", err)
+			errorIf(t, errors.Is(err, partnerauth.ErrRateLimited) || strings.Contains(err.Error(), "limit"),
+				"got %v, which is of a limit", err)
 			errorIf(t, (ctx == why) != errors.Is(err, errTest), "got %v, want the cause where there is one", err)
 		}
 	}

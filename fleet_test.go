@@ -18,6 +18,7 @@ import (
 // memory is a Store that several processes could share: several Sources do.
 type memory struct {
 	before func(context.Context) error // each of its methods
+	after  func()                      // likewise, when it has done what it does
 
 	mu      sync.Mutex
 	records map[string]kept
@@ -43,8 +44,11 @@ func (m *memory) do(ctx context.Context, f func()) error {
 		}
 	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	f()
+	m.mu.Unlock()
+	if m.after != nil {
+		m.after()
+	}
 	return nil
 }
 

@@ -123,12 +123,11 @@ func TestRevokedDuringRenewal(t *testing.T) {
 		for _, pr := range providers {
 			bubble(t, pr.name+" "+c.name, func(t *testing.T) {
 				p, fetches := new(partner), new(atomic.Int64)
-				var saves atomic.Bool // next
-				store := &memory{before: func(context.Context) error {
+				var saves atomic.Bool            // next
+				store := &memory{after: func() { // the record is there before Save returns
 					if saves.CompareAndSwap(true, false) {
 						time.Sleep(2 * time.Second)
 					}
-					return nil
 				}}
 				p.script = func(a asked) reply {
 					switch {
