@@ -61,7 +61,7 @@ func TestCallersGoBeforeRenewals(t *testing.T) {
 		left time.Duration // of the token, when the callers come
 		want string
 	}{
-		{"there is time", 10 * time.Minute, "call call call call call refresh"},
+		{"there is time", 8 * time.Minute, "call call call call call refresh"},
 		{"the token ends before the turn of the last", 10 * time.Second, "refresh call call call call call"},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
