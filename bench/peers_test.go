@@ -142,7 +142,7 @@ func TestSDKRowIsOurs(t *testing.T) {
 			t.Errorf("span %d: SDK has attributes %s, ours %s", i, a, b)
 		}
 	}
-	for _, name := range []string{"http.client.request.duration", "partnerauth.rate_limit.wait_time"} {
+	for _, name := range []string{"http.client.request.duration", "partnerauth.rate_limit.wait_time", "partnerauth.call.duration"} {
 		if wantPoints[name] == 0 || wantPoints[name] != gotPoints[name] {
 			t.Errorf("%s: SDK has %d attributes, ours %d", name, wantPoints[name], gotPoints[name])
 		}
