@@ -96,7 +96,7 @@ func TestExport(t *testing.T) {
 	}
 	spans := func(service string) []string {
 		return []string{
-			service + ": GET /api/v1/orders", service + ": POST", service + ": nowpost call", service + ": partnerauth.token.fetch",
+			service + ": GET /api/v1/orders", service + ": POST /api/v1/auth/login", service + ": nowpost call", service + ": partnerauth.token.fetch",
 		}
 	}
 	for _, test := range []struct {

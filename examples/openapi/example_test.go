@@ -157,7 +157,7 @@ func Example_spanNames() {
 		fmt.Println(s.SpanKind, s.Name)
 	}
 	// Output:
-	// client POST
+	// client POST /api/v1/auth/login
 	// internal partnerauth.token.fetch
 	// client GET /api/v1/orders/{id}
 	// internal nowpost call

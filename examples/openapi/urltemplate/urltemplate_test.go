@@ -52,7 +52,7 @@ func traced(t *testing.T, prefix string) (baseURL string, client *http.Client, s
 	}
 	return baseURL, &http.Client{Transport: named}, func() (names, templates []string) {
 		for _, s := range recorder.GetSpans() {
-			if s.SpanKind != trace.SpanKindClient || s.Name == "POST" { // POST: the login
+			if s.SpanKind != trace.SpanKindClient || s.Name == "POST /api/v1/auth/login" {
 				continue
 			}
 			names = append(names, s.Name)
