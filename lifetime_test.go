@@ -3,6 +3,7 @@ package partnerauth_test
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +18,8 @@ type issuer struct {
 	skew  time.Duration // of its clock
 	grant func(i *issuer, now time.Time, op string) (body string, ends time.Time)
 
+	answering sync.Mutex // guards what follows
+
 	n       int
 	first   time.Time // of the session
 	ends    map[string]time.Time
@@ -25,6 +28,8 @@ type issuer struct {
 }
 
 func (i *issuer) answer(a asked) reply {
+	i.answering.Lock()
+	defer i.answering.Unlock()
 	now := time.Now().Add(i.skew)
 	good := now.Before(i.ends[a.token])
 	if a.op != "login" && !good {
