@@ -237,25 +237,24 @@ func TestFrozenProcess(t *testing.T) {
 // it, whatever token it brings.
 func TestOvertakenRenewalIsNotTakenFromTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var saving func()
 		store := &memory{}
 		p := new(partner)
 		source := p.everybody(store)["nowpost"]
 		rt := p.transport(nil)
 		rt.Source = source
 		get(t, rt, "/")
+		first, err := source.Token()
+		must(t, err)
 		time.Sleep(22 * time.Hour)
-		first, _ := source.Token() // starts a renewal
-		saving = func() { source.Invalidate(first) }
-		n := 0
+		var n atomic.Int64
 		store.before = func(context.Context) error {
-			if n++; n == 4 { // Load, TryLock, Load, Save
-				saving()
+			if n.Add(1) == 4 { // Load, TryLock, Load, Save
+				source.Invalidate(first)
 			}
 			return nil
 		}
+		source.Token() // starts a renewal
 		synctest.Wait()
-		store.before = nil
 		token, err := source.Token()
 		must(t, err)
 		errorIf(t, token.AccessToken != "token-3", "got %q after %s, want the token of a login after the rejection", token.AccessToken, p.ops())
