@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/oauth2"
+
 	"github.com/partnerauth/partnerauth"
 )
 
@@ -237,25 +239,24 @@ func TestFrozenProcess(t *testing.T) {
 // it, whatever token it brings.
 func TestOvertakenRenewalIsNotTakenFromTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var saving func()
-		store := &memory{}
+		var operations atomic.Int64 // of the Store, from the renewal on
+		var source *partnerauth.Source
+		var first *oauth2.Token
+		store := &memory{before: func(context.Context) error {
+			if first != nil && operations.Add(1) == 4 { // Load, TryLock, Load, Save
+				source.Invalidate(first)
+			}
+			return nil
+		}}
 		p := new(partner)
-		source := p.everybody(store)["nowpost"]
+		source = p.everybody(store)["nowpost"]
 		rt := p.transport(nil)
 		rt.Source = source
 		get(t, rt, "/")
+		first, _ = source.Token()
 		time.Sleep(22 * time.Hour)
-		first, _ := source.Token() // starts a renewal
-		saving = func() { source.Invalidate(first) }
-		n := 0
-		store.before = func(context.Context) error {
-			if n++; n == 4 { // Load, TryLock, Load, Save
-				saving()
-			}
-			return nil
-		}
+		source.Token() // starts a renewal
 		synctest.Wait()
-		store.before = nil
 		token, err := source.Token()
 		must(t, err)
 		errorIf(t, token.AccessToken != "token-3", "got %q after %s, want the token of a login after the rejection", token.AccessToken, p.ops())
