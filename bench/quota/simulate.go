@@ -189,7 +189,7 @@ type step struct {
 	count int
 }
 
-// count tells how many requests arrived within the window before each moment.
+// count returns how many requests arrived within the window before each moment.
 func count(arrivals []time.Duration) []step {
 	steps := []step{{0, 0}}
 	in, out := 0, 0
