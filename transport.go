@@ -118,9 +118,16 @@ func (t *client) call(req *http.Request, to int) (resp *http.Response, err error
 	if ctx.Err() != nil {
 		return c.next.giveUp(ctx, ended(ctx))
 	}
+	var last *http.Response // which nobody would close if foreign code panicked
+	defer func() {
+		if last != nil {
+			last.Body.Close()
+		}
+	}()
 	for now := began; ; now = time.Now() {
-		resp, err := c.attempt(ctx, now)
-		if err != nil || !c.again(ctx, resp) {
+		last, err = c.attempt(ctx, now)
+		if err != nil || !c.again(ctx, last) {
+			resp, last = last, nil
 			return resp, err
 		}
 	}
