@@ -30,7 +30,7 @@ type retry struct {
 	sent *sentBody     // that was handed over, if it has to be waited for
 
 	reason string         // why there is a next attempt; "": it is the first
-	kept   *http.Response // what is returned if there is none after all
+	kept   *http.Response // the last answer, returned if there is no other after all
 	until  time.Time      // how long a 429 is held back
 
 	unauthorized, limited bool // it was sent again after a 401, after a 429
@@ -66,7 +66,7 @@ func (r *retry) prepare(ctx context.Context, reason string, resp *http.Response)
 	if !r.replay(ctx) {
 		return false
 	}
-	r.kept, r.reason = resp, reason
+	r.reason = reason
 	r.limited = r.limited || reason == rateLimited
 	r.unauthorized = r.unauthorized || reason == unauthorized
 	return true
@@ -75,13 +75,20 @@ func (r *retry) prepare(ctx context.Context, reason string, resp *http.Response)
 // giveUp ends the call without another attempt: with the answer to the last one if
 // there was only a better one to be had, else with err.
 func (r *retry) giveUp(ctx context.Context, err error) (*http.Response, error) {
-	closeBody(r.body)
 	optional := err == errSameToken || r.reason == rateLimited && errors.Is(err, context.DeadlineExceeded)
 	if optional && r.kept != nil && ctx.Err() == nil {
 		return r.kept, nil
 	}
-	r.discard()
 	return nil, err
+}
+
+// close closes what is left when a call ends, be it by a panic of foreign code: an answer
+// other than the one that is returned, and a body that was not handed over.
+func (r *retry) close(returned *http.Response) {
+	if r.kept != returned {
+		r.discard()
+	}
+	closeBody(r.body)
 }
 
 // discard closes an answer that nobody will see.

@@ -114,20 +114,16 @@ func (t *client) call(req *http.Request, to int) (resp *http.Response, err error
 	began := time.Now()
 	ctx, span := t.sender.telemetry.startCall(req.Context())
 	c := call{client: t, to: to, ticket: t.sender.queue.newTicket(priorityOf(ctx)), next: retry{req: req, body: req.Body}}
-	defer func() { c.end(ctx, span, began, resp, err) }()
+	defer func() {
+		c.next.close(resp)
+		c.end(ctx, span, began, resp, err)
+	}()
 	if ctx.Err() != nil {
 		return c.next.giveUp(ctx, ended(ctx))
 	}
-	var last *http.Response // which nobody would close if foreign code panicked
-	defer func() {
-		if last != nil {
-			last.Body.Close()
-		}
-	}()
 	for now := began; ; now = time.Now() {
-		last, err = c.attempt(ctx, now)
-		if err != nil || !c.again(ctx, last) {
-			resp, last = last, nil
+		resp, err := c.attempt(ctx, now)
+		if err != nil || !c.again(ctx, resp) {
 			return resp, err
 		}
 	}
@@ -168,6 +164,7 @@ func (c *call) again(ctx context.Context, resp *http.Response) bool {
 	if resp.StatusCode != http.StatusUnauthorized {
 		c.lease.accept()
 	}
+	c.next.kept = resp
 	q := c.client.sender.queue
 	reason := c.next.decide(ctx, resp, q.window, func(now time.Time) time.Duration { return q.wait(now, c.ticket) })
 	if reason == "" || reason == unauthorized && !c.client.tokens.reject(c.lease) || !c.next.prepare(ctx, reason, resp) {

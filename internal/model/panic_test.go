@@ -7,8 +7,10 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.opentelemetry.io/otel/propagation"
@@ -130,3 +132,57 @@ func TestPanics(t *testing.T) {
 		})
 	})
 }
+
+// A closing is a body that knows whether it was closed.
+type closing struct {
+	io.Reader
+	closed int
+}
+
+func (c *closing) Close() error {
+	c.closed++
+	return nil
+}
+
+// (4) Where foreign code panics in the goroutine of a caller, the answer in hand and the
+// body that is to be sent are closed all the same.
+func TestPanicsCloseBodies(t *testing.T) {
+	for _, place := range []string{"TokenContext", "Invalidate", "GetBody"} {
+		for use := 1; use <= 2; use++ {
+			if use == 2 && place != "TokenContext" {
+				continue
+			}
+			synctest.Test(t, func(t *testing.T) {
+				answer, request := &closing{Reader: strings.NewReader("who are you?")}, &closing{Reader: strings.NewReader("body")}
+				b := &bomb{place: place, uses: []int{use}}
+				p := &partner{}
+				base := base(func(req *http.Request) (*http.Response, error) {
+					req.Body.Close()
+					return &http.Response{StatusCode: 401, Header: http.Header{}, Body: answer}, nil
+				})
+				transport := &partnerauth.Transport{Source: bombSource{&custom{partner: p}, b}, Origins: []string{origin}, Base: base}
+				req, _ := http.NewRequest("POST", origin, request)
+				req.GetBody = func() (io.ReadCloser, error) {
+					b.at("GetBody")
+					return io.NopCloser(strings.NewReader("body")), nil
+				}
+				func() {
+					defer func() {
+						if recover() == nil {
+							t.Errorf("%s: the panic is lost", place)
+						}
+					}()
+					transport.RoundTrip(req)
+				}()
+				if answered := place != "TokenContext" || use == 2; request.closed == 0 || answered && answer.closed == 0 {
+					t.Errorf("panic in use %d of %s: body closed %d times, answer %d times, want both closed", use, place, request.closed, answer.closed)
+				}
+				time.Sleep(time.Hour)
+			})
+		}
+	}
+}
+
+type base func(*http.Request) (*http.Response, error)
+
+func (f base) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
