@@ -448,7 +448,7 @@ func (f *fetch) acquire(ctx context.Context) (permit, error) {
 // inTurn waits for a permit behind all callers, and before them when f is late.
 func (f *fetch) inTurn(ctx context.Context) (permit, error) {
 	if !f.isLate() {
-		if p, err := f.patiently(ctx); err == nil || ctx.Err() != nil || !f.isLate() {
+		if p, late, err := f.patiently(ctx); !late || ctx.Err() != nil {
 			return p, err
 		}
 	}
@@ -461,9 +461,10 @@ func (f *fetch) isLate() bool {
 	return f.plan.renews == nil || f.isWanted() || f.sender.queue.lastWait(time.Now()) >= time.Until(f.plan.renews.ends)
 }
 
-// patiently waits behind all callers until f is late. It waits once and not again and
-// again, since a Limiter that is not a Quota would have to begin anew each time.
-func (f *fetch) patiently(ctx context.Context) (permit, error) {
+// patiently waits behind all callers until f is late, which it reports. It waits once and
+// not again and again, since a Limiter that is not a Quota would have to begin anew each
+// time.
+func (f *fetch) patiently(ctx context.Context) (p permit, late bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(f.wanted, cancel)()
@@ -474,7 +475,8 @@ func (f *fetch) patiently(ctx context.Context) (permit, error) {
 		}
 	}()
 	q := f.sender.queue
-	return q.acquire(ctx, q.newTicket(forLater), nil)
+	p, err = q.acquire(ctx, q.newTicket(forLater), nil)
+	return p, err != nil && ctx.Err() != nil, err
 }
 
 // send sends the request and reads its answer.
