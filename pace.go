@@ -105,6 +105,9 @@ func (p *pace) size(now time.Time) int {
 
 // share returns the share of the full pace that is allowed at then.
 func (p *pace) share(then time.Time) float64 {
+	if p.lost == 0 {
+		return 1
+	}
 	windows := float64(then.Sub(p.slowed)) / float64(p.limits.window)
 	if lost := p.lost * math.Exp2(-windows/halfLife); lost > 0.01 {
 		return 1 - lost
