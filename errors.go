@@ -85,18 +85,9 @@ func (e *AuthError) Error() string {
 	}
 	b.WriteString(e.Op + ": " + e.cause())
 	if e.heldBack {
-		age := time.Since(e.At)
-		fmt.Fprintf(&b, " (asked %v ago, again in %v)", brief(age), brief(e.RetryAfter))
+		fmt.Fprintf(&b, " (asked %v ago, again in %v)", time.Since(e.At).Round(time.Millisecond), e.RetryAfter.Round(time.Second))
 	}
 	return b.String()
-}
-
-// brief rounds d for a reader.
-func brief(d time.Duration) time.Duration {
-	if d < time.Second {
-		return d.Round(time.Millisecond)
-	}
-	return d.Round(time.Second)
 }
 
 // cause returns the text of Err, but never that of an oauth2.RetrieveError, which
@@ -302,33 +293,28 @@ func description(err error) string {
 	return line
 }
 
-// A redactedError has another text than the error it stands for, because that text
-// repeats what a server sent or was sent. It hides the original from errors.As.
+// A redactedError stands for an error whose text must not be shown. It answers for the
+// original, but errors.As does not find that, nor does fmt.
 type redactedError struct {
-	text, kind         string
-	is                 func(target error) bool
-	timeout, temporary bool
+	text     string
+	original func() error
 }
 
 func (e *redactedError) Error() string        { return e.text }
-func (e *redactedError) Is(target error) bool { return e.is(target) }
-func (e *redactedError) Timeout() bool        { return e.timeout }
-func (e *redactedError) Temporary() bool      { return e.temporary }
-func (e *redactedError) ErrorType() string    { return e.kind } // for semconv
+func (e *redactedError) Is(target error) bool { return errors.Is(e.original(), target) }
+func (e *redactedError) Timeout() bool        { return isTimeout(e.original()) }
+func (e *redactedError) ErrorType() string    { return errorType(e.original()) } // for semconv
+func (e *redactedError) Temporary() bool { // for net.Error
+	var t interface{ Temporary() bool }
+	return errors.As(e.original(), &t) && t.Temporary()
+}
 
 // withText returns err if its text is text, else an error with that text.
 func withText(err error, text string) error {
 	if text == err.Error() {
 		return err
 	}
-	var t interface{ Temporary() bool }
-	return &redactedError{
-		text:      text,
-		kind:      errorType(err),
-		is:        func(target error) bool { return errors.Is(err, target) },
-		timeout:   isTimeout(err),
-		temporary: errors.As(err, &t) && t.Temporary(),
-	}
+	return &redactedError{text, func() error { return err }}
 }
 
 const redacted = "REDACTED"
@@ -338,66 +324,48 @@ const (
 	maxErrorText = 16 << 10 // longer texts of errors are not kept
 )
 
-// withoutToken returns err without the token that its text repeats, in whatever
-// encoding: none touches letters and digits, so the longest run of them is looked for.
+// withoutToken returns err without a text that repeats the token, in whatever encoding:
+// none touches letters and digits, so the longest run of them is looked for.
 func withoutToken(err error, token string) error {
-	text := err.Error()
-	run := longestRun(token)
-	switch {
-	case len(text) > maxErrorText:
-		text = redacted
-	case len(run) < minRedacted || !strings.Contains(text, run):
-	default:
-		if text = strings.ReplaceAll(text, token, redacted); strings.Contains(text, run) {
-			text = redacted
-		}
-	}
-	if strings.Contains(text, "malformed") {
-		text = networkText(err)
-	}
-	return withText(err, text)
-}
-
-func longestRun(token string) (longest string) {
+	text, run := err.Error(), ""
 	isOther := func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) }
-	for _, run := range strings.FieldsFunc(token, isOther) {
-		if len(run) > len(longest) {
-			longest = run
+	for _, next := range strings.FieldsFunc(token, isOther) {
+		if len(next) > len(run) {
+			run = next
 		}
 	}
-	return longest
+	switch {
+	case len(text) > maxErrorText, len(run) >= minRedacted && strings.Contains(text, run):
+		return withText(err, redacted)
+	case strings.Contains(text, "malformed"): // and what of the answer was
+		return withText(err, networkText(err))
+	}
+	return err
 }
-
-// withoutAnswer returns err, of a token request, with all text removed that came from
-// the server or was sent to it.
-func withoutAnswer(err error) error { return withText(err, networkText(err)) }
 
 // networkText returns what is known to be safe of an error's text: what the standard
 // library says, but for names in certificates and what net/http quotes of an answer
 // that it cannot parse. Other errors are looked into, or shown by their type.
 func networkText(err error) string {
-	inner := errors.Unwrap(err)
-	_, malformed := errors.AsType[textproto.ProtocolError](err)
 	switch {
 	case has[*tls.CertificateVerificationError](err):
 		return "tls: the server's certificate was not accepted: " + certificateFault(err)
-	case malformed:
+	case has[textproto.ProtocolError](err):
 		return "malformed header in the answer"
-	case isStandard(err) && allStandard(inner) && len(err.Error()) <= maxErrorText:
-		return withoutQuoted(err.Error())
-	case inner != nil:
-		return networkText(inner)
 	}
-	return fmt.Sprintf("error of type %T", err)
-}
-
-func allStandard(err error) bool {
-	for ; err != nil; err = errors.Unwrap(err) {
-		if !isStandard(err) {
-			return false
+	safe := err // the outermost of those that are standard all the way down
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		if !isStandard(e) {
+			safe = errors.Unwrap(e)
 		}
 	}
-	return true
+	if safe == nil || len(safe.Error()) > maxErrorText {
+		for inner := err; inner != nil; inner = errors.Unwrap(inner) {
+			err = inner
+		}
+		return fmt.Sprintf("error of type %T", err)
+	}
+	return withoutQuoted(safe.Error())
 }
 
 // isStandard reports whether err is of a type of the standard library, or of this

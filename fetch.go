@@ -497,7 +497,7 @@ func (f *fetch) send(ctx context.Context, op string, req *http.Request, digest r
 		if ctx.Err() == context.DeadlineExceeded {
 			err = fmt.Errorf("no answer in time: %w", err)
 		}
-		got := f.failed(op, 0, withoutAnswer(err))
+		got := f.failed(op, 0, withText(err, networkText(err)))
 		if got.again, got.frozen = !errors.Is(err, errOwnBase), took > limit+frozenTime; !got.frozen {
 			f.used += took
 		}
