@@ -439,9 +439,7 @@ func (f *fetch) acquire(ctx context.Context) (permit, error) {
 			return p, nil
 		}
 	}
-	began := f.sender.beginWait(ctx)
-	p, err := f.inTurn(ctx)
-	f.sender.endWait(ctx, began, false, p, err)
+	p, _, err := f.sender.acquire(ctx, false, func() (permit, error) { return f.inTurn(ctx) })
 	return p, err
 }
 

@@ -131,7 +131,7 @@ func (r *retry) handOver() io.ReadCloser {
 	if body == nil || body == http.NoBody || r.req.GetBody == nil || copiedByGetBody(r.req) {
 		return body
 	}
-	r.sent = &sentBody{body: body, done: make(chan struct{})}
+	r.sent = &sentBody{ReadCloser: body, done: make(chan struct{}), uses: 1}
 	return r.sent
 }
 
@@ -159,13 +159,12 @@ const replayTime = time.Second
 // A sentBody is a body that the Base has. net/http may go on reading it after
 // RoundTrip has returned, and may close it in the middle of a Read.
 type sentBody struct {
-	body io.ReadCloser
-	done chan struct{} // closed when body is closed and no Read is under way
+	io.ReadCloser
+	done chan struct{} // closed when the body is closed and no Read is under way
 
-	mu      sync.Mutex // guards what follows; not held during a Read
-	reading int
-	closed  bool
-	err     error // of Close
+	mu     sync.Mutex // guards what follows; not held during a Read
+	uses   int        // Reads under way, and one more until Close has returned
+	closed bool
 }
 
 func (b *sentBody) Read(p []byte) (int, error) {
@@ -174,15 +173,10 @@ func (b *sentBody) Read(p []byte) (int, error) {
 		b.mu.Unlock()
 		return 0, http.ErrBodyReadAfterClose
 	}
-	b.reading++
+	b.uses++
 	b.mu.Unlock()
-	defer func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.reading--
-		b.settleLocked()
-	}()
-	return b.body.Read(p)
+	defer b.leave()
+	return b.ReadCloser.Read(p)
 }
 
 // Close closes the body once.
@@ -192,24 +186,16 @@ func (b *sentBody) Close() error {
 	b.closed = true
 	b.mu.Unlock()
 	if !first {
-		return b.err
+		return nil
 	}
-	err := b.body.Close()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.err = err
-	b.settleLocked()
-	return err
+	defer b.leave()
+	return b.ReadCloser.Close()
 }
 
-// settleLocked notes that nobody uses the body any more.
-func (b *sentBody) settleLocked() {
-	if !b.closed || b.reading > 0 {
-		return
-	}
-	select {
-	case <-b.done:
-	default:
+func (b *sentBody) leave() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.uses--; b.uses == 0 {
 		close(b.done)
 	}
 }

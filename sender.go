@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/http/httptrace"
-	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -46,39 +44,34 @@ func (s *sender) roundTripper() http.RoundTripper {
 // tryAcquire returns a permit if there is one at once.
 func (s *sender) tryAcquire(ctx context.Context, now time.Time, t ticket) (permit, bool) {
 	p, ok := s.queue.tryAcquire(now, t)
-	if !ok {
-		return p, false
+	if ok {
+		s.told(p, func() { s.telemetry.metrics.recordWait(ctx, 0, acquired, t.low()) })
 	}
-	s.told(p, func() {
-		s.telemetry.metrics.recordWait(ctx, 0, acquired, t.low())
-	})
-	return p, true
+	return p, ok
 }
 
-// acquire waits for a permit, and returns how long that took.
-func (s *sender) acquire(ctx context.Context, t ticket, usable func() bool) (permit, time.Duration, error) {
-	began := s.beginWait(ctx)
-	p, err := s.queue.acquire(ctx, t, usable)
-	return p, s.endWait(ctx, began, t.low(), p, err), err
-}
-
-// beginWait counts a request that begins to wait for a permit, and returns when it did.
-func (s *sender) beginWait(ctx context.Context) time.Time {
+// acquire has wait wait for a permit, and returns how long that took.
+func (s *sender) acquire(ctx context.Context, low bool, wait func() (permit, error)) (p permit, waited time.Duration, err error) {
 	s.telemetry.metrics.addQueued(ctx, 1)
-	return time.Now()
-}
-
-// endWait records the wait of a request for a permit, which it returns.
-func (s *sender) endWait(ctx context.Context, began time.Time, low bool, p permit, err error) (waited time.Duration) {
+	began := time.Now()
+	p, err = wait()
 	s.told(p, func() {
 		s.telemetry.metrics.addQueued(ctx, -1)
 		if err == errNotUsable {
 			return
 		}
 		waited = time.Since(began)
-		s.recordWait(ctx, began, waited, low, err)
+		result := acquired
+		switch {
+		case errors.Is(err, ErrRateLimited):
+			result = deadlineExceeded
+		case err != nil:
+			result = canceled
+		}
+		s.telemetry.metrics.recordWait(ctx, waited, result, low)
+		s.telemetry.waitSpan(ctx, began, waited, result, low, failureOf(ctx, nil, err))
 	})
-	return waited
+	return p, waited, err
 }
 
 // told calls tell, which informs telemetry, and gives p back if that panics.
@@ -91,18 +84,6 @@ func (s *sender) told(p permit, tell func()) {
 	}()
 	tell()
 	done = true
-}
-
-func (s *sender) recordWait(ctx context.Context, since time.Time, waited time.Duration, low bool, err error) {
-	result := acquired
-	switch {
-	case errors.Is(err, ErrRateLimited):
-		result = deadlineExceeded
-	case err != nil:
-		result = canceled
-	}
-	s.telemetry.metrics.recordWait(ctx, waited, result, low)
-	s.telemetry.waitSpan(ctx, since, waited, result, low, failureOf(ctx, nil, err))
 }
 
 // giveBack ends a permit for which nothing was sent.
@@ -246,23 +227,26 @@ func (a *attempt) prepare(ctx context.Context, req *http.Request, t *telemetry) 
 	if a.body != nil {
 		a.copy.Body = a.body
 	}
-	header := sharedHeader(req.Header)
-	if a.authorize != nil {
-		header = canonical(req.Header)
-		a.copy.URL = cloneURL(req.URL)
-	} else if a.lease != nil {
-		for key := range header {
-			if len(key) == len("Authorization") && strings.EqualFold(key, "Authorization") {
-				delete(header, key) // in whatever case the caller wrote it
-			}
+	header := make(http.Header, len(req.Header)+2) // the token, and the place in the trace
+	for name, values := range req.Header {
+		switch {
+		case a.authorize != nil: // which may write in place, and expects canonical names
+			name = http.CanonicalHeaderKey(name)
+			header[name] = append(header[name], values...)
+		case a.lease == nil || !strings.EqualFold(name, "Authorization"): // in whatever case the caller wrote it
+			header[name] = slices.Clip(values)
 		}
-		header["Authorization"] = a.lease.authorization
 	}
 	a.copy.Header, a.carrier.Header = header, header
+	if a.lease != nil && a.authorize == nil {
+		header["Authorization"] = a.lease.authorization
+	}
 	t.inject(ctx, &a.carrier)
 	if a.authorize == nil {
 		return nil
 	}
+	u := *req.URL
+	a.copy.URL = &u
 	return a.authorized()
 }
 
@@ -278,36 +262,6 @@ func (a *attempt) authorized() error {
 		return nil
 	}
 	return &AuthError{Provider: a.sender.provider, Op: "authorize", At: time.Now(), Err: err}
-}
-
-// canonical returns a deep copy of h with canonical names, so that a name set on it
-// replaces the one that the caller wrote in another case.
-func canonical(h http.Header) http.Header {
-	header := make(http.Header, len(h))
-	for name, values := range h {
-		name = http.CanonicalHeaderKey(name)
-		header[name] = append(header[name], values...)
-	}
-	return header
-}
-
-func cloneURL(u *url.URL) *url.URL {
-	clone := *u
-	return &clone
-}
-
-// sharedHeader returns a copy of h whose values are shared.
-func sharedHeader(h http.Header) http.Header {
-	header := maps.Clone(h)
-	if header == nil {
-		header = http.Header{}
-	}
-	for key, values := range header {
-		if cap(values) > len(values) {
-			header[key] = slices.Clip(values)
-		}
-	}
-	return header
 }
 
 // settle ends a's permit. An answer may ask to be left alone: then everybody leaves

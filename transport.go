@@ -221,7 +221,9 @@ func (c *call) admit(ctx context.Context, now time.Time) (permit, error) {
 // replaced it by then. It returns errNotUsable if there is none any more.
 func (c *call) queue(ctx context.Context, l *lease) (permit, error) {
 	tokens, s := c.client.tokens, &c.client.sender
-	p, waited, err := s.acquire(ctx, c.ticket, func() bool { return tokens.usable(l) })
+	p, waited, err := s.acquire(ctx, c.ticket.low(), func() (permit, error) {
+		return s.queue.acquire(ctx, c.ticket, func() bool { return tokens.usable(l) })
+	})
 	c.waited += waited
 	if err != nil {
 		return p, err
