@@ -388,7 +388,7 @@ func (f *fetch) exchange(ctx context.Context, op string, resend int) result {
 	}
 	spanned := f.traced(ctx, op)
 	a := &attempt{
-		sender: f.way, to: target{to, newEndpoint(to.host, to.portNumber(), f.sender.telemetry.provider)}, body: req.Body,
+		sender: f.way, origin: to, endpoint: newEndpoint(to.host, to.portNumber(), f.sender.telemetry.provider), body: req.Body,
 		template: templateOf(req.Context()), forToken: true, resend: resend, mostPause: f.plan.renews != nil && !f.isWanted(),
 	}
 	if a.permit, err = f.acquire(spanned); err != nil {

@@ -88,16 +88,14 @@ func (c Ndovu) provider() Provider {
 		},
 		Base:    c.Base,
 		Store:   c.Store,
-		mistake: cmp.Or(id, c.secret().mistake()),
+		mistake: cmp.Or(id, checkSecret("ClientSecret", c.ClientSecret, c.ClientSecretFunc)),
 	}
 }
-
-func (c Ndovu) secret() secret { return secret{"ClientSecret", c.ClientSecret, c.ClientSecretFunc} }
 
 // signIn sends the pair as it is: RFC 6749 would have it form-encoded first, which
 // the partner does not decode.
 func (c Ndovu) signIn(ctx context.Context) (*http.Request, error) {
-	secret, err := c.secret().get(ctx)
+	secret, err := secretOf(ctx, "ClientSecret", c.ClientSecret, c.ClientSecretFunc)
 	if err != nil {
 		return nil, err
 	}

@@ -97,18 +97,12 @@ func (c NowPost) provider() Provider {
 		Base:     c.Base,
 		Store:    c.Store,
 		lifetime: nowPostLifetime,
-		mistake:  cmp.Or(checkText("Email", c.Email), c.password().mistake(), checkUTF8("Password", c.Password)),
+		mistake: cmp.Or(checkCredential("Email", c.Email), checkUTF8("Email", c.Email),
+			checkSecret("Password", c.Password, c.PasswordFunc), checkUTF8("Password", c.Password)),
 	}
 }
 
 func (c NowPost) baseURL() string { return cmp.Or(c.BaseURL, NowPostBaseURL) }
-
-func (c NowPost) password() secret { return secret{"Password", c.Password, c.PasswordFunc} }
-
-// checkText checks a field that is sent in JSON.
-func checkText(field, value string) error {
-	return cmp.Or(checkCredential(field, value), checkUTF8(field, value))
-}
 
 func checkUTF8(field, value string) error {
 	if !utf8.ValidString(value) {
@@ -118,7 +112,7 @@ func checkUTF8(field, value string) error {
 }
 
 func (c NowPost) signIn(ctx context.Context) (*http.Request, error) {
-	password, err := c.password().get(ctx)
+	password, err := secretOf(ctx, "Password", c.Password, c.PasswordFunc)
 	if err = cmp.Or(err, checkUTF8("the result of PasswordFunc", password)); err != nil {
 		return nil, err
 	}

@@ -273,32 +273,25 @@ func newTokenRequest(ctx context.Context, baseURL, path string, body io.Reader) 
 	return req, nil
 }
 
-// A secret is a field of a configuration, or the function that returns it.
-type secret struct {
-	field string
-	value string
-	ask   func(context.Context) (string, error)
-}
-
-// mistake returns what is wrong with the fields.
-func (s secret) mistake() error {
+// checkSecret returns what is wrong with a field for a secret and its Func.
+func checkSecret(field, value string, ask func(context.Context) (string, error)) error {
 	switch {
-	case s.ask != nil && s.value != "":
-		return fmt.Errorf("%s and %[1]sFunc are both set", s.field)
-	case s.ask != nil:
+	case ask != nil && value != "":
+		return fmt.Errorf("%s and %[1]sFunc are both set", field)
+	case ask != nil:
 		return nil
 	}
-	return checkCredential(s.field, s.value)
+	return checkCredential(field, value)
 }
 
-// get returns the secret.
-func (s secret) get(ctx context.Context) (string, error) {
-	if s.ask == nil {
-		return s.value, nil
+// secretOf returns the secret in a field, or what its Func returns.
+func secretOf(ctx context.Context, field, value string, ask func(context.Context) (string, error)) (string, error) {
+	if ask == nil {
+		return value, nil
 	}
-	value, err := s.ask(ctx)
+	value, err := ask(ctx)
 	if err == nil {
-		err = checkCredential("the result of "+s.field+"Func", value)
+		err = checkCredential("the result of "+field+"Func", value)
 	}
 	return value, err
 }

@@ -130,68 +130,35 @@ func until(epoch float64, now time.Time) float64 {
 	return epoch - float64(now.Unix()) + 1
 }
 
-// A policy is what a RateLimit field says about one limit; -1 means nothing.
-type policy struct{ left, reset int64 }
-
-// read sets a parameter, and reports whether it is well formed.
-func (p *policy) read(key, value string) bool {
-	n, err := strconv.ParseUint(value, 10, 62)
-	switch key {
-	case "r", "remaining":
-		p.left = int64(n)
-	case "t", "reset":
-		p.reset = int64(n)
-	default:
-		return key != ""
-	}
-	return err == nil
-}
-
-// policies reads a RateLimit field: draft 7 has limit=2, remaining=0, reset=60;
-// later ones a list such as "2-in-1min"; r=0; t=60. The longest reset of those
-// that have nothing left counts. A field that is malformed says nothing.
+// policies reads a RateLimit field: draft 7 has limit=2, remaining=0, reset=60, which are
+// one policy; later ones a list such as "2-in-1min"; r=0; t=60. The longest reset of
+// those that have nothing left counts. A field that is malformed says nothing.
 func policies(fields []string) (wait time.Duration, found bool) {
-	field := joined(fields)
-	if field == "" {
+	field := strings.Join(fields, ",")
+	if field == "" || len(field) > maxField {
 		return 0, false
 	}
-	seventh := policy{-1, -1} // the members of draft 7 are one policy
+	left, reset := -1, -1 // of the policy at hand
 	for member := range strings.SplitSeq(withoutQuoted(field), ",") {
-		p, ok := seventh.member(member)
-		if !ok {
-			return 0, false
+		for i, param := range strings.Split(member, ";") {
+			key, value, pair := strings.Cut(strings.TrimSpace(param), "=")
+			if i == 0 && !pair {
+				left, reset = -1, -1
+			}
+			var err error
+			switch key {
+			case "r", "remaining":
+				left, err = strconv.Atoi(value)
+			case "t", "reset":
+				reset, err = strconv.Atoi(value)
+			}
+			if key == "" || err != nil {
+				return 0, false
+			}
 		}
-		if p.left == 0 && p.reset >= 0 {
-			wait, found = max(wait, time.Duration(min(p.reset, 1000))*time.Second), true
+		if left == 0 && reset >= 0 {
+			wait, found = max(wait, time.Duration(min(reset, 1000))*time.Second), true
 		}
 	}
 	return min(wait, maxPause), found
-}
-
-// member reads a member of the list: a policy of its own, or, as in draft 7, one
-// parameter of p. It reports false if the member is malformed.
-func (p *policy) member(member string) (*policy, bool) {
-	into := &policy{-1, -1}
-	for i, param := range strings.Split(member, ";") {
-		key, value, pair := strings.Cut(strings.TrimSpace(param), "=")
-		if i == 0 && pair {
-			into = p
-		}
-		if !into.read(key, value) {
-			return nil, false
-		}
-	}
-	return into, true
-}
-
-// joined returns a field as one list; "" if that is longer than maxField.
-func joined(fields []string) string {
-	length := 0
-	for _, field := range fields {
-		length += len(field)
-	}
-	if length > maxField {
-		return ""
-	}
-	return strings.Join(fields, ",")
 }

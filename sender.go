@@ -99,7 +99,8 @@ type attempt struct {
 	sender *sender // whose requests must not come back to it
 
 	permit    permit
-	to        target
+	origin    *origin // that it goes to, and nowhere else
+	endpoint  *endpoint
 	lease     *lease                                   // the token for the copy; nil: none
 	authorize func(*http.Request, *oauth2.Token) error // nil: set the Authorization header
 	body      io.ReadCloser                            // for the copy; nil: that of the request
@@ -108,18 +109,11 @@ type attempt struct {
 	forToken  bool // it is a token request, whose template goes to metrics, too
 	mostPause bool // nobody else is paused for longer than a window
 
-	mayCount bool          // where there was no answer: the server may have counted the request
-	pause    time.Duration // that the answer asks for
-	reason   string        // why the rate limit has learnt from the answer
+	pause  time.Duration // that the answer asks for
+	reason string        // why the rate limit has learnt from the answer
 
 	copy    http.Request
 	carrier carrier
-}
-
-// A target is where requests go.
-type target struct {
-	origin   *origin
-	endpoint *endpoint
 }
 
 // Value implements context.Context.
@@ -149,21 +143,22 @@ func (s *sender) sentBy(ctx context.Context) bool {
 // in. The answer's body is the caller's; that of req the Base's.
 func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp *http.Response, err error) {
 	span, err := noSpan, errAborted
+	counts := false // without an answer: the server may have counted the request
 	defer func() {
 		now := time.Now()
-		s.settle(ctx, now, a, resp, err)
+		s.settle(ctx, now, a, counts, resp, err)
 		failed := failureOf(ctx, resp, err)
 		template := ""
 		if a.forToken {
 			template = a.template
 		}
-		s.telemetry.metrics.recordAttempt(ctx, a.to.endpoint, now.Sub(a.permit.at), req.Method, template, resp, failed.kind)
+		s.telemetry.metrics.recordAttempt(ctx, a.endpoint, now.Sub(a.permit.at), req.Method, template, resp, failed.kind)
 		s.telemetry.endAttempt(span, req.Method, req.URL, resp, a.reason, failed)
 		if err != nil {
 			err = withoutToken(err, a.lease.text())
 		}
 	}()
-	ctx, span = s.telemetry.startAttempt(ctx, a.to.endpoint, req.Method, a.template, a.resend)
+	ctx, span = s.telemetry.startAttempt(ctx, a.endpoint, req.Method, a.template, a.resend)
 	inVain := func() bool { return false }
 	if s.failing.Load() {
 		ctx, inVain = watched(ctx)
@@ -172,8 +167,7 @@ func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp 
 		closeBody(a.copy.Body)
 		return nil, err
 	}
-	a.mayCount = true
-	err = errAborted
+	counts, err = true, errAborted
 	resp, err = s.roundTripper().RoundTrip(&a.copy)
 	if (err != nil) != s.failing.Load() {
 		s.failing.Store(err != nil)
@@ -183,7 +177,7 @@ func (s *sender) send(ctx context.Context, req *http.Request, a *attempt) (resp 
 		if resp = nil; fromProxy(err) {
 			err = fmt.Errorf("%w: %w", errProxy, err)
 		}
-		a.mayCount = !neverLeft(err) && !errors.Is(err, errOwnBase) && !inVain()
+		counts = !neverLeft(err) && !errors.Is(err, errOwnBase) && !inVain()
 	case resp == nil:
 		err = errors.New("partnerauth: Base returned neither a response nor an error")
 	case resp.Body == nil:
@@ -256,8 +250,8 @@ func (a *attempt) authorized() error {
 	switch {
 	case err != nil:
 		err = withText(err, strings.ReplaceAll(err.Error(), a.lease.text(), redacted))
-	case a.copy.URL == nil || !a.to.origin.matches(a.copy.URL) || a.to.origin.misdirected(&a.copy) != nil:
-		err = fmt.Errorf("the request would go to another host than %s", a.to.origin.host)
+	case a.copy.URL == nil || !a.origin.matches(a.copy.URL) || a.origin.misdirected(&a.copy) != nil:
+		err = fmt.Errorf("the request would go to another host than %s", a.origin.host)
 	default:
 		return nil
 	}
@@ -266,10 +260,10 @@ func (a *attempt) authorized() error {
 
 // settle ends a's permit. An answer may ask to be left alone: then everybody leaves
 // it alone.
-func (s *sender) settle(ctx context.Context, now time.Time, a *attempt, resp *http.Response, err error) {
+func (s *sender) settle(ctx context.Context, now time.Time, a *attempt, counts bool, resp *http.Response, err error) {
 	o, status, named, isNamed, most := answered, 0, time.Duration(0), false, never
 	switch {
-	case err != nil && !a.mayCount:
+	case err != nil && !counts:
 		o = unused
 	case err != nil:
 		o = unanswered

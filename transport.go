@@ -71,7 +71,7 @@ type client struct {
 	sender    sender
 	tokens    tokens
 	origins   []*origin
-	targets   []target // of origins
+	endpoints []*endpoint // of origins
 	authorize func(*http.Request, *oauth2.Token) error
 	oauth     http.RoundTripper // Base of token requests; nil: that of the Transport
 	passing   atomic.Int32      // requests to elsewhere that are on their way
@@ -138,7 +138,7 @@ func (c *call) attempt(ctx context.Context, now time.Time) (*http.Response, erro
 	c.next.discard()
 	s := &c.client.sender
 	a := &attempt{
-		sender: s, permit: p, to: c.client.targets[c.to], lease: c.lease, authorize: c.client.authorize,
+		sender: s, permit: p, origin: c.client.origins[c.to], endpoint: c.client.endpoints[c.to], lease: c.lease, authorize: c.client.authorize,
 		body: c.next.handOver(), template: templateOf(ctx), resend: redirects(c.next.req) + c.attempts,
 	}
 	c.attempts++
@@ -368,7 +368,7 @@ func (t *Transport) prepare() (*client, error) {
 	s.base, s.queue, s.provider = t.Base, queue, provider
 	s.telemetry = newTelemetry(provider, t.TracerProvider, t.MeterProvider, t.Propagator)
 	for _, o := range c.origins {
-		c.targets = append(c.targets, target{o, newEndpoint(o.host, o.portNumber(), s.telemetry.provider)})
+		c.endpoints = append(c.endpoints, newEndpoint(o.host, o.portNumber(), s.telemetry.provider))
 	}
 	return c, nil
 }
