@@ -193,9 +193,10 @@ func (p *pace) learn(now time.Time, sent permit, o outcome, named time.Duration,
 		}
 		p.hold(now, v.pause)
 	}
-	v.pace, v.burst = p.share(now), p.size(now)
+	v.pace, v.burst, v.slower = p.share(now), p.size(now), v.reason != ""
 	if p.bucket != nil && v.burst < p.bucket.Burst() { // as after a late answer to the volley that was refused
 		p.bucket.SetBurstAt(now, v.burst)
+		v.slower = true
 	}
 	return v
 }

@@ -61,7 +61,8 @@ type verdict struct {
 	pause  time.Duration // of everybody after a 429 that names none
 	pace   float64       // share of the full pace that is left
 	burst  int           // most requests at once; 0: unknown
-	reason string        // why pace or burst were lowered; "": they were not
+	reason string        // why pace or burst were lowered by this permit; "": they were not
+	slower bool          // turns come later than was known
 }
 
 // A pacer decides when the head of a queue may go. Its methods are called with the
@@ -329,9 +330,9 @@ func (q *queue) releaseLocked(now time.Time, p permit, o outcome, status int, na
 		pause = v.pause
 	}
 	if resume := now.Add(min(pause, most)); pause > 0 && resume.After(q.resume) {
-		q.resume = resume
-		q.refuseAllLocked(now)
-	} else if v.reason != "" {
+		q.resume, v.slower = resume, true
+	}
+	if v.slower {
 		q.refuseAllLocked(now)
 	}
 	q.dispatchLocked(now)

@@ -191,6 +191,18 @@ func TestWaitersAreTold(t *testing.T) {
 			time.Sleep(time.Hour)
 		})
 	}
+	bubble(t, "a late answer to a refused volley", func(t *testing.T) { // which bore less than was thought
+		p := (&partner{open: true}).on("/late", reply{after: 3 * time.Second}).
+			on("/refused", reply{after: time.Millisecond, status: 429, header: headers("Retry-After: 30")}, reply{})
+		rt := p.custom(static("t"), &partnerauth.Quota{Requests: 4, Window: 32 * time.Second})
+		wg := atOnce(1, func(int) { get(t, rt, "/late") })
+		wg.Go(func() { get(t, rt, "/refused") })
+		time.Sleep(2 * time.Millisecond)
+		wg.Go(func() { get(t, rt, "/ahead") })
+		synctest.Wait()
+		refused(t, deadline(t, 36*time.Second), rt, 3*time.Second-2*time.Millisecond)
+		wg.Wait()
+	})
 	bubble(t, "a login comes first", func(t *testing.T) {
 		rt := new(partner).on("login", reply{after: 10 * time.Second}).transport(&partnerauth.Quota{Requests: 1})
 		refused(t, deadline(t, 30*time.Second), rt, 10*time.Second)
