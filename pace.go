@@ -150,6 +150,9 @@ func (p *pace) tokens(then time.Time) float64 {
 // wait returns how long it takes at least until k requests may have been sent,
 // the first of them after a pause.
 func (p *pace) wait(now time.Time, pause time.Duration, k int) time.Duration {
+	if p.bucket == nil {
+		return pause
+	}
 	then := now.Add(pause)
 	return pause + p.time(then, float64(k)-p.tokens(then))
 }

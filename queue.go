@@ -144,6 +144,21 @@ func (q *queue) newTicket(priority ticket) ticket { return priority + ticket(q.t
 func (q *queue) tryAcquire(now time.Time, t ticket) (permit, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	return q.tryAcquireLocked(now, t)
+}
+
+// tryByHand is tryAcquire for a request that no Transport sends: the permit has ended.
+func (q *queue) tryByHand(now time.Time, t ticket) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	p, ok := q.tryAcquireLocked(now, t)
+	if ok {
+		q.pacer.release(now, p, byHand, 0, false)
+	}
+	return ok
+}
+
+func (q *queue) tryAcquireLocked(now time.Time, t ticket) (permit, bool) {
 	if len(q.waiters) > 0 || q.resume.After(now) || q.pacer.ready(now, t.low()) > 0 {
 		return permit{}, false
 	}

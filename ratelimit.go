@@ -116,16 +116,15 @@ func (q *Quota) Wait(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return ended(ctx)
 	}
-	t, now := queue.newTicket(priorityOf(ctx)), time.Now()
-	p, ok := queue.tryAcquire(now, t)
-	if !ok {
-		if p, err = queue.acquire(ctx, t, nil); err != nil {
-			return err
-		}
-		now = time.Now()
+	t := queue.newTicket(priorityOf(ctx))
+	if queue.tryByHand(time.Now(), t) {
+		return nil
 	}
-	queue.release(now, p, byHand, 0, 0, 0, false)
-	return nil
+	p, err := queue.acquire(ctx, t, nil)
+	if err == nil {
+		queue.release(time.Now(), p, byHand, 0, 0, 0, false)
+	}
+	return err
 }
 
 // made returns the queue of q, made at first use.
