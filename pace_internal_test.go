@@ -159,6 +159,7 @@ func TestVerdicts(t *testing.T) {
 		got := c.last.play(t, w)
 		got.pace = float64(int(got.pace*1000+0.5)) / 1000
 		c.want.pace = float64(int(c.want.pace*1000+0.5)) / 1000
+		c.want.slower = c.want.reason != ""
 		if got != c.want {
 			t.Errorf("%s: got %+v, want %+v", c.name, got, c.want)
 		}
