@@ -155,8 +155,8 @@ func (l *externalLimiter) pace() (share float64, burst int) {
 	return 1, 0
 }
 
-func (l *externalLimiter) keep(p externalPermit) bool {
-	permit, ok := p.(Permit)
+func (l *externalLimiter) keep(p permit) bool {
+	permit, ok := p.external.(Permit)
 	if ok = ok && !l.asking && !l.granted; ok {
 		l.granted, l.permit = true, permit
 	}

@@ -186,9 +186,9 @@ func (p *pace) learn(now time.Time, sent permit, o outcome, named time.Duration,
 	p.count(now, sent.at, o)
 	// A full window and a daily limit say nothing about bursts and pace.
 	if fresh && (o == answered || !sent.full && !(isNamed && named > p.limits.window+longPause)) {
-		var l lesson
-		l, v.reason = p.decide(now, o)
-		p.apply(now, o, l)
+		share, shrink, reason := p.decide(now, o)
+		p.apply(now, o, share, shrink)
+		v.reason = reason
 	}
 	if o == throttled && !isNamed {
 		if v.pause = p.limits.window; !sent.full { // one interval, doubling
@@ -222,51 +222,47 @@ func (p *pace) count(now, sent time.Time, o outcome) {
 	}
 }
 
-// A lesson is what a refusal teaches; the zero value is none.
-type lesson struct {
-	share  float64 // share of the full pace that is left
-	shrink bool    // the burst was too large
-}
-
-// decide returns what the answer to a request teaches, and why.
-func (p *pace) decide(now time.Time, o outcome) (lesson, string) {
-	share, burst := p.share(now), p.volley.peak > 1
+// decide returns what the answer to a request teaches, and why: the share of the full
+// pace that is left, 0 for no lesson, and whether the burst was too large.
+func (p *pace) decide(now time.Time, o outcome) (share float64, shrink bool, reason string) {
+	burst := p.volley.peak > 1
+	share = p.share(now)
 	switch {
 	case p.limits.fixed:
-		return lesson{}, ""
+		return 0, false, ""
 	case o == throttled && p.again > 0: // nothing was served since the last refusal; the pauses grow
-		return lesson{share, false}, ""
+		return share, false, ""
 	case o == throttled && burst:
-		return lesson{min(share, slowShare), true}, "burst_refused"
+		return min(share, slowShare), true, "burst_refused"
 	case o == throttled && now.Sub(p.refused) < p.limits.window/soon:
-		return lesson{max(share*soonShare, leastShare), false}, "single_refused"
+		return max(share*soonShare, leastShare), false, "single_refused"
 	case o == throttled:
-		return lesson{max(share*slowShare, leastShare), false}, "single_refused"
+		return max(share*slowShare, leastShare), false, "single_refused"
 	case burst && p.volley.sick >= sickBurst && p.volley.served > 0:
-		return lesson{share, true}, "unavailable" // which may mean anything, so the pace stays
+		return share, true, "unavailable" // which may mean anything, so the pace stays
 	}
-	return lesson{}, ""
+	return 0, false, ""
 }
 
-// apply makes requests go in single file, and as l says.
-func (p *pace) apply(now time.Time, o outcome, l lesson) {
+// apply makes requests go in single file, and as was decided.
+func (p *pace) apply(now time.Time, o outcome, share float64, shrink bool) {
 	if o == throttled {
 		p.refused = now
 		p.again++
 	}
-	if l == (lesson{}) {
+	if share == 0 {
 		return
 	}
-	if l.shrink {
+	if shrink {
 		p.before, p.known, p.taught, p.borne = p.bears(), p.borne, p.volley, 0
 		p.shrunk, p.interval = now, min(max(p.limits.window/4, 2*p.interval), maxInterval*p.limits.window)
 	}
-	p.lost, p.slowed, p.refused = 1-l.share, now, now
+	p.lost, p.slowed, p.refused = 1-share, now, now
 	p.volley, p.ahead = volley{}, 0
 	if p.bucket == nil {
 		p.bucket = rate.NewLimiter(0, p.limits.requests)
 	}
-	p.bucket.SetLimitAt(now, rate.Limit(p.limits.full*l.share))
+	p.bucket.SetLimitAt(now, rate.Limit(p.limits.full*share))
 	p.bucket.SetBurstAt(now, p.size(now))
 	p.bucket.ReserveN(now, max(0, int(p.tokens(now))))
 }

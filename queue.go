@@ -35,13 +35,10 @@ type permit struct {
 	full bool // by our own books the server's window was full then
 	low  bool // granted to a request of low priority
 
-	external externalPermit // of a PermitLimiter; nil otherwise
-}
-
-// An externalPermit is a Permit, by its methods.
-type externalPermit interface {
-	Settle(status int, pause time.Duration)
-	Return()
+	external interface { // the Permit of a PermitLimiter; nil otherwise
+		Settle(status int, pause time.Duration)
+		Return()
+	}
 }
 
 // An outcome is what became of a permit.
@@ -105,10 +102,14 @@ type queue struct {
 	// code under it is PermitLimiter.Estimate. A waiter's usable may take the lock
 	// of a token source, so a source never calls a queue with its lock held.
 	mu      sync.Mutex
-	waiters []*waiter // by ticket
-	resume  time.Time // everybody is paused until then
-	claims  claims
+	waiters []*waiter   // by ticket
+	resume  time.Time   // everybody is paused until then
 	timer   *time.Timer // calls dispatch when the head may go; nil until needed
+
+	// Answers to requests that were served may say that nothing remains. Some servers
+	// always say so.
+	claimed time.Time // until when nothing remains, by the last one that said so
+	doubt   int       // grows with those that came again after that, shrinks with other answers
 }
 
 // An asker is a pacer that learns from somebody else when the head may go.
@@ -119,7 +120,7 @@ type asker interface {
 	idle()
 	// keep keeps a permit that was given back for the head, and reports whether it
 	// could.
-	keep(p externalPermit) bool
+	keep(p permit) bool
 	// trouble returns the Limiter's problem, for a caller whose context has ended; nil
 	// if there is none. It is called without the queue's lock.
 	trouble(ended context.Context) error
@@ -336,7 +337,7 @@ func (q *queue) release(now time.Time, p permit, o outcome, status int, named, m
 func (q *queue) releaseLocked(now time.Time, p permit, o outcome, status int, named, most time.Duration, isNamed bool) (time.Duration, verdict) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.claims.believed(now, p, status, min(named, most), isNamed) {
+	if !q.believedLocked(now, p, status, min(named, most), isNamed) {
 		named, isNamed = 0, false
 	}
 	v := q.pacer.release(now, p, o, named, isNamed)
@@ -354,36 +355,29 @@ func (q *queue) releaseLocked(now time.Time, p permit, o outcome, status int, na
 	return pause, v
 }
 
-// claims are answers to requests that were served, saying that nothing remains and
-// until when. Some servers always say so.
-type claims struct {
-	until time.Time // that the last one named
-	doubt int       // grows with those that came again after that, shrinks with other answers
-}
-
 const (
 	doubtOfClaim = 4
 	mostDoubt    = 3 * doubtOfClaim // from then on they are not believed
 )
 
-// believed reports whether to keep the pause that an answer of that status names, if it
-// names one.
-func (c *claims) believed(now time.Time, p permit, status int, pause time.Duration, isNamed bool) bool {
+// believedLocked reports whether to keep the pause that an answer of that status names,
+// if it names one.
+func (q *queue) believedLocked(now time.Time, p permit, status int, pause time.Duration, isNamed bool) bool {
 	switch {
 	case status == 0: // there was no answer
 		return true
 	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
-		c.doubt = 0 // there is a limit
+		q.doubt = 0 // there is a limit
 	case !isNamed:
-		c.doubt = max(0, c.doubt-1)
-	case !p.at.Before(c.until): // else it was sent before the last one was known
-		trusted := c.doubt < mostDoubt
-		if c.doubt = min(c.doubt+doubtOfClaim, 2*mostDoubt); !trusted {
+		q.doubt = max(0, q.doubt-1)
+	case !p.at.Before(q.claimed): // else it was sent before the last one was known
+		trusted := q.doubt < mostDoubt
+		if q.doubt = min(q.doubt+doubtOfClaim, 2*mostDoubt); !trusted {
 			return false
 		}
 	}
 	if isNamed {
-		c.until = now.Add(pause)
+		q.claimed = now.Add(pause)
 	}
 	return true
 }
@@ -394,7 +388,7 @@ func (q *queue) kept(p permit) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
-	kept := len(q.waiters) > 0 && !q.resume.After(now) && q.asker.keep(p.external)
+	kept := len(q.waiters) > 0 && !q.resume.After(now) && q.asker.keep(p)
 	q.dispatchLocked(now)
 	return kept
 }

@@ -29,12 +29,9 @@ type slidingWindow struct {
 	busy     []time.Duration // sorted: when the slots are free again, some of them by now
 
 	lowNext time.Duration // when the next call of low priority may go
-	others  stretch       // the calls of others
-}
 
-// A stretch is a number of calls with no gap of a window between them.
-type stretch struct {
-	calls       int
+	// Calls of others, with no gap of a window between them.
+	others      int
 	first, last time.Duration
 }
 
@@ -68,8 +65,8 @@ func (w *slidingWindow) tenth() int { return min(max(1, w.requests/10), w.reques
 // take in the rest of it if they go on like that.
 func (w *slidingWindow) reserve(since time.Duration) int {
 	reserve := w.tenth()
-	if age := since - w.others.first; age < w.window {
-		reserve += int(float64(w.others.calls) * (float64(w.window)/float64(max(age, w.window/1000)) - 1))
+	if age := since - w.first; age < w.window {
+		reserve += int(float64(w.others) * (float64(w.window)/float64(max(age, w.window/1000)) - 1))
 	}
 	return min(reserve, w.requests-1)
 }
@@ -152,13 +149,13 @@ func (w *slidingWindow) latest(sent time.Duration) time.Duration { return sent +
 
 func (w *slidingWindow) take(now time.Time, low bool) permit {
 	since := now.Sub(w.start)
-	switch o := &w.others; {
+	switch {
 	case low:
 		w.lowNext = since + w.interval()
-	case o.calls == 0 || since-o.last > w.window:
-		*o = stretch{1, since, since}
+	case w.others == 0 || since-w.last > w.window:
+		w.others, w.first, w.last = 1, since, since
 	default:
-		o.calls, o.last = o.calls+1, since
+		w.others, w.last = w.others+1, since
 	}
 	w.pace.spend(now, 1)
 	w.inFlight = insert(w.inFlight, since)
@@ -182,7 +179,7 @@ func (w *slidingWindow) release(now time.Time, p permit, o outcome, named time.D
 	case unused:
 		w.pace.spend(now, -1)
 		if !p.low {
-			w.others.calls--
+			w.others--
 		}
 	case byHand: // it may be sent up to a second from now, which may be more than a window
 		w.busy = insert(w.busy, since+w.window+maxGuard)
