@@ -79,28 +79,23 @@ const fast = 50 * time.Millisecond
 // limit has its burst back in the next window, whichever call was refused.
 func TestStrayRefusalUnderLightLoad(t *testing.T) {
 	t.Parallel()
-	for name, header := range map[string]http.Header{
-		"bare":        nil,
-		"Retry-After": headers("Retry-After: 1"),
-		"RateLimit":   headers("RateLimit: limit=100, remaining=0, reset=3"),
-	} {
-		for _, window := range []time.Duration{minute, 10 * time.Second} {
-			for _, burst := range []int{0, 10, 20, 50} {
-				for _, refused := range []int{1, 5, 10, 21, 30} {
-					bubble(t, fmt.Sprintf("%s, window %v, Burst %d, request %d", name, window, burst, refused), func(t *testing.T) {
-						s := &simServer{policy: refusing(refused, everything), header: header, least: 20 * time.Millisecond}
-						quota := &partnerauth.Quota{Window: window, Burst: burst}
-						rounds := schedule{calls: 10, every: window, rounds: 12}.run(t, s, quota)
-						for i, r := range rounds[(refused+9)/10:] {
-							most := time.Second
-							if i >= 4 {
-								most = fast
-							}
-							errorIf(t, r.longest > most, "round %d after it: a call took %v, want %v at most", i+1, r.longest, most)
-							errorIf(t, r.failed > 0, "round %d after it: %d calls failed", i+1, r.failed)
+	for i, header := range []http.Header{nil, headers("Retry-After: 1"), headers("RateLimit: limit=100, remaining=0, reset=3")} {
+		for _, burst := range []int{0, 10, 50} {
+			for _, refused := range []int{1, 10, 25} {
+				window := []time.Duration{minute, 10 * time.Second}[(i+refused)%2]
+				bubble(t, fmt.Sprintf("%v, window %v, Burst %d, request %d", header, window, burst, refused), func(t *testing.T) {
+					s := &simServer{policy: refusing(refused, everything), header: header, least: 20 * time.Millisecond}
+					quota := &partnerauth.Quota{Window: window, Burst: burst}
+					rounds := schedule{calls: 10, every: window, rounds: 12}.run(t, s, quota)
+					for i, r := range rounds[(refused+9)/10:] {
+						most := time.Second
+						if i >= 4 {
+							most = fast
 						}
-					})
-				}
+						errorIf(t, r.longest > most, "round %d after it: a call took %v, want %v at most", i+1, r.longest, most)
+						errorIf(t, r.failed > 0, "round %d after it: %d calls failed", i+1, r.failed)
+					}
+				})
 			}
 		}
 	}
@@ -128,15 +123,13 @@ func TestDeployUnderLoad(t *testing.T) {
 		header http.Header
 	}{
 		{name: "60", before: 60},
-		{name: "60, Retry-After", before: 60, header: headers("Retry-After: 1")},
 		{name: "90", before: 90},
 		{name: "90, Retry-After", before: 90, header: headers("Retry-After: 1")},
-		{name: "96, Retry-After", before: 96, header: headers("Retry-After: 1")},
 		{name: "100, Retry-After", before: 100, header: headers("Retry-After: 1")},
 	} {
 		peer := 0
 		bubble(t, c.name+", rate.Limiter", func(t *testing.T) { peer = bad(t, c.before, c.header, plain()) })
-		for _, burst := range []int{0, 10, 20} {
+		for _, burst := range []int{0, 20} {
 			bubble(t, fmt.Sprintf("%s, Burst %d", c.name, burst), func(t *testing.T) {
 				ours := bad(t, c.before, c.header, &partnerauth.Quota{Burst: burst})
 				t.Logf("%d calls failed or took a second, %d with rate.Limiter", ours, peer)
@@ -160,7 +153,7 @@ func TestRefusalForTwoHours(t *testing.T) {
 func TestBurstThatGrows(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const strict, patience = 240, 180 // minutes
+		const strict, patience = 120, 140 // minutes
 		limited := (&nginx{burst: 20}).allow
 		s := &simServer{least: 20 * time.Millisecond, policy: func(at time.Duration) bool { return at > strict*minute || limited(at) }}
 		rounds := schedule{calls: 30, every: minute, rounds: strict + patience + 5}.run(t, s, nil)

@@ -129,23 +129,6 @@ func TestLimiterThatFails(t *testing.T) {
 	}
 }
 
-// A Limiter that embeds a *rate.Limiter may have a Wait of its own.
-func TestLimiterThatEmbedsAnother(t *testing.T) {
-	waits := 0
-	limiter := struct {
-		hidden
-		limiterFunc
-	}{hidden{rate.NewLimiter(rate.Inf, 1)}, func(context.Context) error { waits++; return nil }}
-	rt := (&partner{open: true}).custom(static("t"), limiter)
-	for range 3 {
-		get(t, rt, "/")
-	}
-	errorIf(t, waits != 3, "its own Wait was asked %d times, want 3", waits)
-}
-
-// hidden makes what it embeds lie one level deeper than a method beside it.
-type hidden struct{ *rate.Limiter }
-
 // Low priority comes after all others that wait, through any Limiter, and in its
 // own order.
 func TestLowPriorityGoesLast(t *testing.T) {

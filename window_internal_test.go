@@ -234,22 +234,3 @@ func TestSlotsInAnyOrder(t *testing.T) {
 		}
 	}
 }
-
-// BenchmarkBurst is a burst of ten thousand permits and their answers.
-func BenchmarkBurst(b *testing.B) {
-	const requests = 10_000
-	order := rand.Perm(requests)
-	for b.Loop() {
-		w := newWindow(requests, time.Minute, requests, false)
-		now, permits := w.start, make([]permit, requests)
-		for i := range permits {
-			now = now.Add(1)
-			w.ready(now, false)
-			permits[i] = w.take(now, false)
-		}
-		for _, i := range order {
-			now = now.Add(1)
-			w.release(now, permits[i], answered, 0, false)
-		}
-	}
-}
