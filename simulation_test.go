@@ -278,7 +278,8 @@ func TestStrictServers(t *testing.T) {
 		{name: "nginx, 429, far", make: counting(far, withoutBurst), least: 42, soon: 49, later: 15, again: 40, returned: 8},
 		{name: "haproxy", make: counting(usual, haproxy), least: 96, soon: 25, later: 1, again: 1, returned: 6},
 		{name: "httprate", make: counting(usual, httprate), least: 96, soon: 25, later: 1, again: 1, returned: 2},
-		{name: "one in 10 for no reason", make: counting(usual, func() policy { return sometimes(10) }), least: 40, soon: 25, later: 60, again: 170, returned: 30},
+		{name: "one in 10 for no reason", make: counting(usual, func() policy { return sometimes(10) }), least: 40,
+			soon: 25, later: 60, again: 170, returned: 30},
 	} {
 		s := c.make()
 		returned := len(s.simulate(t, callers, 0, end))

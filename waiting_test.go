@@ -31,33 +31,33 @@ func hangs(ctx context.Context) error { return sleep(ctx, 30*time.Minute) }
 // the error of the Limiter is in its own.
 func TestWaitersLearnWhatFor(t *testing.T) {
 	t.Parallel()
+	fails := func(err error, hang bool) func(context.Context) error {
+		return func(ctx context.Context) error {
+			if hang {
+				hangs(ctx)
+			}
+			return err
+		}
+	}
 	for _, c := range []struct {
 		name    string
-		limiter func() partnerauth.Limiter
+		limiter partnerauth.Limiter
 		want    error
 		limited bool // ErrRateLimited
 	}{
-		{"a Limiter that fails", func() partnerauth.Limiter { return limiterFunc(func(context.Context) error { return errTest }) }, errTest, false},
-		{"a Limiter that hangs", func() partnerauth.Limiter { return limiterFunc(hangs) }, nil, true},
-		{"a PermitLimiter that fails", func() partnerauth.Limiter {
-			return &permits{before: func(context.Context) error { return errTest }}
-		}, errTest, false},
-		{"a PermitLimiter that refuses", func() partnerauth.Limiter {
-			return &permits{before: func(context.Context) error { return limitedError{} }}
-		}, limitedError{}, true},
-		{"a PermitLimiter that refuses in the end", func() partnerauth.Limiter {
-			return &permits{before: func(ctx context.Context) error { hangs(ctx); return limitedError{} }}
-		}, limitedError{}, true},
-		{"a PermitLimiter that fails in the end", func() partnerauth.Limiter {
-			return &permits{before: func(ctx context.Context) error { hangs(ctx); return errTest }}
-		}, errTest, false},
-		{"a PermitLimiter that hangs", func() partnerauth.Limiter { return &permits{before: hangs} }, nil, true},
+		{"a Limiter that fails", limiterFunc(fails(errTest, false)), errTest, false},
+		{"a Limiter that hangs", limiterFunc(hangs), nil, true},
+		{"a PermitLimiter that fails", &permits{before: fails(errTest, false)}, errTest, false},
+		{"a PermitLimiter that fails in the end", &permits{before: fails(errTest, true)}, errTest, false},
+		{"a PermitLimiter that refuses", &permits{before: fails(limitedError{}, false)}, limitedError{}, true},
+		{"a PermitLimiter that refuses in the end", &permits{before: fails(limitedError{}, true)}, limitedError{}, true},
+		{"a PermitLimiter that hangs", &permits{before: hangs}, nil, true},
 	} {
 		for _, warm := range []bool{true, false} {
 			for provider := range new(partner).everybody(nil) {
 				bubble(t, fmt.Sprintf("%s, %s, warm %t", c.name, provider, warm), func(t *testing.T) {
 					p := &partner{open: true}
-					rt := p.transport(c.limiter())
+					rt := p.transport(c.limiter)
 					rt.Source = p.everybody(nil)[provider]
 					if warm {
 						other := p.transport(nil)
@@ -93,8 +93,8 @@ func TestWaitersWhoLeave(t *testing.T) {
 // A Token of the user's own that hangs does not hold its caller, and is asked one
 // question at a time.
 func TestTokenThatHangs(t *testing.T) {
-	for name, limiter := range map[string]func() partnerauth.Limiter{"nil": func() partnerauth.Limiter { return nil }, "Quota": func() partnerauth.Limiter { return &partnerauth.Quota{Requests: 10} }} {
-		bubble(t, name, func(t *testing.T) {
+	for _, requests := range []int{0, 10} {
+		bubble(t, fmt.Sprintf("Quota of %d", requests), func(t *testing.T) {
 			p, asked, atOnceMost, now := &partner{open: true}, 0, 0, 0
 			rt := p.custom(tokenFunc(func() (*oauth2.Token, error) {
 				asked++
@@ -105,17 +105,18 @@ func TestTokenThatHangs(t *testing.T) {
 				}
 				now--
 				return static("t").Token()
-			}), limiter())
+			}), &partnerauth.Quota{Requests: requests})
 			for i, patience := range []time.Duration{5 * time.Second, time.Second} {
 				var err error
 				took := elapsed(func() { err = p.sentNothing(t, deadline(t, patience), rt) })
-				auth := authOf(err)
+				late := authOf(err).Op == "token" && errors.Is(err, context.DeadlineExceeded)
 				errorIf(t, took != patience, "caller %d left after %v, want %v", i, took, patience)
-				errorIf(t, auth.Op != "token" || !errors.Is(err, context.DeadlineExceeded), "caller %d got %v, want an AuthError of its deadline", i, err)
+				errorIf(t, !late, "caller %d got %v, want an AuthError of its deadline", i, err)
 				errorIf(t, errors.Is(err, partnerauth.ErrRateLimited), "caller %d got %v, which is no matter of limits", i, err)
 			}
 			err := p.sentNothing(t, leaving(t, time.Second), rt)
-			errorIf(t, authOf(err).Op != "token" || !errors.Is(err, context.Canceled), "got %v, want an AuthError of the cancellation", err)
+			left := authOf(err).Op == "token" && errors.Is(err, context.Canceled)
+			errorIf(t, !left, "got %v, want an AuthError of the cancellation", err)
 			time.Sleep(2 * time.Hour)
 			errorIf(t, get(t, rt, "/") != 200, "the next call failed")
 			errorIf(t, atOnceMost != 1, "%d questions at once, want one", atOnceMost)
@@ -130,24 +131,30 @@ func TestRetrieveErrorOfACustomSource(t *testing.T) {
 		word   string
 		wrong  bool
 	}{
-		{401, "", true}, {400, "invalid_client", true}, {400, "invalid_grant", true}, {403, "", true}, {422, "", true}, {400, "", true},
-		{400, "invalid_scope", false}, {400, "invalid_request", false}, {400, "Planted-Secret", true}, {404, "", false}, {500, "", false}, {429, "", false},
+		{401, "", true}, {400, "invalid_client", true}, {400, "invalid_grant", true}, {403, "", true}, {422, "", true},
+		{400, "", true}, {400, "invalid_scope", false}, {400, "invalid_request", false}, {400, "Planted-Secret", true},
+		{404, "", false}, {500, "", false}, {429, "", false},
 	} {
 		for _, wrapped := range []bool{false, true} {
-			answered := &oauth2.RetrieveError{Response: &http.Response{StatusCode: c.status}, Body: []byte("Planted-Secret"), ErrorCode: c.word, ErrorDescription: "Planted-Secret"}
+			answered := &oauth2.RetrieveError{
+				Response: &http.Response{StatusCode: c.status}, Body: []byte("Planted-Secret"),
+				ErrorCode: c.word, ErrorDescription: "Planted-Secret",
+			}
 			var cause error = answered
 			if wrapped {
 				cause = fmt.Errorf("vault: %w", answered)
 			}
 			p := new(partner)
 			err := p.sentNothing(t, t.Context(), p.custom(tokenFunc(func() (*oauth2.Token, error) { return nil, cause }), nil))
-			auth := authOf(err)
-			errorIf(t, auth.StatusCode != c.status || auth.Op != "token", "%d %s: got %#v", c.status, c.word, auth)
-			errorIf(t, errors.Is(err, partnerauth.ErrCredentials) != c.wrong, "%d %s: got %v, want ErrCredentials %t", c.status, c.word, err, c.wrong)
-			errorIf(t, strings.Contains(err.Error(), "Planted"), "%d %s: got %v, which repeats the answer", c.status, c.word, err)
+			auth, name := authOf(err), fmt.Sprint(c.status, " ", c.word)
+			wrong := errors.Is(err, partnerauth.ErrCredentials)
+			errorIf(t, auth.StatusCode != c.status || auth.Op != "token", "%s: got %#v", name, auth)
+			errorIf(t, wrong != c.wrong, "%s: got %v, want ErrCredentials %t", name, err, c.wrong)
+			errorIf(t, strings.Contains(err.Error(), "Planted"), "%s: got %v, which repeats the answer", name, err)
 			got, ok := errors.AsType[*oauth2.RetrieveError](err)
-			errorIf(t, !ok || got != answered || !errors.Is(err, cause), "%d %s: the RetrieveError is lost", c.status, c.word)
-			errorIf(t, strings.HasPrefix(c.word, "invalid") && !strings.Contains(err.Error(), c.word), "%d: got %v, want %s in it", c.status, err, c.word)
+			errorIf(t, !ok || got != answered || !errors.Is(err, cause), "%s: the RetrieveError is lost", name)
+			known := strings.HasPrefix(c.word, "invalid")
+			errorIf(t, known && !strings.Contains(err.Error(), c.word), "%s: got %v, want the word in it", name, err)
 		}
 	}
 	// one without a Response, whose Error would panic
@@ -199,9 +206,11 @@ func TestTransportIsItsOwnBase(t *testing.T) {
 				req := posting(t, body)
 				req.URL, _ = req.URL.Parse(url)
 				_, err := rt.RoundTrip(req)
-				errorIf(t, err == nil || !strings.Contains(err.Error(), "its own Base"), "%s, %s, %s: got %v, want an error that names the mistake", name, kind, url, err)
-				errorIf(t, depth > 3, "%s, %s, %s: %d rounds", name, kind, url, depth)
-				errorIf(t, body.closed.Load() == 0, "%s, %s, %s: the body was not closed", name, kind, url)
+				where := name + ", " + kind + ", " + url
+				told := err != nil && strings.Contains(err.Error(), "its own Base")
+				errorIf(t, !told, "%s: got %v, want an error that names the mistake", where, err)
+				errorIf(t, depth > 3, "%s: %d rounds", where, depth)
+				errorIf(t, body.closed.Load() == 0, "%s: the body was not closed", where)
 			}
 		}
 	}
@@ -226,14 +235,13 @@ func TestNoCircle(t *testing.T) {
 	}
 	// a Base may use the client for something else meanwhile
 	var rt *partnerauth.Transport
-	rt = &partnerauth.Transport{Source: static("t"), Origins: []string{apiURL}, Base: roundTripFunc(func(req *http.Request) (*http.Response, error) {
+	rt = &partnerauth.Transport{Source: static("t"), Origins: []string{apiURL}}
+	rt.Base = roundTripFunc(func(req *http.Request) (*http.Response, error) {
 		if req.URL.Path == "/outer" {
-			resp, err := rt.RoundTrip(newRequest(t, "GET", apiURL+"/inner", ""))
-			must(t, err)
-			resp.Body.Close()
+			get(t, rt, "/inner")
 		}
 		return p.RoundTrip(req)
-	})}
+	})
 	errorIf(t, get(t, rt, "/outer") != 200, "a call inside a call failed")
 }
 
