@@ -425,9 +425,10 @@ func TestLongEcho(t *testing.T) {
 	p := new(partner).on("call",
 		reply{err: errors.New(strings.Repeat(token+"%", 512))},
 		reply{err: errors.New(token + strings.Repeat("x", 8<<20))},
+		reply{err: errors.New(strings.Repeat("x", 8<<20))},
 		reply{status: 200, header: http.Header{"Ratelimit": {strings.Repeat("r=0;t=9,", 1<<20)}}})
 	began := time.Now()
-	for range 2 {
+	for range 3 {
 		_, err := try(t.Context(), p.custom(static(token), nil), "/")
 		if err == nil {
 			t.Fatal("got no error")

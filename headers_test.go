@@ -285,7 +285,7 @@ func TestRedirectsAreCounted(t *testing.T) {
 	}}
 	p.on("/c", reply{status: 401}, reply{})
 	rt := rec.plain(p)
-	rt.Source = renewable{new(counting).Token, func(*oauth2.Token) {}}
+	rt.Source = renewing()
 	resp, err := (&http.Client{Transport: rt}).Get(apiURL + "/a")
 	must(t, err)
 	resp.Body.Close()
@@ -295,6 +295,9 @@ func TestRedirectsAreCounted(t *testing.T) {
 	}
 	errorIf(t, strings.Join(got, ",") != ",1,2,3", "got resend counts %q, want none, 1, 2, 3", got)
 }
+
+// renewing is a source that has another token each time.
+func renewing() oauth2.TokenSource { return renewable{new(counting).Token, func(*oauth2.Token) {}} }
 
 // counting is a source of the tokens token-1, token-2 and so on.
 type counting struct{ n int }
