@@ -23,13 +23,13 @@ type customSource struct {
 
 	// mu guards what follows. No foreign code runs under it.
 	mu       sync.Mutex
-	history  history
+	relogins relogins
 	rejected string        // the last access token that was
 	told     chan struct{} // closed when the source has been told of that; nil: there was none
 }
 
 func newCustomSource(s oauth2.TokenSource) *customSource {
-	return &customSource{source: s, history: newHistory(), asking: make(chan struct{}, 1)}
+	return &customSource{source: s, relogins: newRelogins(), asking: make(chan struct{}, 1)}
 }
 
 // lease asks the source for a token, which must be another one than after.
@@ -84,14 +84,19 @@ func (c *customSource) token(ctx context.Context, via *sender) (*oauth2.Token, e
 	case <-ctx.Done():
 		return nil, fmt.Errorf("gave up waiting: %w", ended(ctx))
 	}
-	token, err := beside(ctx, nil, func(context.Context) (*oauth2.Token, error) {
+	var token *oauth2.Token
+	err := beside(ctx, nil, func(context.Context) (err error) {
 		defer func() { <-c.asking }()
-		return c.source.Token()
+		token, err = c.source.Token()
+		return err
 	})
-	if err != nil && ctx.Err() != nil {
+	switch {
+	case err == nil:
+		return token, nil
+	case ctx.Err() != nil:
 		err = fmt.Errorf("gave up waiting: %w", ended(ctx))
 	}
-	return token, err
+	return nil, err
 }
 
 // customError returns the AuthError for an error of a source. That of the partner in
@@ -124,11 +129,11 @@ func customError(err error) error {
 // one made of it before if it is the same.
 func (c *customSource) leaseOf(token *oauth2.Token, turn int64) *lease {
 	now := time.Now()
-	if l := c.last.Load(); l != nil && l.token == token && l.good(now) && l.turn == turn && strings.HasSuffix(l.authorization[0], token.AccessToken) {
+	if l := c.last.Load(); l != nil && l.token == token && l.isGood(now) && l.turn == turn && strings.HasSuffix(l.authorization[0], token.AccessToken) {
 		return l
 	}
 	l := &lease{token: token, authorization: []string{token.Type() + " " + token.AccessToken}, issued: now, ends: token.Expiry, turn: turn}
-	if !l.good(now) {
+	if !l.isGood(now) {
 		l.ends = time.Time{} // it has expired: the server decides
 	}
 	c.last.Store(l)
@@ -136,7 +141,7 @@ func (c *customSource) leaseOf(token *oauth2.Token, turn int64) *lease {
 }
 
 func (c *customSource) usable(l *lease) bool {
-	return l.good(time.Now()) && l.turn == c.turn.Load()
+	return l.isGood(time.Now()) && l.turn == c.turn.Load()
 }
 
 func (c *customSource) newest(_ context.Context, _ *sender, l *lease) *lease {
@@ -172,10 +177,10 @@ func (c *customSource) rejectOnce(l *lease) (told chan struct{}, first, worth bo
 	switch {
 	case l.turn != c.turn.Load():
 		return nil, false, true // another was rejected since it was asked for
-	case l.text() == c.rejected, !c.history.mayLogin(l, now):
+	case l.text() == c.rejected, !c.relogins.allow(l, now):
 		return nil, false, false
 	}
-	c.history.loggedIn(now, 1)
+	c.relogins.add(now, 1)
 	c.rejected, c.told = l.text(), make(chan struct{})
 	c.turn.Add(1)
 	return c.told, true, true

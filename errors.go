@@ -43,9 +43,8 @@ var (
 
 // How a token is fetched. These are the Op of an AuthError as well.
 const (
-	login     = "login"
-	refresh   = "refresh"
-	fromStore = "store" // another process has fetched it
+	login   = "login"
+	refresh = "refresh"
 )
 
 // An AuthError says why there is no token to send. Either nothing of the
@@ -73,7 +72,7 @@ type AuthError struct {
 	// or context error, or the mistake in the configuration.
 	Err error
 
-	heldBack bool // an earlier failure, returned again
+	sentNothing bool // for want of a permit, or because of an earlier failure that is returned again
 }
 
 // Error returns the provider, the operation and what was wrong.
@@ -84,7 +83,7 @@ func (e *AuthError) Error() string {
 		b.WriteString(e.Provider + " ")
 	}
 	b.WriteString(e.Op + ": " + e.cause())
-	if e.heldBack {
+	if e.sentNothing && e.RetryAfter > 0 {
 		fmt.Fprintf(&b, " (asked %v ago, again in %v)", time.Since(e.At).Round(time.Millisecond), e.RetryAfter.Round(time.Second))
 	}
 	return b.String()
@@ -120,11 +119,11 @@ func (e AuthError) Format(f fmt.State, _ rune) { io.WriteString(f, e.Error()) }
 // MarshalText implements encoding.TextMarshaler, for encoding/json and slog.
 func (e AuthError) MarshalText() ([]byte, error) { return []byte(e.Error()), nil }
 
-// again returns the same failure for a caller that comes later: the partner is not
-// asked before until.
-func (e *AuthError) again(now, until time.Time) *AuthError {
+// again returns the same failure for a caller that comes before the partner may be
+// asked again.
+func (e *AuthError) again(now time.Time) *AuthError {
 	later := *e
-	later.heldBack, later.RetryAfter = true, until.Sub(now)
+	later.sentNothing, later.RetryAfter = true, e.At.Add(e.RetryAfter).Sub(now)
 	return &later
 }
 

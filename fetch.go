@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -30,11 +31,23 @@ const (
 	// have no fractions.
 	lostToDate = time.Second
 	maxTries   = 3       // of one operation, for network errors and 5xx
-	maxPauses  = 5       // of one operation, for 429
+	maxPauses  = 5       // of one operation, for 429 and for times when the process stood still
 	maxAnswer  = 1 << 20 // bytes
 	// maxUnavailable is the longest pause after a 503 that a fetch waits for. A
 	// longer one is returned to callers as an error.
 	maxUnavailable = 31 * time.Second // 30 s, and what rounding may have lost
+)
+
+var (
+	errOvertaken = errors.New("a token was rejected meanwhile")
+	errFrozen    = errors.New("the process stood still")
+	errExpired   = errors.New("the token has expired")
+)
+
+// Why a token is fetched. The other reason is unauthorized.
+const (
+	missing  = "missing"
+	expiring = "expiring"
 )
 
 // A fetch gets one token, whoever waits for it. It builds the request, and sends nothing
@@ -42,72 +55,52 @@ const (
 // nothing to refresh or that fails. It ends with a lease, an error, or neither if a
 // rejection has overtaken it.
 type fetch struct {
-	account *account
-	known   *knownTokens
-	way     *sender // of the Transport that needs the token
-	sender  *sender // the way, with the Base of token requests
-	began   time.Time
-	plan    fetchPlan
+	account  *account
+	sender   *sender // of the Transport that needs the token, with the Base of token requests
+	began    time.Time
+	trigger  string
+	last     *lease   // the token before, which may have ended or been rejected; nil: none
+	unusable []string // tokens that a Store may have, but not one that is fetched
 
-	wanted context.Context    // has ended when a caller waits for it
-	want   context.CancelFunc // ends wanted
-	done   chan struct{}      // closed at its end, or when a rejection has overtaken it
-	got    result             // set before done is closed, unless it was overtaken
-	cancel context.CancelFunc
-	queued atomic.Bool           // it waits for a permit
-	saving atomic.Pointer[lease] // that it has got
+	// ctx ends with the fetch, or when a rejection has overtaken it. Its cause is then the
+	// *AuthError, errOvertaken, or context.Canceled if there is a lease.
+	ctx    context.Context
+	end    context.CancelCauseFunc
+	wanted chan struct{}              // closed when a caller waits for it
+	lease  atomic.Pointer[lease]      // set before a Store has it
+	queued atomic.Bool                // it waits for a permit
+	span   atomic.Pointer[trace.Span] // nil: there is nothing to show yet
 
 	// Only its own goroutine uses what follows.
-	vault *vault        // nil: there is no Store
-	used  time.Duration // on the wire
-	trace fetchTrace
-}
-
-// A fetchPlan is the reason for a fetch, and its inputs. Only its own goroutine uses it.
-type fetchPlan struct {
-	trigger   string
-	renews    *lease        // nil: there is no token, and callers wait
+	store     Store         // nil: there is none, or it has failed
 	refreshes *oauth2.Token // that Refresh is called with; nil: none
-	refusal   refusal       // of earlier sign-ins
+	refusal   refusal       // of sign-ins so far
+	used      time.Duration // on the wire
 }
 
-// A fetchTrace is the span of a fetch, made when there is something to show.
-type fetchTrace struct {
-	parent  trace.SpanContext
-	span    trace.Span // nil: not yet
-	context atomic.Pointer[trace.SpanContext]
-}
-
-// A result is what a fetch, or a part of it, leads to.
-type result struct {
-	lease *lease
-	from  string // how the token was fetched
-	err   *AuthError
-
-	again         bool    // another try may help
-	frozen        bool    // the process stood still, so that the try does not count
-	sentNothing   bool    // the partner was not asked
-	forgetRefresh bool    // the RefreshToken was refused
-	refusal       refusal // if err is one
-}
-
-// newFetch returns a fetch for run, which is to be called with the context that is
-// returned.
-func newFetch(account *account, known *knownTokens, way *sender, now time.Time, plan fetchPlan) (*fetch, context.Context) {
-	f := &fetch{account: account, known: known, way: way, sender: way, began: now, plan: plan, done: make(chan struct{})}
-	if account.Base != nil {
-		f.sender = way.withBase(account.Base)
+// renews returns the token that f renews before it ends; nil if callers wait for one.
+func (f *fetch) renews() *lease {
+	if f.trigger == expiring && f.last.isGood(f.began) {
+		return f.last
 	}
-	f.wanted, f.want = context.WithCancel(context.Background())
-	if plan.renews == nil {
-		f.want() // by whoever starts it, and before it may have failed
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	f.cancel = cancel
-	return f, ctx
+	return nil
 }
 
-func (f *fetch) isWanted() bool { return f.wanted.Err() != nil }
+// want notes that a caller waits for f. The Source's lock is held.
+func (f *fetch) want() {
+	if !f.isWanted() {
+		close(f.wanted)
+	}
+}
+
+func (f *fetch) isWanted() bool {
+	select {
+	case <-f.wanted:
+		return true
+	default:
+		return false
+	}
+}
 
 // waitsFor returns what f waits for, if that is a permit, for a caller whose context has
 // ended: what is wrong with the Limiter, or that it takes too long.
@@ -125,212 +118,214 @@ func (f *fetch) waitsFor(ctx context.Context) error {
 	return &RateLimitError{wait: q.wait(time.Now(), forToken)}
 }
 
-// run fetches. Whatever foreign code does in it, finish is called with a result.
-func (f *fetch) run(ctx context.Context, parent trace.SpanContext, finish func(*fetch, result)) {
-	f.trace.parent = parent
-	got := f.failed(login, 0, errGoexit)
-	defer f.cancel()
+// run fetches, in the trace of parent. Whatever foreign code does in it, finish is called
+// with a lease, an error, or neither if it is best to look again for what there is.
+func (f *fetch) run(parent trace.SpanContext, finish func(*fetch, *lease, *AuthError)) {
+	ctx := trace.ContextWithSpanContext(f.ctx, parent)
+	var l *lease
+	err := f.failed(login, 0, errGoexit)
 	defer func() {
 		if value := recover(); value != nil {
-			got = f.failed(login, 0, errPanic(value))
+			l, err = nil, f.failed(login, 0, errPanic(value))
 		}
-		defer finish(f, got)         // when its span has ended: the program may end then
+		defer finish(f, l, err)      // when its span has ended: the program may end then
 		defer func() { recover() }() // of telemetry
-		f.endSpan(ctx, got)
+		f.endSpan(ctx, l, err)
 	}()
-	got = f.get(ctx)
+	l, err = f.get(ctx)
 }
 
-// get gets a token from the Store or the partner.
-func (f *fetch) get(ctx context.Context) result {
-	store := f.account.Store
-	if store == nil {
-		return f.fromPartner(ctx)
+// get gets a token from the Store, or else from the partner while other processes wait
+// for it there. A Store that fails, or whose lock is stuck, is passed over.
+func (f *fetch) get(ctx context.Context) (*lease, *AuthError) {
+	lockTime := wireLimit // of another process, and of a program that was stopped for ever:
+	if f.account.savesBeforeExit() {
+		lockTime = 2 * time.Second
 	}
-	f.vault = &vault{store: store, key: f.account.key, failed: func(err error) {
-		f.traced(ctx, fromStore)
-		f.trace.span.AddEvent("partnerauth.store.failed", trace.WithAttributes(semconv.ErrorTypeKey.String(errorType(err))))
-	}}
-	return f.throughStore(ctx)
-}
-
-// throughStore gets a token from the Store, or else from the partner while other
-// processes wait for it there. A Store that fails, or whose lock is stuck, is passed
-// over.
-func (f *fetch) throughStore(ctx context.Context) result {
 	for {
-		if got, ok := f.stored(ctx, f.plan.refreshes != nil); ok {
-			return got
+		if l, err := f.stored(ctx, f.refreshes != nil); l != nil || err != nil {
+			return l, err
 		}
-		lock, ok := f.vault.tryLock(ctx)
+		lock := f.lock(ctx)
 		switch {
 		case lock != nil:
 			return f.locked(ctx, lock)
-		case !ok && ctx.Err() == nil || time.Since(f.began) > f.lockTime():
+		case f.store == nil || time.Since(f.began) > lockTime:
 			return f.fromPartner(ctx)
-		case f.account.savesBeforeExit() && f.plan.renews != nil && !f.isWanted(): // another process renews it
-			return result{err: f.failed(refresh, 0, errRenewedElsewhere).err, sentNothing: true}
+		case f.account.savesBeforeExit() && !f.isWanted():
+			return nil, nil // another process renews the token
 		}
 		if !sleep(ctx, 20*time.Millisecond+rand.N(180*time.Millisecond)) {
-			return f.failed(login, 0, ctx.Err())
+			return nil, f.failed(login, 0, ctx.Err())
 		}
 	}
 }
 
-// lockTime returns how long the lock of another process is waited for. That of a
-// program may be stopped for ever, and whoever runs the next one waits for it.
-func (f *fetch) lockTime() time.Duration {
-	if f.account.savesBeforeExit() {
-		return 2 * time.Second
+// lock returns the Store's lock; nil if there is none to be had.
+func (f *fetch) lock(ctx context.Context) Lock {
+	if f.store == nil {
+		return nil
 	}
-	return wireLimit
+	lock, err := lockRecord(ctx, f.store, f.account.key)
+	f.note(ctx, err)
+	return lock
 }
 
-var errRenewedElsewhere = errors.New("another process renews the token")
-
-// locked gets a token under the Store's lock, and saves it.
-func (f *fetch) locked(ctx context.Context, lock Lock) result {
-	defer f.vault.unlock(ctx, lock)
-	if got, ok := f.stored(ctx, f.plan.refreshes != nil); ok { // since then
-		return got
+// locked gets a token under the Store's lock, and saves it, or a refusal for as long as
+// that is to be remembered.
+func (f *fetch) locked(ctx context.Context, lock Lock) (*lease, *AuthError) {
+	defer func() { f.note(ctx, unlockRecord(ctx, lock)) }()
+	if l, err := f.stored(ctx, f.refreshes != nil); l != nil || err != nil { // since then
+		return l, err
 	}
-	got := f.fromPartner(ctx)
-	f.saving.Store(got.lease) // a rejection may overtake it while it is saved
-	if ctx.Err() == nil {
-		f.save(ctx, lock, &got)
-	}
-	return got
-}
-
-// stored returns what the Store has, if it is of use: a token that is neither the one to
-// be renewed nor one that was rejected, or a refusal of the same request. A refusal is
-// of no use for a refresh: the session may go on all the same.
-func (f *fetch) stored(ctx context.Context, forRefresh bool) (result, bool) {
-	if f.vault == nil {
-		return result{}, false
-	}
-	r, left, ok := f.vault.load(ctx)
+	l, err := f.fromPartner(ctx)
+	f.lease.Store(l) // a rejection may overtake it while it is saved
 	switch {
-	case !ok || r.Refused && forRefresh:
-		return result{}, false
-	case r.Refused:
-		return f.refusedElsewhere(ctx, r, left)
-	case !sendable(r.Token) || left < minLifetime || r.Token == f.plan.renews.text() || f.known.forbids(r.Token):
-		return result{}, false
+	case ctx.Err() != nil:
+	case l != nil && l.from != fromStore:
+		t, good := l.token, time.Until(l.ends)
+		f.note(ctx, saveRecord(ctx, lock, record{Token: t.AccessToken, Type: t.TokenType, Refresh: t.RefreshToken, Lifetime: good}, good))
+	case err != nil && err == f.refusal.err:
+		r := newRefusalRecord(f.refusal.digest)
+		r.Wrong, r.Status, r.Count = errors.Is(err, ErrCredentials), err.StatusCode, f.refusal.count
+		f.note(ctx, saveRecord(ctx, lock, r, err.RetryAfter+countTime))
 	}
-	now := time.Now()
-	issued := now.Add(min(0, left-r.Lifetime))
-	token := &oauth2.Token{AccessToken: r.Token, TokenType: r.Type, RefreshToken: r.Refresh}
-	l := newLease(token, max(r.Lifetime, left), issued, now)
-	l.issued, l.fromStore = issued, true
-	return result{lease: l, from: fromStore}, true
+	return l, err
 }
 
-// refusedElsewhere returns the refusal of the same request to another process.
-func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Duration) (result, bool) {
+// note passes over the Store from now on if err is its failure, and not of the end of
+// ctx.
+func (f *fetch) note(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil && f.store != nil {
+		f.store = nil
+		span := trace.SpanFromContext(f.traced(ctx, fromStore))
+		span.AddEvent("partnerauth.store.failed", trace.WithAttributes(semconv.ErrorTypeKey.String(errorType(err))))
+	}
+}
+
+// stored returns what the Store has, if it is of use: a token that is neither the last
+// one nor one that was rejected, or a refusal of the same request. A refusal is of no
+// use for a refresh: the session may go on all the same.
+func (f *fetch) stored(ctx context.Context, forRefresh bool) (*lease, *AuthError) {
+	if f.store == nil {
+		return nil, nil
+	}
+	r, left, err := loadRecord(ctx, f.store, f.account.key)
+	f.note(ctx, err)
+	switch {
+	case r.Refused && !forRefresh:
+		return nil, f.refusedElsewhere(ctx, r, left)
+	case !sendable(r.Token) || left < minLifetime || r.Token == f.last.text() || slices.Contains(f.unusable, r.Token):
+		return nil, nil
+	}
+	issued := time.Now().Add(min(0, left-r.Lifetime))
+	token := &oauth2.Token{AccessToken: r.Token, TokenType: r.Type, RefreshToken: r.Refresh}
+	l := newLease(token, max(r.Lifetime, left), issued, time.Now())
+	l.issued, l.from = issued, fromStore
+	return l, nil
+}
+
+// refusedElsewhere returns the refusal of the same request to another process; nil if
+// there is none.
+func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Duration) *AuthError {
 	now := time.Now()
-	if f.plan.refusal.holds(now) && !f.plan.refusal.mayAsk(f.began) {
-		return f.held(now), string(r.Digest) == f.plan.refusal.record // as this process knows
+	if f.refusal.holds(now) && !f.refusal.mayAsk(f.began) {
+		return f.refusal.err.again(now)
 	}
-	req, digest, _, err := f.build(ctx, login)
+	_, digest, _, err := f.build(ctx, login)
 	if err != nil {
-		return result{}, false
+		return nil
 	}
-	closeBody(req.Body)
-	known := digest == f.plan.refusal.digest && string(r.Digest) == f.plan.refusal.record // PBKDF2 takes its time
-	if !known && !r.of(digest) {
-		return result{}, false
-	}
-	if f.plan.refusal.holds(now) && digest == f.plan.refusal.digest {
-		got := f.held(now)
-		got.refusal.record = string(r.Digest)
-		return got, true
-	}
+	count := min(max(r.Count, 1), len(refusalTimes))
 	if r.Count > 0 {
 		left -= countTime // in which it is only counted
 	}
-	if left = min(left, refusalTimes[len(refusalTimes)-1]*3/2); left <= 0 {
-		f.plan.refusal.count = max(f.plan.refusal.count, min(r.Count, len(refusalTimes)))
-		return result{}, false
+	switch left = min(left, refusalTimes[len(refusalTimes)-1]*3/2); {
+	case f.refusal.holds(now) && digest == f.refusal.digest:
+		return f.refusal.err.again(now)
+	case !r.of(digest):
+		return nil
+	case left <= 0:
+		f.refusal.count = max(f.refusal.count, count)
+		return nil
 	}
-	got := f.refused(login, &http.Response{StatusCode: r.Status}, "", r.Wrong)
-	got.err.RetryAfter = left
-	got.refusal = refusal{err: got.err, count: min(max(r.Count, 1), len(refusalTimes)), until: now.Add(left), digest: digest, record: string(r.Digest)}
-	return got, true
-}
-
-// save puts the result into the Store: a token, or a refusal for as long as that is to
-// be remembered.
-func (f *fetch) save(ctx context.Context, lock Lock, got *result) {
-	switch {
-	case got.lease != nil && got.from != fromStore:
-		good := time.Until(got.lease.ends)
-		t := got.lease.token
-		f.vault.save(ctx, lock, record{Token: t.AccessToken, Type: t.TokenType, Refresh: t.RefreshToken, Lifetime: good}, good)
-	case got.lease == nil && !got.sentNothing && got.err.isRefusal():
-		r := record{Refused: true, Wrong: errors.Is(got.err, ErrCredentials), Status: got.err.StatusCode, Count: got.refusal.count}
-		r.setDigest(got.refusal.digest)
-		got.refusal.record = string(r.Digest)
-		f.vault.save(ctx, lock, r, got.err.RetryAfter+countTime)
+	var cause error
+	if r.Wrong {
+		cause = ErrCredentials
 	}
+	refused := f.answered(login, &http.Response{StatusCode: r.Status}, "", true, cause)
+	refused.RetryAfter = left
+	f.refusal = refusal{err: refused, count: count, digest: digest}
+	return refused
 }
 
 // fromPartner gets a token from the partner: by refresh, and where that was no use by
 // login.
-func (f *fetch) fromPartner(ctx context.Context) result {
-	forgetRefresh := false
-	if f.plan.refreshes != nil {
-		got := f.try(ctx, refresh)
-		if got.lease != nil || ctx.Err() != nil {
-			return got
+func (f *fetch) fromPartner(ctx context.Context) (*lease, *AuthError) {
+	if f.refreshes != nil {
+		l, err := f.try(ctx, refresh)
+		if l != nil || ctx.Err() != nil {
+			return l, err
 		}
-		wait := got.err.RetryAfter // which counts for a login as well
+		wait := err.RetryAfter // which counts for a login as well
 		if wait > 0 && (!f.isWanted() || wait > maxUnavailable || !sleep(ctx, wait)) {
-			return got
+			return nil, err
 		}
-		forgetRefresh = got.err.isRefusal()
-		if got, ok := f.stored(ctx, false); ok { // what was no use for a refresh
-			return got
+		f.refusal.ofRefresh = err.isRefusal()
+		if l, err := f.stored(ctx, false); l != nil || err != nil { // what was no use for a refresh
+			return l, err
 		}
 	}
-	got := f.try(ctx, login)
-	got.forgetRefresh = forgetRefresh
-	return got
+	return f.try(ctx, login)
 }
 
 // try repeats one operation while that may help and somebody waits for it: after a
 // while for network errors and 5xx, after the pause that the partner asked for after a
 // 429.
-func (f *fetch) try(ctx context.Context, op string) result {
-	tries, pauses, frozen := 0, 0, 0
+func (f *fetch) try(ctx context.Context, op string) (*lease, *AuthError) {
+	tries, pauses := 0, 0
 	for {
-		got := f.exchange(ctx, op, tries+pauses+frozen)
-		if !got.again || ctx.Err() != nil {
-			return got
-		}
-		wait := max(got.err.RetryAfter, backoff(tries+pauses, 250*time.Millisecond, time.Second))
+		l, err := f.exchange(ctx, op, tries+pauses)
 		switch {
-		case got.frozen:
-			frozen++
-			wait = 0
-		case got.err.StatusCode == http.StatusTooManyRequests:
+		case err == nil || !mayPass(err):
+			return l, err
+		case errors.Is(err, errFrozen):
+			pauses++
+		case !f.isWanted():
+			return nil, err
+		case err.StatusCode == http.StatusTooManyRequests:
 			pauses++
 		default:
 			tries++
 		}
-		over := tries == maxTries || pauses > maxPauses || frozen > maxTries || f.left(op) <= 0
-		if over || !got.frozen && !f.isWanted() || !sleep(ctx, wait) {
-			return got
+		wait := max(err.RetryAfter, backoff(tries+pauses-1, 250*time.Millisecond, time.Second))
+		if tries == maxTries || pauses > maxPauses || f.left(op) <= 0 || !sleep(ctx, wait) {
+			return nil, err
 		}
 	}
 }
 
+// mayPass reports whether another try may help.
+func mayPass(err *AuthError) bool {
+	switch status := err.StatusCode; {
+	case err.sentNothing || err.Op == "config" || errors.Is(err, errOwnBase):
+		return false
+	case status == 0 || status == http.StatusTooManyRequests || errors.Is(err, errExpired):
+		return true
+	default:
+		return (status >= 500 || isUnconsidered(status)) && err.RetryAfter <= maxUnavailable
+	}
+}
+
+// isUnconsidered reports whether a status of 4xx says nothing of the request.
+func isUnconsidered(status int) bool {
+	return status == http.StatusRequestTimeout || status == http.StatusTooEarly || status == http.StatusTooManyRequests
+}
+
 // sleep waits for d, and reports whether ctx went on for that long.
 func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
 	select {
-	case <-timer.C:
+	case <-time.After(d):
 		return true
 	case <-ctx.Done():
 		return false
@@ -347,85 +342,72 @@ func (f *fetch) left(op string) time.Duration {
 }
 
 // build asks the provider for the request of an operation, and prepares it.
-func (f *fetch) build(ctx context.Context, op string) (*http.Request, requestDigest, *origin, error) {
-	account := f.account
-	req, err := bounded(ctx, wireLimit, discardRequest, func(ctx context.Context) (*http.Request, error) {
-		if op == refresh {
-			return account.Refresh(ctx, f.plan.refreshes)
+func (f *fetch) build(ctx context.Context, op string) (*http.Request, string, *origin, error) {
+	var req *http.Request
+	discard := func(error) {
+		if req != nil {
+			closeBody(req.Body)
 		}
-		return account.SignIn(ctx)
+	}
+	err := bounded(ctx, wireLimit, discard, func(ctx context.Context) (err error) {
+		if op == refresh {
+			req, err = f.account.Refresh(ctx, f.refreshes)
+		} else {
+			req, err = f.account.SignIn(ctx)
+		}
+		return err
 	})
 	if err != nil {
-		return nil, requestDigest{}, nil, err
+		return nil, "", nil, err
 	}
 	digest, to, err := prepare(req)
 	return req, digest, to, err
 }
 
-// discardRequest closes the body of a request that is not sent.
-func discardRequest(req *http.Request, _ error) {
-	if req != nil {
-		closeBody(req.Body)
-	}
-}
-
 // exchange is one try of an operation: a request is built and sent, and its answer
 // read.
-func (f *fetch) exchange(ctx context.Context, op string, resend int) result {
-	if op == login && f.plan.refusal.holds(f.began) && !f.plan.refusal.mayAsk(f.began) {
-		return f.held(time.Now()) // there is a Store, which was asked
+func (f *fetch) exchange(ctx context.Context, op string, resend int) (*lease, *AuthError) {
+	if op == login && f.refusal.holds(f.began) && !f.refusal.mayAsk(f.began) {
+		return nil, f.refusal.err.again(time.Now()) // there is a Store, which was asked
 	}
 	req, digest, to, err := f.build(ctx, op)
-	now := time.Now()
-	switch {
-	case err != nil:
-		return result{err: &AuthError{Provider: f.account.Name, Op: "config", At: now, Err: err}}
-	case op == login && f.plan.refusal.holds(now):
-		if got, ok := f.checkRefusal(ctx, now, digest); !ok {
-			closeBody(req.Body)
-			return got
-		}
+	if err != nil {
+		return nil, f.failed("config", 0, err)
 	}
-	spanned := f.traced(ctx, op)
+	if op == login && f.heldBack(ctx, digest) {
+		return nil, f.refusal.err.again(time.Now())
+	}
+	ctx = f.traced(ctx, op)
 	a := &attempt{
-		sender: f.way, origin: to, endpoint: newEndpoint(to.host, to.portNumber(), f.sender.telemetry.provider), body: req.Body,
-		template: templateOf(req.Context()), forToken: true, resend: resend, mostPause: f.plan.renews != nil && !f.isWanted(),
+		sender: f.sender, origin: to, endpoint: newEndpoint(to.host, to.portNumber(), f.sender.telemetry.provider), body: req.Body,
+		template: templateOf(req.Context()), forToken: true, resend: resend, mostPause: !f.isWanted(),
 	}
-	if a.permit, err = f.acquire(spanned); err != nil {
-		closeBody(req.Body)
-		got := f.failed(op, 0, err)
-		got.sentNothing = true
-		return got
-	}
-	if op == refresh && f.plan.renews != nil && !f.plan.renews.good(time.Now()) && f.plan.refreshes.RefreshToken == "" {
-		closeBody(req.Body)
+	a.permit, err = f.acquire(ctx)
+	if err == nil && op == refresh && f.refreshes.RefreshToken == "" && !f.last.isGood(time.Now()) {
 		f.sender.giveBack(a.permit)
-		return f.failed(op, 0, errors.New("the token ended before its turn came"))
+		err = errors.New("the token ended before its turn came")
 	}
-	return f.send(spanned, op, req, digest, a)
+	if err != nil {
+		failed := f.failed(op, 0, err)
+		failed.sentNothing = true
+		return nil, failed
+	}
+	l, failed := f.send(ctx, op, req, a)
+	if op == login && failed != nil && failed.isRefusal() {
+		f.refusal = f.refusal.with(failed, digest)
+	}
+	return l, failed
 }
 
-// checkRefusal reports whether a sign-in request may be sent although one was refused:
-// it is another one, and SignIn returns the same again.
-func (f *fetch) checkRefusal(ctx context.Context, now time.Time, digest requestDigest) (result, bool) {
-	if digest == f.plan.refusal.digest {
-		return f.held(now), false
+// heldBack reports whether a refusal holds back a sign-in with that digest: it is the
+// request that was refused, or SignIn returns another one each time.
+func (f *fetch) heldBack(ctx context.Context, digest string) bool {
+	if !f.refusal.holds(time.Now()) || digest == f.refusal.digest {
+		return f.refusal.holds(time.Now())
 	}
-	again, second, _, err := f.build(ctx, login)
-	if err == nil {
-		closeBody(again.Body)
-	}
-	if err == nil && second == digest {
-		return result{}, true
-	}
-	got := f.held(now)
-	got.refusal.varies = true
-	return got, false
-}
-
-// held returns the refusal that holds.
-func (f *fetch) held(now time.Time) result {
-	return result{err: f.plan.refusal.err.again(now, f.plan.refusal.until), sentNothing: true}
+	_, second, _, err := f.build(ctx, login)
+	f.refusal.varies = err != nil || second != digest
+	return f.refusal.varies
 }
 
 // acquire waits for a permit. A renewal that nobody waits for lets callers go first,
@@ -433,9 +415,8 @@ func (f *fetch) held(now time.Time) result {
 func (f *fetch) acquire(ctx context.Context) (permit, error) {
 	f.queued.Store(true)
 	defer f.queued.Store(false)
-	q := f.sender.queue
 	if f.isLate() {
-		if p, ok := f.sender.tryAcquire(ctx, time.Now(), q.newTicket(forToken)); ok {
+		if p, ok := f.sender.tryAcquire(ctx, time.Now(), f.sender.queue.newTicket(forToken)); ok {
 			return p, nil
 		}
 	}
@@ -443,42 +424,40 @@ func (f *fetch) acquire(ctx context.Context) (permit, error) {
 	return p, err
 }
 
-// inTurn waits for a permit behind all callers, and before them when f is late.
+// isLate reports whether callers wait for f, or will before it is their turn.
+func (f *fetch) isLate() bool {
+	return f.isWanted() || f.sender.queue.lastWait(time.Now()) >= time.Until(f.last.ends)
+}
+
+// inTurn waits for a permit behind all callers, and before them when f is late. It waits
+// once behind them and not again and again, since a Limiter that is not a Quota would
+// have to begin anew each time.
 func (f *fetch) inTurn(ctx context.Context) (permit, error) {
+	q := f.sender.queue
 	if !f.isLate() {
-		if p, late, err := f.patiently(ctx); !late || ctx.Err() != nil {
+		patient, cancel := context.WithCancel(ctx)
+		defer cancel()
+		go func() {
+			defer cancel()
+			defer func() { recover() }() // of Estimate, which f's own goroutine will meet as well
+			for !f.isLate() && patient.Err() == nil {
+				select {
+				case <-f.wanted:
+				case <-patient.Done():
+				case <-time.After(max(time.Millisecond, min(time.Second, time.Until(f.last.ends)/8))):
+				}
+			}
+		}()
+		p, err := q.acquire(patient, q.newTicket(forLater), nil)
+		if err == nil || patient.Err() == nil || ctx.Err() != nil {
 			return p, err
 		}
 	}
-	q := f.sender.queue
 	return q.acquire(ctx, q.newTicket(forToken), nil)
 }
 
-// isLate reports whether callers wait for f, or will before it is their turn.
-func (f *fetch) isLate() bool {
-	return f.plan.renews == nil || f.isWanted() || f.sender.queue.lastWait(time.Now()) >= time.Until(f.plan.renews.ends)
-}
-
-// patiently waits behind all callers until f is late, which it reports. It waits once and
-// not again and again, since a Limiter that is not a Quota would have to begin anew each
-// time.
-func (f *fetch) patiently(ctx context.Context) (p permit, late bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(f.wanted, cancel)()
-	go func() {
-		defer cancel()
-		defer func() { recover() }() // of Estimate, which f's own goroutine will meet as well
-		for !f.isLate() && sleep(ctx, max(time.Millisecond, min(time.Second, time.Until(f.plan.renews.ends)/8))) {
-		}
-	}()
-	q := f.sender.queue
-	p, err = q.acquire(ctx, q.newTicket(forLater), nil)
-	return p, err != nil && ctx.Err() != nil, err
-}
-
 // send sends the request and reads its answer.
-func (f *fetch) send(ctx context.Context, op string, req *http.Request, digest requestDigest, a *attempt) result {
+func (f *fetch) send(ctx context.Context, op string, req *http.Request, a *attempt) (*lease, *AuthError) {
 	limit := f.left(op)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -491,51 +470,62 @@ func (f *fetch) send(ctx context.Context, op string, req *http.Request, digest r
 	}
 	received := time.Now()
 	took := received.Sub(sent)
-	if err != nil && (resp == nil || resp.StatusCode/100 == 2) { // a refusal needs no body
-		if ctx.Err() == context.DeadlineExceeded {
-			err = fmt.Errorf("no answer in time: %w", err)
+	if err == nil || resp != nil && resp.StatusCode/100 != 2 { // a refusal needs no body
+		f.used += took
+		l, failed := f.read(op, resp, body, sent, received)
+		if resp.StatusCode == http.StatusTooManyRequests {
+			failed.RetryAfter = a.pause
 		}
-		got := f.failed(op, 0, withText(err, networkText(err)))
-		if got.again, got.frozen = !errors.Is(err, errOwnBase), took > limit+frozenTime; !got.frozen {
-			f.used += took
-		}
-		return got
+		return l, failed
 	}
-	f.used += took
-	return f.read(op, resp, body, digest, sent, received, a.pause)
+	if ctx.Err() == context.DeadlineExceeded {
+		err = fmt.Errorf("no answer in time: %w", err)
+	}
+	err = withText(err, networkText(err))
+	if took > limit+frozenTime {
+		err = fmt.Errorf("%w: %w", errFrozen, err)
+	} else {
+		f.used += took
+	}
+	return nil, f.failed(op, 0, err)
 }
 
 // read makes a lease of an answer, or an error that says what is wrong with it.
-func (f *fetch) read(op string, resp *http.Response, body []byte, digest requestDigest, sent, received time.Time, pause time.Duration) result {
-	status := resp.StatusCode
+func (f *fetch) read(op string, resp *http.Response, body []byte, sent, received time.Time) (*lease, *AuthError) {
 	body = bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")) // a byte order mark, which RFC 8259 lets us ignore
 	switch {
-	case status >= 300 && status < 400:
-		return f.unusable(op, resp, errors.New("a redirect, which is not followed"))
-	case status < 200 || status > 299:
-		return f.rejected(op, resp, body, digest, received, pause)
+	case resp.StatusCode/100 == 3:
+		return nil, f.answered(op, resp, "a redirect, which is not followed", false, nil)
+	case resp.StatusCode/100 != 2:
+		return nil, f.rejected(op, resp, body, received)
 	case len(body) > maxAnswer:
-		return f.unusable(op, resp, errors.New("the answer is larger than 1 MiB"))
+		return nil, f.answered(op, resp, "the answer is larger than 1 MiB", false, nil)
 	}
 	token, err := f.readToken(resp, body)
 	if errors.Is(err, ErrCredentials) {
-		got := f.refused(op, resp, err.Error(), true)
-		return f.remembered(got, op, digest)
+		return nil, f.answered(op, resp, err.Error(), true, ErrCredentials)
 	}
 	if err != nil {
-		return f.unusable(op, resp, err)
+		return nil, f.answered(op, resp, err.Error(), false, err)
 	}
-	lifetime, before := f.lifetime(token, resp.Header, sent), f.known.before(token.AccessToken, f.plan.renews)
-	if before != nil && sent.Add(lifetime).Sub(before.ends) < 2*lostToDate {
+	date, _ := http.ParseTime(resp.Header.Get("Date"))
+	lifetime, ok := lifetimeOf(token, date, sent)
+	if !ok {
+		lifetime = f.account.lifetime
+	}
+	// known is a token that was good and is not to be had for longer by this answer.
+	known := f.last != nil && !f.last.expiredOnArrival && (f.renews() != nil || f.last.text() == token.AccessToken)
+	if known && sent.Add(lifetime).Sub(f.last.ends) < 2*lostToDate {
 		lifetime -= lostToDate // nobody extends it, so it will be used to its end
 	}
 	l := newLease(token, lifetime, sent, received)
-	if l.expiredOnArrival && before != nil {
-		got := f.unusable(op, resp, errors.New("the token has expired"))
-		got.again, got.err.RetryAfter = true, max(got.err.RetryAfter, lostToDate) // the partner will notice
-		return got
+	l.from = op
+	if l.expiredOnArrival && known {
+		failed := f.answered(op, resp, errExpired.Error(), false, errExpired)
+		failed.RetryAfter = max(failed.RetryAfter, lostToDate) // the partner will notice
+		return nil, failed
 	}
-	return result{lease: l, from: op}
+	return l, nil
 }
 
 // readToken has the provider read the answer, and checks the token.
@@ -557,8 +547,8 @@ func (f *fetch) readToken(resp *http.Response, body []byte) (*oauth2.Token, erro
 	switch {
 	case f.account.Refresh == nil:
 		token.RefreshToken = "" // it is of no use
-	case token.RefreshToken == "" && f.plan.refreshes != nil:
-		token.RefreshToken = f.plan.refreshes.RefreshToken
+	case token.RefreshToken == "" && f.refreshes != nil:
+		token.RefreshToken = f.refreshes.RefreshToken
 	}
 	switch {
 	case len(token.AccessToken) > maxToken:
@@ -580,104 +570,52 @@ func named(s string, words ...string) string {
 	return "unknown"
 }
 
-// lifetime returns how long a token lives by its answer, or else by the provider's
-// default.
-func (f *fetch) lifetime(token *oauth2.Token, header http.Header, sent time.Time) time.Duration {
-	date, err := http.ParseTime(header.Get("Date"))
-	if err != nil {
-		date = time.Time{}
-	}
-	if lifetime, ok := lifetimeOf(token, date, sent); ok {
-		return lifetime
-	}
-	return f.account.lifetime
-}
-
-// rejected returns the result of an answer of status 4xx or 5xx.
-func (f *fetch) rejected(op string, resp *http.Response, body []byte, digest requestDigest, now time.Time, pause time.Duration) result {
-	status := resp.StatusCode
-	switch status {
-	case http.StatusRequestTimeout, http.StatusTooEarly:
-		got := f.unusable(op, resp, nil)
-		got.again = got.err.RetryAfter <= maxUnavailable
-		return got
-	case http.StatusTooManyRequests:
-		got := f.unusable(op, resp, nil)
-		got.again, got.err.RetryAfter = true, pause
-		return got
+// rejected returns the error of an answer of status 4xx or 5xx.
+func (f *fetch) rejected(op string, resp *http.Response, body []byte, now time.Time) *AuthError {
+	if !isRefusal(resp, body, now) {
+		return f.answered(op, resp, "", false, nil)
 	}
 	word := errorWord(body)
-	refusal := status < 500 && !isHTML(resp, body) && (status == http.StatusUnauthorized || json.Valid(body) || isJSON(resp))
+	var cause error
+	if isWrong(resp.StatusCode, word) {
+		cause = ErrCredentials
+	}
+	return f.answered(op, resp, word, true, cause)
+}
+
+// isRefusal reports whether an answer of status 4xx or 5xx is the partner's considered
+// one to the request, and not the page of a proxy or a firewall, or a limit.
+func isRefusal(resp *http.Response, body []byte, now time.Time) bool {
+	status := resp.StatusCode
+	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	_, limited := retryAfter(resp.Header, now)
-	if limited && (status == http.StatusForbidden || status == http.StatusBadRequest) {
-		refusal = false // it is a limit
+	switch {
+	case status >= 500 || isUnconsidered(status) || kind == "text/html" || bytes.HasPrefix(bytes.TrimSpace(body), []byte("<")):
+		return false
+	case limited && (status == http.StatusForbidden || status == http.StatusBadRequest):
+		return false
 	}
-	var got result
-	if refusal {
-		got = f.refused(op, resp, word, isWrong(status, word))
-	} else {
-		got = f.unusable(op, resp, nil)
-	}
-	got = f.remembered(got, op, digest)
-	got.again = status >= 500 && got.err.RetryAfter <= maxUnavailable
-	return got
+	return status == http.StatusUnauthorized || kind == "application/json" || strings.HasSuffix(kind, "+json") || json.Valid(body)
 }
 
-// remembered returns got with the refusal that it is, if it is one of a login.
-func (f *fetch) remembered(got result, op string, digest requestDigest) result {
-	if op == login && got.err.isRefusal() {
-		got.refusal = f.plan.refusal.with(got.err, digest)
+// answered returns the error of an answer without a token, which may be a refusal. The
+// partner's page may say what the status of a refusal means. The next request is not
+// sent sooner than the answer asks for.
+func (f *fetch) answered(op string, resp *http.Response, why string, refusal bool, cause error) *AuthError {
+	if refusal && why == "" {
+		why = f.account.Hints[resp.StatusCode]
 	}
-	return got
-}
-
-func isJSON(resp *http.Response) bool {
-	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	return kind == "application/json" || strings.HasSuffix(kind, "+json")
-}
-
-// isHTML reports whether an answer is a page, as proxies and firewalls write it.
-func isHTML(resp *http.Response, body []byte) bool {
-	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	return kind == "text/html" || bytes.HasPrefix(bytes.TrimSpace(body), []byte("<"))
-}
-
-// refused returns the result of a refusal. The partner's page may say what the status
-// means.
-func (f *fetch) refused(op string, resp *http.Response, why string, wrong bool) result {
-	reason := statusText(resp.StatusCode)
-	if hint := f.account.Hints[resp.StatusCode]; why == "" {
-		why = hint
-	}
+	e := &answerError{reason: statusText(resp.StatusCode), refusal: refusal, cause: cause, answer: kept(resp, why)}
 	if why != "" {
-		reason += ": " + why
+		e.reason += ": " + why
 	}
-	e := &answerError{reason: reason, refusal: true, answer: kept(resp, why)}
-	if wrong {
-		e.cause = ErrCredentials
-	}
-	return f.answeredWith(op, resp, e)
+	failed := f.failed(op, resp.StatusCode, e)
+	failed.RetryAfter, _ = retryAfter(resp.Header, failed.At)
+	return failed
 }
 
-// unusable returns the result of an answer that is neither a token nor a refusal.
-func (f *fetch) unusable(op string, resp *http.Response, err error) result {
-	e := &answerError{reason: statusText(resp.StatusCode), cause: err, answer: kept(resp, "")}
-	if err != nil {
-		e.reason += ": " + err.Error()
-	}
-	return f.answeredWith(op, resp, e)
-}
-
-// answeredWith returns the result of an answer. The next request is not sent sooner than
-// it asks for.
-func (f *fetch) answeredWith(op string, resp *http.Response, e *answerError) result {
-	got := f.failed(op, resp.StatusCode, e)
-	got.err.RetryAfter, _ = retryAfter(resp.Header, got.err.At)
-	return got
-}
-
-func (f *fetch) failed(op string, status int, err error) result {
-	return result{from: op, err: &AuthError{Provider: f.account.Name, Op: op, StatusCode: status, At: time.Now(), Err: err}}
+func (f *fetch) failed(op string, status int, err error) *AuthError {
+	return &AuthError{Provider: f.account.Name, Op: op, StatusCode: status, At: time.Now(), Err: err}
 }
 
 // maxID is the longest X-Request-Id that is kept, if it is one of hexadecimal digits.
@@ -709,76 +647,76 @@ func kept(resp *http.Response, word string) *oauth2.RetrieveError {
 // traced returns ctx with the span of the fetch, which it makes if there is none yet: a
 // fetch that sends nothing has none.
 func (f *fetch) traced(ctx context.Context, op string) context.Context {
-	t := &f.trace
-	if t.span == nil {
-		parent := trace.ContextWithSpanContext(ctx, t.parent)
-		_, t.span = f.sender.telemetry.startFetch(parent, f.began, op, f.plan.trigger, f.plan.renews != nil)
-		place := t.span.SpanContext()
-		t.context.Store(&place)
+	span := f.span.Load()
+	if span == nil {
+		_, started := f.sender.telemetry.startFetch(ctx, f.began, op, f.trigger, f.renews() != nil)
+		span = &started
+		f.span.Store(span)
 	}
-	return trace.ContextWithSpan(ctx, t.span)
+	return trace.ContextWithSpan(ctx, *span)
 }
 
 // endSpan ends the span of the fetch, if it did anything.
-func (f *fetch) endSpan(ctx context.Context, got result) {
-	if got.sentNothing && f.trace.span == nil {
+func (f *fetch) endSpan(ctx context.Context, l *lease, err *AuthError) {
+	op, failed, sentNothing := refresh, failure{}, err == nil || err.sentNothing
+	switch {
+	case l != nil:
+		op, sentNothing = l.from, false
+	case err != nil:
+		op, failed = err.Op, failure{errorType(err), description(err)}
+	}
+	if sentNothing && f.span.Load() == nil {
 		return
 	}
-	f.traced(ctx, got.from)
-	failed := failure{}
-	if got.err != nil {
-		failed = failure{errorType(got.err), description(got.err)}
-	}
-	f.sender.telemetry.endFetch(f.trace.span, got.from, f.plan.trigger, failed)
-	if !got.sentNothing {
-		f.sender.telemetry.metrics.recordFetch(ctx, time.Since(f.began), got.from, f.plan.trigger, failed.kind)
+	ctx = f.traced(ctx, op)
+	f.sender.telemetry.endFetch(trace.SpanFromContext(ctx), op, f.trigger, failed)
+	if !sentNothing {
+		f.sender.telemetry.metrics.recordFetch(ctx, time.Since(f.began), op, f.trigger, failed.kind)
 	}
 }
 
 // spanContext returns that of f's span, as far as there is one.
 func (f *fetch) spanContext() trace.SpanContext {
-	if place := f.trace.context.Load(); place != nil {
-		return *place
+	if span := f.span.Load(); span != nil {
+		return (*span).SpanContext()
 	}
 	return trace.SpanContext{}
 }
 
 // A setback is why fetches on one way have failed since the last success.
 type setback struct {
-	err     *AuthError
-	count   int
-	until   time.Time // no renewal starts before
-	callers time.Time // no fetch that callers wait for starts before
+	err      *AuthError // nil: they have not
+	count    int
+	renewals bool // callers that wait are not held back
 }
 
-// with returns the setback after another failure.
-func (b *setback) with(err *AuthError, renewal bool) *setback {
-	next := &setback{err: err, count: 1}
-	if b != nil {
-		next.count = b.count + 1
+// with returns the setback after another failure. After a 429 to a renewal, callers wait
+// for the queue, for a window at most. After a 200, they may find the token replaced.
+func (b setback) with(err *AuthError, renewal bool) setback {
+	err.RetryAfter = max(err.RetryAfter, backoff(b.count, 500*time.Millisecond, 30*time.Second))
+	return setback{err, b.count + 1, renewal && (err.StatusCode == http.StatusTooManyRequests || err.StatusCode == http.StatusOK)}
+}
+
+// holds reports whether no fetch may start, or no renewal.
+func (b setback) holds(now time.Time, renewal bool) bool {
+	if b.err == nil || b.renewals && !renewal {
+		return false
 	}
-	err.RetryAfter = max(err.RetryAfter, backoff(next.count-1, 500*time.Millisecond, 30*time.Second))
-	next.until = err.At.Add(err.RetryAfter)
-	next.callers = next.until
-	switch {
-	case renewal && err.StatusCode == http.StatusTooManyRequests: // callers wait for the queue, for a window at most
-		next.until = err.At.Add(err.RetryAfter << min(next.count-1, 4)) // each pauses them again
-		next.callers = err.At
-	case renewal && err.StatusCode == http.StatusOK: // they may find the token replaced
-		next.callers = err.At
+	wait := b.err.RetryAfter
+	if b.renewals && b.err.StatusCode == http.StatusTooManyRequests {
+		wait <<= min(b.count-1, 4) // each pauses callers again
 	}
-	return next
+	return now.Before(b.err.At.Add(wait))
 }
 
 // A refusal is what the partner's considered answers to credentials have led to.
 type refusal struct {
-	err    *AuthError // nil: there was none
-	count  int
-	until  time.Time     // the same request is not sent before
-	digest requestDigest // of the request that was refused
-	record string        // what a Store keeps of the digest, as far as that is known
-	varies bool          // SignIn returns another request each time, so time alone counts
-	asked  time.Time     // when SignIn was last asked for another request
+	err       *AuthError // nil: there was none
+	count     int
+	digest    string    // of the request that was refused
+	varies    bool      // SignIn returns another request each time, so time alone counts
+	asked     time.Time // when SignIn was last asked for another request
+	ofRefresh bool      // the last token's RefreshToken was refused
 }
 
 // askEvery is how often SignIn is asked for another request while a refusal holds.
@@ -792,16 +730,19 @@ var refusalTimes = [...]time.Duration{
 	time.Second, 5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 15 * time.Minute,
 }
 
-func (r *refusal) holds(now time.Time) bool { return r.err != nil && now.Before(r.until) }
+// holds reports whether the request that was refused must not be sent yet.
+func (r *refusal) holds(now time.Time) bool {
+	return r.err != nil && now.Before(r.err.At.Add(r.err.RetryAfter))
+}
 
 // mayAsk reports whether SignIn may be asked for another request.
 func (r *refusal) mayAsk(now time.Time) bool { return !r.varies && now.Sub(r.asked) >= askEvery }
 
 // with returns the refusal after another one.
-func (r refusal) with(err *AuthError, digest requestDigest) refusal {
+func (r refusal) with(err *AuthError, digest string) refusal {
 	wait := refusalTimes[min(r.count, len(refusalTimes)-1)]
 	err.RetryAfter = max(err.RetryAfter, wait+rand.N(wait/2))
-	return refusal{err: err, count: r.count + 1, until: err.At.Add(err.RetryAfter), digest: digest, varies: r.varies}
+	return refusal{err: err, count: r.count + 1, digest: digest, varies: r.varies, ofRefresh: r.ofRefresh}
 }
 
 // backoff returns the wait after n failures: at least first, doubling, at most most,

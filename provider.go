@@ -211,9 +211,9 @@ const maxSignInBody = 1 << 20
 
 // prepare checks a token request, gives it a body that can be sent again, and returns
 // its digest and where it goes. It closes the body of a request that cannot be sent.
-func prepare(req *http.Request) (requestDigest, *origin, error) {
+func prepare(req *http.Request) (string, *origin, error) {
 	if req == nil || req.URL == nil {
-		return requestDigest{}, nil, errors.New("no request to send")
+		return "", nil, errors.New("no request to send")
 	}
 	to, err := originOf("the URL of the token request", req.URL)
 	if err == nil {
@@ -221,7 +221,7 @@ func prepare(req *http.Request) (requestDigest, *origin, error) {
 	}
 	body, readErr := readBody(req)
 	if err = cmp.Or(err, readErr); err != nil {
-		return requestDigest{}, nil, err
+		return "", nil, err
 	}
 	if req.Header == nil {
 		req.Header = http.Header{}
@@ -232,7 +232,7 @@ func prepare(req *http.Request) (requestDigest, *origin, error) {
 		fmt.Fprintf(hash, "%q %q\n", name, req.Header[name])
 	}
 	hash.Write(body)
-	return requestDigest(hash.Sum(nil)), to, nil
+	return string(hash.Sum(nil)), to, nil
 }
 
 // checkHeader names a header of a token request that cannot be sent.

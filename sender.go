@@ -131,7 +131,7 @@ var errOwnBase = errors.New("partnerauth: the Transport is its own Base: Transpo
 func (s *sender) sentBy(ctx context.Context) bool {
 	a, ok := ctx.Value(attemptKey).(*attempt)
 	for ok {
-		if a.sender == s {
+		if a.sender.telemetry == s.telemetry { // also by one with another Base
 			return true
 		}
 		a, ok = a.Context.Value(attemptKey).(*attempt)

@@ -4,23 +4,12 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/oauth2"
-)
-
-// Where a token comes from that was not fetched for the call.
-const (
-	fromCache  = "cache"
-	fromOthers = "shared" // another call has fetched it
-)
-
-// Why a token is fetched. The other reason is unauthorized.
-const (
-	missing  = "missing"
-	expiring = "expiring"
 )
 
 // A Source is one account's token: an oauth2.TokenSource that signs in when first
@@ -39,22 +28,24 @@ const (
 type Source struct {
 	account *account // a pointer, which fmt does not follow
 
-	current atomic.Pointer[lease]  // nil: there is none, or it was rejected
-	last    atomic.Pointer[sender] // of the Transport that last fetched
-	own     *sender                // for as long as no Transport has
-
-	known knownTokens
+	current atomic.Pointer[lease] // nil: there is none, or it was rejected
 
 	// mu guards what follows, and changes of current. Nothing waits while holding
 	// it, and no foreign code runs under it.
 	mu       sync.Mutex
-	history  history
-	fetch    *fetch               // the one under way
-	trigger  string               // of a fetch for want of a token
-	renewing *oauth2.Token        // the last token, if it has a RefreshToken; it may have ended
-	setbacks map[*sender]*setback // since the last success, by setbackKey
-	refusal  refusal              // of the credentials, on whatever way
+	fetch    *fetch   // the one under way
+	way      *sender  // of the Transport that last fetched, the Source's own before
+	last     *lease   // the last token, which may have ended or been rejected
+	previous *lease   // that the current token has replaced; nil: none
+	next     *lease   // that the current token stands in for, until the partner knows it; nil: none
+	unusable []string // tokens that were rejected, or overtaken by a rejection; the last few
+	relogins relogins
+	setbacks map[*sender]setback // since the last success, by setbackKey
+	refusal  refusal             // of the credentials, on whatever way
 }
+
+// maxUnusable is how many unusable tokens are remembered.
+const maxUnusable = 16
 
 var errNoProvider = configError("", "the Source was not made by a TokenSource method")
 
@@ -62,8 +53,8 @@ var errNoProvider = configError("", "the Source was not made by a TokenSource me
 // itself.
 func (p Provider) TokenSource() *Source {
 	return &Source{
-		account: newAccount(p), trigger: missing, history: newHistory(), setbacks: map[*sender]*setback{},
-		own: &sender{queue: unlimited(), telemetry: newTelemetry(p.Name, nil, nil, nil), provider: p.Name},
+		account: newAccount(p), relogins: newRelogins(), setbacks: map[*sender]setback{},
+		way: &sender{queue: unlimited(), telemetry: newTelemetry(p.Name, nil, nil, nil), provider: p.Name},
 	}
 }
 
@@ -95,7 +86,7 @@ func (s *Source) TokenContext(ctx context.Context) (*oauth2.Token, error) {
 // lease returns a token to send and where it came from, waiting for a fetch if there
 // is none.
 func (s *Source) lease(ctx context.Context, now time.Time, via *sender, _ *lease) (*lease, string, error) {
-	if l := s.current.Load(); l.state(now) == fresh {
+	if l := s.current.Load(); l.isFresh(now) {
 		return l, fromCache, nil
 	}
 	switch {
@@ -110,15 +101,16 @@ func (s *Source) lease(ctx context.Context, now time.Time, via *sender, _ *lease
 		if f == nil {
 			return good, fromCache, err
 		}
-		l, from, err := s.wait(ctx, f)
+		l, err := s.wait(ctx, f)
 		if !own {
-			s.way(via).telemetry.sharedWaitSpan(ctx, began, f.spanContext(), failureOf(ctx, nil, err))
-			from = fromOthers
+			cmp.Or(via, f.sender).telemetry.sharedWaitSpan(ctx, began, f.spanContext(), failureOf(ctx, nil, err))
 		}
 		switch {
+		case l != nil && own:
+			return l, l.from, nil
 		case l != nil:
-			return l, from, nil
-		case good.good(time.Now()): // a renewal that was waited for
+			return l, fromOthers, nil
+		case good.isGood(time.Now()): // a renewal that was waited for
 			return good, fromCache, nil
 		case err != nil:
 			return nil, "", err
@@ -129,15 +121,19 @@ func (s *Source) lease(ctx context.Context, now time.Time, via *sender, _ *lease
 
 // wait waits for f's token. It returns neither a token nor an error if a rejection has
 // overtaken f.
-func (s *Source) wait(ctx context.Context, f *fetch) (*lease, string, error) {
+func (s *Source) wait(ctx context.Context, f *fetch) (*lease, error) {
 	select {
-	case <-f.done:
-		if f.got.err != nil {
-			return nil, "", f.got.err
+	case <-f.ctx.Done():
+		switch err := context.Cause(f.ctx); err {
+		case context.Canceled:
+			return f.lease.Load(), nil
+		case errOvertaken:
+			return nil, nil
+		default:
+			return nil, err
 		}
-		return f.got.lease, f.got.from, nil
 	case <-ctx.Done():
-		return nil, "", s.gaveUp(ctx, f)
+		return nil, s.gaveUp(ctx, f)
 	}
 }
 
@@ -148,162 +144,146 @@ func (s *Source) join(ctx context.Context, via *sender) (good *lease, f *fetch, 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	l := s.advanceLocked(now)
-	if state := l.state(now); state != expired {
-		if state == renewable && s.fetch == nil && s.heldBackLocked(now, via, true) == nil {
+	l := s.currentLocked(now)
+	renewal := l.isGood(now)
+	if s.fetch == nil && !l.isFresh(now) && s.next == nil {
+		if err = s.heldBackLocked(now, via, renewal); err == nil {
 			own = true
-			s.startLocked(ctx, via, now, l)
+			s.startLocked(ctx, via, now)
 		}
-		if s.account.savesBeforeExit() {
-			f = s.fetch
-		}
-		return l, f, own, nil
 	}
-	if s.fetch == nil {
-		if err := s.heldBackLocked(now, via, false); err != nil {
-			return nil, nil, false, err
-		}
-		own = true
-		s.startLocked(ctx, via, now, nil)
+	switch {
+	case !renewal && s.fetch != nil:
+		s.fetch.want()
+		return nil, s.fetch, own, nil
+	case !renewal:
+		return nil, nil, false, err
+	case s.account.savesBeforeExit():
+		f = s.fetch
 	}
-	s.fetch.want()
-	return nil, s.fetch, own, nil
+	return l, f, own, nil
 }
 
-// advanceLocked returns the current lease. The one that another stood in for is
-// current when its time has come.
-func (s *Source) advanceLocked(now time.Time) *lease {
+// currentLocked returns the current token. The one that another stood in for is current
+// when its time has come.
+func (s *Source) currentLocked(now time.Time) *lease {
 	l := s.current.Load()
-	if next := s.history.next; next != nil && l.state(now) != fresh {
-		s.history.next, s.history.previous = nil, nil
-		s.current.Store(next)
-		return next
+	if s.next != nil && (!s.next.isYoung(now) || !l.isGood(now)) {
+		l, s.next = s.next, nil
+		s.current.Store(l)
 	}
 	return l
 }
 
-// startLocked starts the fetch of a new token, in place of l if that is still good. No
-// other is under way.
-func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time, l *lease) {
-	if via != nil {
-		s.last.Store(via)
+// startLocked starts the fetch of a new token. No other is under way.
+func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time) {
+	s.way = cmp.Or(via, s.way)
+	f := &fetch{
+		account: s.account, sender: s.way, began: now, trigger: expiring, last: s.last, unusable: s.unusable,
+		wanted: make(chan struct{}), store: s.account.Store, refusal: s.refusal,
 	}
-	plan := fetchPlan{trigger: s.trigger, renews: l, refusal: s.refusal}
+	f.ctx, f.end = context.WithCancelCause(context.Background())
 	switch {
-	case s.account.Refresh == nil || s.refusal.holds(now):
-	case l != nil && !l.expiredOnArrival:
-		plan.refreshes = l.token
-	default:
-		plan.refreshes = s.renewing
+	case s.last == nil:
+		f.trigger = missing
+	case s.current.Load() == nil:
+		f.trigger = unauthorized
 	}
-	f, fetching := newFetch(s.account, &s.known, s.way(via), now, plan)
+	if s.account.Base != nil {
+		f.sender = s.way.withBase(s.account.Base)
+	}
+	renews := f.renews()
+	switch {
+	case s.account.Refresh == nil || s.last == nil || s.refusal.holds(now):
+	case renews != nil && !renews.expiredOnArrival, s.last.token.RefreshToken != "" && !s.refusal.ofRefresh:
+		f.refreshes = s.last.token
+	}
 	if s.refusal.mayAsk(now) {
 		s.refusal.asked = now
 	}
-	if s.fetch = f; l == nil {
+	if s.fetch = f; renews == nil {
 		f.want() // before it may ask
 	}
-	go f.run(fetching, spanContextFrom(ctx), s.finish)
+	go f.run(spanContextFrom(ctx), s.finish)
 }
 
-// way returns the sender that token requests take: of the Transport that needs a
-// token, the last that did, or the Source's own.
-func (s *Source) way(via *sender) *sender {
-	if via == nil {
-		via = s.last.Load()
-	}
-	if via == nil {
-		via = s.own
-	}
-	return via
-}
-
-// setbackKey returns the sender whose failures hold back a fetch. All senders share one
-// key if token requests have a Base of their own.
-func (s *Source) setbackKey(via *sender) *sender {
+// setbackKeyLocked returns the sender whose failures hold back a fetch. All senders
+// share one key if token requests have a Base of their own.
+func (s *Source) setbackKeyLocked(via *sender) *sender {
 	if s.account.Base != nil {
-		return s.own
+		return nil
 	}
-	return s.way(via)
+	return cmp.Or(via, s.way)
 }
 
 // heldBackLocked returns an earlier failure if no fetch may start yet because of it. A
 // renewal, which nobody waits for, may have to wait longer.
 func (s *Source) heldBackLocked(now time.Time, via *sender, renewal bool) error {
-	if b := s.setbacks[s.setbackKey(via)]; b != nil {
-		until := b.callers
-		if renewal {
-			until = b.until
-		}
-		if now.Before(until) {
-			return b.err.again(now, until)
-		}
+	if b := s.setbacks[s.setbackKeyLocked(via)]; b.holds(now, renewal) {
+		return b.err.again(now)
 	}
 	if r := &s.refusal; r.holds(now) && !r.mayAsk(now) && s.account.Store == nil {
-		return r.err.again(now, r.until)
+		return r.err.again(now)
 	}
 	return nil
 }
 
 // finish makes the result of fetch f known, unless a rejection has overtaken it.
-func (s *Source) finish(f *fetch, got result) {
+func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fetch != f {
-		s.known.forbid(got.lease.text())
+		s.forbidLocked(l.text())
 		return
 	}
 	s.fetch = nil
-	if got.lease != nil {
-		s.adoptLocked(f, got)
-	} else {
-		s.holdLocked(f, got)
+	switch {
+	case err != nil:
+		s.holdLocked(f, err)
+		f.end(err)
+	case l == nil || l.from == fromStore && slices.Contains(s.unusable, l.text()):
+		f.end(errOvertaken)
+	default:
+		s.adoptLocked(f, l)
+		f.lease.Store(l)
+		f.end(nil)
 	}
-	f.got = got
-	close(f.done)
 }
 
 // adoptLocked makes a new token the current one.
-func (s *Source) adoptLocked(f *fetch, got result) {
-	l, h := got.lease, &s.history
-	same := f.plan.renews.text() == l.text()
-	if f.plan.renews != nil && f.plan.renews.accepted.Load() {
-		h.unproven = 0
+func (s *Source) adoptLocked(f *fetch, l *lease) {
+	renews := f.renews()
+	same := renews.text() == l.text()
+	if renews != nil && renews.accepted.Load() {
+		s.relogins.unproven = 0
 		if same {
 			l.accept()
 		}
 	}
 	switch {
-	case got.from == fromStore && f.plan.trigger == unauthorized:
-		h.loggedIn(l.issued, -1) // it was no login of ours
-	case got.from != fromStore && f.plan.trigger == expiring: // one login may follow at once
-		h.unproven = max(h.unproven, maxUnproven-1)
+	case l.from == fromStore && f.trigger == unauthorized:
+		s.relogins.add(l.issued, -1) // it was no login of ours
+	case l.from != fromStore && f.trigger == expiring: // one login may follow at once
+		s.relogins.unproven = max(s.relogins.unproven, maxUnproven-1)
 	}
-	h.previous, h.next = f.plan.renews, nil
-	s.known.allow(l)
-	if s.renewing = nil; l.token.RefreshToken != "" {
-		s.renewing = l.token
+	s.last, s.previous, s.next = l, nil, nil
+	if !same {
+		s.previous = renews
 	}
 	clear(s.setbacks)
 	s.refusal = refusal{}
-	s.trigger = expiring
 	s.current.Store(l)
 }
 
 // holdLocked remembers why a fetch has failed, and for how long.
-func (s *Source) holdLocked(f *fetch, got result) {
-	if got.forgetRefresh {
-		s.renewing = nil
+func (s *Source) holdLocked(f *fetch, err *AuthError) {
+	if f.refusal.err == s.refusal.err {
+		f.refusal.asked = s.refusal.asked
 	}
-	switch {
-	case got.sentNothing:
-		s.refusal.varies = s.refusal.varies || got.refusal.varies
-		s.refusal.record = cmp.Or(got.refusal.record, s.refusal.record)
-	case got.err.isRefusal():
-		s.refusal = got.refusal
-	default:
-		key := s.setbackKey(f.way)
-		s.setbacks[key] = s.setbacks[key].with(got.err, f.plan.renews != nil)
+	s.refusal = f.refusal
+	if !err.sentNothing && err != f.refusal.err {
+		key := s.setbackKeyLocked(f.sender)
+		s.setbacks[key] = s.setbacks[key].with(err, f.renews() != nil)
 	}
 }
 
@@ -316,14 +296,14 @@ func (s *Source) Invalidate(token *oauth2.Token) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.known.forbid(token.AccessToken)
+	s.forbidLocked(token.AccessToken)
 	switch token.AccessToken {
 	case s.current.Load().text():
-		s.forgetLocked(s.history.next)
-	case s.history.next.text():
-		s.history.next = nil
-	case s.history.previous.text():
-		s.history.previous = nil
+		s.forgetLocked(s.next)
+	case s.next.text():
+		s.next = nil
+	case s.previous.text():
+		s.previous = nil
 	}
 }
 
@@ -333,25 +313,34 @@ func (s *Source) reject(l *lease) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now, current := time.Now(), s.current.Load()
-	switch s.history.decide(l, current, now) {
-	case keepToken:
-		return false
-	case useCurrent:
-		if l.text() == s.history.previous.text() {
-			s.history.previous = nil // it was rejected too
+	switch {
+	case current.text() != l.text(): // somebody else has replaced it
+		if l.text() == s.previous.text() {
+			s.previous = nil // it was rejected too
 		}
-	case usePrevious:
-		s.history.next = current
-		s.current.Store(s.history.previous.standIn(current.issued.Add(lagTime)))
-	case useNext:
-		s.known.forbid(l.text())
-		s.forgetLocked(s.history.next)
-	case fetchAnother:
-		s.known.forbid(l.text())
-		s.history.loggedIn(now, 1)
+	case s.next != nil: // it only stood in for that
+		s.forbidLocked(l.text())
+		s.forgetLocked(s.next)
+	case l.isYoung(now) && s.previous.isGood(now): // the partner may not know l yet
+		s.current.Store(s.previous)
+		s.previous, s.next = nil, current
+	case !s.relogins.allow(l, now):
+		return false
+	default:
+		s.forbidLocked(l.text())
+		s.relogins.add(now, 1)
 		s.forgetLocked(nil)
 	}
 	return true
+}
+
+// forbidLocked makes a token unusable, should a Store have it.
+func (s *Source) forbidLocked(token string) {
+	if token == "" || slices.Contains(s.unusable, token) {
+		return
+	}
+	s.unusable = append(s.unusable, token)
+	s.unusable = s.unusable[max(0, len(s.unusable)-maxUnusable):]
 }
 
 // forgetLocked drops the current token, for next if there is one. A fetch under way
@@ -359,29 +348,27 @@ func (s *Source) reject(l *lease) bool {
 // the Source, and its waiters start over.
 func (s *Source) forgetLocked(next *lease) {
 	s.current.Store(next)
-	s.history.previous, s.history.next = nil, nil
-	s.trigger = unauthorized
+	s.previous, s.next = nil, nil
 	if f := s.fetch; f != nil {
 		s.fetch = nil
-		f.cancel()
-		s.known.forbid(f.saving.Load().text())
-		close(f.done)
+		s.forbidLocked(f.lease.Load().text())
+		f.end(errOvertaken)
 	}
 }
 
 // newest returns the current token if it is good, starting its renewal if that is due.
 func (s *Source) newest(ctx context.Context, via *sender, _ *lease) *lease {
-	switch l := s.current.Load(); l.state(time.Now()) {
-	case fresh:
-		return l
-	case renewable:
-		good, _, _, _ := s.join(ctx, via)
-		return good
+	l, now := s.current.Load(), time.Now()
+	if l.isGood(now) && !l.isFresh(now) {
+		l, _, _, _ = s.join(ctx, via)
 	}
-	return nil
+	if !l.isGood(now) {
+		return nil
+	}
+	return l
 }
 
-func (s *Source) usable(*lease) bool { return s.current.Load().good(time.Now()) }
+func (s *Source) usable(*lease) bool { return s.current.Load().isGood(time.Now()) }
 
 func (s *Source) alwaysReplaces() bool { return true }
 

@@ -1,11 +1,11 @@
 package partnerauth
 
 import (
+	"bytes"
 	"context"
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/hex"
 	"encoding/json"
 	"strings"
@@ -66,24 +66,18 @@ type record struct {
 	Count    int           `json:"count,omitempty"`  // of refusals so far
 }
 
-// A requestDigest identifies a token request that was refused, without keeping the
-// secret in it.
-type requestDigest [sha256.Size]byte
-
 // of reports whether r is the refusal of the request with that digest.
-func (r *record) of(digest requestDigest) bool {
-	return subtle.ConstantTimeCompare(saltedDigest(digest, r.Salt), r.Digest) == 1
+func (r *record) of(digest string) bool { return bytes.Equal(salted(digest, r.Salt), r.Digest) }
+
+func newRefusalRecord(digest string) record {
+	salt := make([]byte, 16)
+	rand.Read(salt)
+	return record{Refused: true, Salt: salt, Digest: salted(digest, salt)}
 }
 
-// setDigest makes r the refusal of the request with that digest.
-func (r *record) setDigest(digest requestDigest) {
-	r.Salt = make([]byte, 16)
-	rand.Read(r.Salt)
-	r.Digest = saltedDigest(digest, r.Salt)
-}
-
-func saltedDigest(digest requestDigest, salt []byte) []byte {
-	hash, _ := pbkdf2.Key(sha256.New, string(digest[:]), salt, digestRounds, 16)
+// salted returns what a Store may keep of the digest of a request, which has a secret.
+func salted(digest string, salt []byte) []byte {
+	hash, _ := pbkdf2.Key(sha256.New, digest, salt, digestRounds, 16)
 	return hash
 }
 
@@ -93,109 +87,83 @@ func storeKey(provider, baseURL, account string) string {
 	return provider + "-" + hex.EncodeToString(sum[:12])
 }
 
-// A vault is one account's record in a Store, for one fetch. Each operation has
-// three seconds, whatever the Store's code does. After a failure the Store is not
-// asked again.
-type vault struct {
-	store  Store
-	key    string
-	failed func(error) // called with the first failure
-	broken bool
-}
-
-// load returns the record and how long it is good for; false if there is none.
-func (v *vault) load(ctx context.Context) (r record, left time.Duration, ok bool) {
-	if v.broken {
-		return record{}, 0, false
-	}
-	type loaded struct {
-		record []byte
-		left   time.Duration
-	}
-	got, err := bounded(ctx, storeTime, nil, func(ctx context.Context) (loaded, error) {
-		sealed, left, err := v.store.Load(ctx, v.key)
-		return loaded{sealed, left}, err
+// loadRecord returns the record and how long it is good for; the zero record if there is
+// none that can be read.
+func loadRecord(ctx context.Context, store Store, key string) (record, time.Duration, error) {
+	var encoded []byte
+	var left time.Duration
+	var r record
+	err := bounded(ctx, storeTime, nil, func(ctx context.Context) (err error) {
+		encoded, left, err = store.Load(ctx, key)
+		return err
 	})
-	if v.note(ctx, err); err != nil || got.left <= 0 || json.Unmarshal(got.record, &r) != nil {
-		return record{}, 0, false
+	if err != nil || left <= 0 || json.Unmarshal(encoded, &r) != nil {
+		return record{}, 0, err
 	}
-	return r, got.left, true
+	return r, left, nil
 }
 
-// tryLock returns the lock, nil if somebody else has it. It reports false if the
-// Store failed. A lock that comes too late is given back.
-func (v *vault) tryLock(ctx context.Context) (lock Lock, ok bool) {
-	if v.broken {
-		return nil, false
-	}
-	giveBack := func(late Lock, err error) {
-		if err == nil && late != nil {
-			v.unlock(ctx, late)
+// lockRecord returns the lock, nil if somebody else has it. A lock that comes too late
+// is given back.
+func lockRecord(ctx context.Context, store Store, key string) (Lock, error) {
+	var lock Lock
+	giveBack := func(err error) {
+		if err == nil && lock != nil {
+			unlockRecord(ctx, lock)
 		}
 	}
-	lock, err := bounded(ctx, storeTime, giveBack, func(ctx context.Context) (Lock, error) { return v.store.TryLock(ctx, v.key) })
-	v.note(ctx, err)
-	return lock, err == nil
-}
-
-func (v *vault) unlock(ctx context.Context, lock Lock) {
-	_, err := bounded(context.WithoutCancel(ctx), storeTime, nil, func(ctx context.Context) (any, error) { return nil, lock.Unlock(ctx) })
-	v.note(ctx, err)
-}
-
-func (v *vault) save(ctx context.Context, lock Lock, r record, good time.Duration) {
-	encoded, _ := json.Marshal(r)
-	_, err := bounded(context.WithoutCancel(ctx), storeTime, nil, func(ctx context.Context) (any, error) { return nil, lock.Save(ctx, encoded, good) })
-	v.note(ctx, err)
-}
-
-// note remembers a failure of the Store, unless it came of the end of ctx.
-func (v *vault) note(ctx context.Context, err error) {
-	if err != nil && ctx.Err() == nil && !v.broken {
-		v.broken = true
-		v.failed(err)
+	err := bounded(ctx, storeTime, giveBack, func(ctx context.Context) (err error) {
+		lock, err = store.TryLock(ctx, key)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
+	return lock, nil
 }
 
-// bounded runs foreign code for at most limit, whatever it does. A result that comes
-// later goes to late, if there is one.
-func bounded[T any](ctx context.Context, limit time.Duration, late func(T, error), do func(context.Context) (T, error)) (T, error) {
+func unlockRecord(ctx context.Context, lock Lock) error {
+	return bounded(context.WithoutCancel(ctx), storeTime, nil, lock.Unlock)
+}
+
+func saveRecord(ctx context.Context, lock Lock, r record, good time.Duration) error {
+	encoded, _ := json.Marshal(r)
+	return bounded(context.WithoutCancel(ctx), storeTime, nil, func(ctx context.Context) error { return lock.Save(ctx, encoded, good) })
+}
+
+// bounded is beside for at most limit.
+func bounded(ctx context.Context, limit time.Duration, late func(error), do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return beside(ctx, late, do)
 }
 
-// beside runs foreign code in a goroutine of its own until ctx ends. A panic in it is
-// an error.
-func beside[T any](ctx context.Context, late func(T, error), do func(context.Context) (T, error)) (T, error) {
-	type result struct {
-		got T
-		err error
-	}
-	done, gone := make(chan result), make(chan struct{})
+// beside runs foreign code in a goroutine of its own until ctx ends. A panic in it is an
+// error. What do has set may be read only if beside returns nil, since do may go on
+// after an error; late, if there is one, is then called at its end.
+func beside(ctx context.Context, late func(error), do func(context.Context) error) error {
+	done := make(chan error)
 	go func() {
-		r := result{err: errGoexit}
+		err := errGoexit
 		defer func() {
 			if value := recover(); value != nil {
-				r.err = errPanic(value)
+				err = errPanic(value)
 			}
 			select {
-			case done <- r:
-			case <-gone:
+			case done <- err:
+			case <-ctx.Done():
 				if late != nil {
 					defer func() { recover() }() // nobody is left to receive the panic
-					late(r.got, r.err)
+					late(err)
 				}
 			}
 		}()
-		r.got, r.err = do(ctx)
+		err = do(ctx)
 	}()
 	select {
-	case r := <-done:
-		return r.got, r.err
+	case err := <-done:
+		return err
 	case <-ctx.Done():
-		close(gone)
-		var none T
-		return none, ctx.Err()
+		return ctx.Err()
 	}
 }

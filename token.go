@@ -4,9 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"math/rand/v2"
-	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,41 +28,38 @@ const (
 	lagTime = 5 * time.Second
 )
 
-// A lease is a token and the time it is good for. Only accepted changes.
+// Where a token comes from that was not fetched for the call.
+const (
+	fromCache  = "cache"
+	fromOthers = "shared" // another call has fetched it
+	fromStore  = "store"  // another process has fetched it
+)
+
+// A lease is a token and the time it is good for: it is fresh at first, to be renewed
+// for the last fifth of its life though it is still good, and never sent when it has
+// ended. Only accepted changes.
 type lease struct {
 	token         *oauth2.Token
 	authorization []string  // values of the Authorization header, shared by all requests
+	from          string    // how it was fetched
 	issued        time.Time // when the answer came, to whichever process
-	renew         time.Time // from then on it should be renewed, though it is still good
+	renew         time.Time // fresh until then; zero: until it ends
 	ends          time.Time // zero: never
 
 	expiredOnArrival bool        // by its own answer
-	fromStore        bool        // another process has fetched it
 	turn             int64       // of a customSource: rejections before it was asked for
 	accepted         atomic.Bool // by the partner, for one request at least
 }
 
-// A leaseState is how much a token is still worth.
-type leaseState int
-
-const (
-	expired   leaseState = iota // must not be sent; also the state of no lease
-	renewable                   // good, and to be renewed
-	fresh
-)
-
-func (l *lease) state(now time.Time) leaseState {
-	switch {
-	case l == nil || !l.ends.IsZero() && !now.Before(l.ends):
-		return expired
-	case !l.renew.IsZero() && !now.Before(l.renew):
-		return renewable
-	}
-	return fresh
+// isGood reports whether l may be sent.
+func (l *lease) isGood(now time.Time) bool {
+	return l != nil && (l.ends.IsZero() || now.Before(l.ends))
 }
 
-// good reports whether l may be sent.
-func (l *lease) good(now time.Time) bool { return l.state(now) != expired }
+// isFresh reports whether l is good and need not be renewed yet.
+func (l *lease) isFresh(now time.Time) bool {
+	return l.isGood(now) && (l.renew.IsZero() || now.Before(l.renew))
+}
 
 // text returns the token's text, by which tokens are compared; "" for no lease.
 func (l *lease) text() string {
@@ -105,13 +100,6 @@ func (l *lease) accept() {
 
 // isYoung reports whether the partner may not know the token yet.
 func (l *lease) isYoung(now time.Time) bool { return now.Sub(l.issued) < lagTime && !l.accepted.Load() }
-
-// standIn returns a copy of l that is to be replaced at a given time.
-func (l *lease) standIn(until time.Time) *lease {
-	c := &lease{token: l.token, authorization: l.authorization, issued: l.issued, renew: until, ends: l.ends}
-	c.accepted.Store(true)
-	return c
-}
 
 // sendable reports whether s can be sent in a header: visible ASCII, at most 16 KiB.
 func sendable(s string) bool {
@@ -187,116 +175,35 @@ const (
 	maxUnproven  = 3 // in a row, without one token that was accepted
 	reloginBurst = 10
 	reloginEvery = 45 * time.Second // and then one each
-	maxUnusable  = 16               // tokens that a history remembers
 )
 
-// A rejection is what follows from a 401.
-type rejection int
-
-const (
-	keepToken    rejection = iota // the caller gets the 401
-	useCurrent                    // somebody else has replaced the token
-	usePrevious                   // the partner may not know the token yet
-	useNext                       // the token only stood in for the next
-	fetchAnother                  // forget the token and sign in again
-)
-
-// knownTokens are the tokens that a partner or a Store may return again though they are
-// of no use. Tokens are compared by their text. It is safe for concurrent use.
-type knownTokens struct {
-	mu       sync.Mutex
-	unusable []string // rejected, or overtaken by a rejection; the last few
-	lived    *lease   // the last one that had not expired on arrival
-}
-
-// forbid marks a token as unusable, even if the partner or a Store returns it again.
-func (k *knownTokens) forbid(token string) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if token == "" || slices.Contains(k.unusable, token) {
-		return
-	}
-	if k.unusable = append(k.unusable, token); len(k.unusable) > maxUnusable {
-		k.unusable = k.unusable[1:]
-	}
-}
-
-// allow makes a token usable that the partner has issued, perhaps again.
-func (k *knownTokens) allow(l *lease) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.unusable = slices.DeleteFunc(k.unusable, func(t string) bool { return t == l.text() })
-	if !l.expiredOnArrival {
-		k.lived = l
-	}
-}
-
-func (k *knownTokens) forbids(token string) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return slices.Contains(k.unusable, token)
-}
-
-// before returns the lease that a new one of that token follows: the one it renews, or
-// that of the same token; nil if neither was ever good by its own answer.
-func (k *knownTokens) before(token string, renews *lease) *lease {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	switch {
-	case renews != nil && !renews.expiredOnArrival:
-		return renews
-	case k.lived.text() == token:
-		return k.lived
-	}
-	return nil
-}
-
-// A history is what decides about 401s: which token a renewal has replaced, and how
-// many logins they have cost. Whoever has a history guards it with a mutex.
-type history struct {
-	previous *lease // that a renewal has replaced; nil: none
-	next     *lease // that previous is sent in place of until the partner knows it; nil: none
-
+// A relogins bounds the logins that 401s may cost. Whoever has it guards it with a mutex.
+type relogins struct {
 	unproven int // logins after a 401, or instead of a refresh, since a token was accepted
-	relogins *rate.Limiter
+	limiter  *rate.Limiter
 }
 
-func newHistory() history {
-	return history{relogins: rate.NewLimiter(rate.Every(reloginEvery), reloginBurst)}
+func newRelogins() relogins {
+	return relogins{limiter: rate.NewLimiter(rate.Every(reloginEvery), reloginBurst)}
 }
 
-// decide returns what follows from a 401 to a request that was sent with l.
-func (h *history) decide(l, current *lease, now time.Time) rejection {
-	switch {
-	case current.text() != l.text():
-		return useCurrent
-	case h.next != nil:
-		return useNext
-	case l.isYoung(now) && h.previous.good(now) && h.previous.text() != l.text():
-		return usePrevious
-	case !h.mayLogin(l, now):
-		return keepToken
-	}
-	return fetchAnother
-}
-
-// mayLogin reports whether a 401 to l is worth a login.
-func (h *history) mayLogin(l *lease, now time.Time) bool {
+// allow reports whether a 401 to l is worth a login.
+func (r *relogins) allow(l *lease, now time.Time) bool {
 	if l.accepted.Load() {
-		h.unproven = 0
+		r.unproven = 0
 	}
 	switch {
-	case l.isYoung(now) && l.fromStore: // that process sees to it, and another login would end its token
+	case l.isYoung(now) && l.from == fromStore: // that process sees to it, and another login would end its token
 		return false
-	case h.unproven >= maxUnproven && now.Sub(l.issued) < reloginEvery:
+	case r.unproven >= maxUnproven && now.Sub(l.issued) < reloginEvery:
 		return false
 	}
-	return h.relogins.TokensAt(now) >= 1
+	return r.limiter.TokensAt(now) >= 1
 }
 
-// loggedIn counts a login that a 401 led to, or that renewed a token; n is -1 to
-// take it back.
-func (h *history) loggedIn(now time.Time, n int) {
-	h.unproven = max(0, h.unproven+n)
-	h.relogins.ReserveN(now, n)
+// add counts a login that a 401 led to, or that renewed a token; n is -1 to take it
+// back.
+func (r *relogins) add(now time.Time, n int) {
+	r.unproven = max(0, r.unproven+n)
+	r.limiter.ReserveN(now, n)
 }
