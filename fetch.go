@@ -66,7 +66,7 @@ type fetch struct {
 	// *AuthError, errOvertaken, or context.Canceled if there is a lease.
 	ctx    context.Context
 	end    context.CancelCauseFunc
-	wanted chan struct{}              // closed when a caller waits for it
+	wanted atomic.Bool                // a caller waits for it
 	lease  atomic.Pointer[lease]      // set before a Store has it
 	queued atomic.Bool                // it waits for a permit
 	span   atomic.Pointer[trace.Span] // nil: there is nothing to show yet
@@ -84,22 +84,6 @@ func (f *fetch) renews() *lease {
 		return f.last
 	}
 	return nil
-}
-
-// want notes that a caller waits for f. The Source's lock is held.
-func (f *fetch) want() {
-	if !f.isWanted() {
-		close(f.wanted)
-	}
-}
-
-func (f *fetch) isWanted() bool {
-	select {
-	case <-f.wanted:
-		return true
-	default:
-		return false
-	}
 }
 
 // waitsFor returns what f waits for, if that is a permit, for a caller whose context has
@@ -143,16 +127,17 @@ func (f *fetch) get(ctx context.Context) (*lease, *AuthError) {
 		lockTime = 2 * time.Second
 	}
 	for {
-		if l, err := f.stored(ctx, f.refreshes != nil); l != nil || err != nil {
+		if l, err := f.stored(ctx); l != nil || err != nil {
 			return l, err
 		}
-		lock := f.lock(ctx)
+		lock, err := lockRecord(ctx, f.store, f.account.key)
+		f.note(ctx, err)
 		switch {
 		case lock != nil:
 			return f.locked(ctx, lock)
 		case f.store == nil || time.Since(f.began) > lockTime:
 			return f.fromPartner(ctx)
-		case f.account.savesBeforeExit() && !f.isWanted():
+		case f.account.savesBeforeExit() && !f.wanted.Load():
 			return nil, nil // another process renews the token
 		}
 		if !sleep(ctx, 20*time.Millisecond+rand.N(180*time.Millisecond)) {
@@ -161,21 +146,11 @@ func (f *fetch) get(ctx context.Context) (*lease, *AuthError) {
 	}
 }
 
-// lock returns the Store's lock; nil if there is none to be had.
-func (f *fetch) lock(ctx context.Context) Lock {
-	if f.store == nil {
-		return nil
-	}
-	lock, err := lockRecord(ctx, f.store, f.account.key)
-	f.note(ctx, err)
-	return lock
-}
-
 // locked gets a token under the Store's lock, and saves it, or a refusal for as long as
 // that is to be remembered.
 func (f *fetch) locked(ctx context.Context, lock Lock) (*lease, *AuthError) {
 	defer func() { f.note(ctx, unlockRecord(ctx, lock)) }()
-	if l, err := f.stored(ctx, f.refreshes != nil); l != nil || err != nil { // since then
+	if l, err := f.stored(ctx); l != nil || err != nil { // since then
 		return l, err
 	}
 	l, err := f.fromPartner(ctx)
@@ -206,16 +181,16 @@ func (f *fetch) note(ctx context.Context, err error) {
 // stored returns what the Store has, if it is of use: a token that is neither the last
 // one nor one that was rejected, or a refusal of the same request. A refusal is of no
 // use for a refresh: the session may go on all the same.
-func (f *fetch) stored(ctx context.Context, forRefresh bool) (*lease, *AuthError) {
-	if f.store == nil {
-		return nil, nil
-	}
+func (f *fetch) stored(ctx context.Context) (*lease, *AuthError) {
 	r, left, err := loadRecord(ctx, f.store, f.account.key)
 	f.note(ctx, err)
 	switch {
-	case r.Refused && !forRefresh:
+	case sendable(r.Token) && left >= minLifetime && r.Token != f.last.text() && !slices.Contains(f.unusable, r.Token):
+	case f.refusal.holds(f.began) && !f.refusal.mayAsk(f.began):
+		return nil, f.refusal.err.again(time.Now())
+	case r.Refused && f.refreshes == nil:
 		return nil, f.refusedElsewhere(ctx, r, left)
-	case !sendable(r.Token) || left < minLifetime || r.Token == f.last.text() || slices.Contains(f.unusable, r.Token):
+	default:
 		return nil, nil
 	}
 	issued := time.Now().Add(min(0, left-r.Lifetime))
@@ -228,10 +203,6 @@ func (f *fetch) stored(ctx context.Context, forRefresh bool) (*lease, *AuthError
 // refusedElsewhere returns the refusal of the same request to another process; nil if
 // there is none.
 func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Duration) *AuthError {
-	now := time.Now()
-	if f.refusal.holds(now) && !f.refusal.mayAsk(f.began) {
-		return f.refusal.err.again(now)
-	}
 	_, digest, _, err := f.build(ctx, login)
 	if err != nil {
 		return nil
@@ -241,8 +212,8 @@ func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Durati
 		left -= countTime // in which it is only counted
 	}
 	switch left = min(left, refusalTimes[len(refusalTimes)-1]*3/2); {
-	case f.refusal.holds(now) && digest == f.refusal.digest:
-		return f.refusal.err.again(now)
+	case f.refusal.holds(time.Now()) && digest == f.refusal.digest:
+		return f.refusal.err.again(time.Now())
 	case !r.of(digest):
 		return nil
 	case left <= 0:
@@ -268,11 +239,11 @@ func (f *fetch) fromPartner(ctx context.Context) (*lease, *AuthError) {
 			return l, err
 		}
 		wait := err.RetryAfter // which counts for a login as well
-		if wait > 0 && (!f.isWanted() || wait > maxUnavailable || !sleep(ctx, wait)) {
+		if wait > 0 && (!f.wanted.Load() || wait > maxUnavailable || !sleep(ctx, wait)) {
 			return nil, err
 		}
-		f.refusal.ofRefresh = err.isRefusal()
-		if l, err := f.stored(ctx, false); l != nil || err != nil { // what was no use for a refresh
+		f.refusal.ofRefresh, f.refreshes = err.isRefusal(), nil
+		if l, err := f.stored(ctx); l != nil || err != nil { // what was no use for a refresh
 			return l, err
 		}
 	}
@@ -291,7 +262,7 @@ func (f *fetch) try(ctx context.Context, op string) (*lease, *AuthError) {
 			return l, err
 		case errors.Is(err, errFrozen):
 			pauses++
-		case !f.isWanted():
+		case !f.wanted.Load():
 			return nil, err
 		case err.StatusCode == http.StatusTooManyRequests:
 			pauses++
@@ -367,9 +338,6 @@ func (f *fetch) build(ctx context.Context, op string) (*http.Request, string, *o
 // exchange is one try of an operation: a request is built and sent, and its answer
 // read.
 func (f *fetch) exchange(ctx context.Context, op string, resend int) (*lease, *AuthError) {
-	if op == login && f.refusal.holds(f.began) && !f.refusal.mayAsk(f.began) {
-		return nil, f.refusal.err.again(time.Now()) // there is a Store, which was asked
-	}
 	req, digest, to, err := f.build(ctx, op)
 	if err != nil {
 		return nil, f.failed("config", 0, err)
@@ -380,7 +348,7 @@ func (f *fetch) exchange(ctx context.Context, op string, resend int) (*lease, *A
 	ctx = f.traced(ctx, op)
 	a := &attempt{
 		sender: f.sender, origin: to, endpoint: newEndpoint(to.host, to.portNumber(), f.sender.telemetry.provider), body: req.Body,
-		template: templateOf(req.Context()), forToken: true, resend: resend, mostPause: !f.isWanted(),
+		template: templateOf(req.Context()), forToken: true, resend: resend, mostPause: !f.wanted.Load(),
 	}
 	a.permit, err = f.acquire(ctx)
 	if err == nil && op == refresh && f.refreshes.RefreshToken == "" && !f.last.isGood(time.Now()) {
@@ -426,7 +394,7 @@ func (f *fetch) acquire(ctx context.Context) (permit, error) {
 
 // isLate reports whether callers wait for f, or will before it is their turn.
 func (f *fetch) isLate() bool {
-	return f.isWanted() || f.sender.queue.lastWait(time.Now()) >= time.Until(f.last.ends)
+	return f.wanted.Load() || f.sender.queue.lastWait(time.Now()) >= time.Until(f.last.ends)
 }
 
 // inTurn waits for a permit behind all callers, and before them when f is late. It waits
@@ -440,12 +408,7 @@ func (f *fetch) inTurn(ctx context.Context) (permit, error) {
 		go func() {
 			defer cancel()
 			defer func() { recover() }() // of Estimate, which f's own goroutine will meet as well
-			for !f.isLate() && patient.Err() == nil {
-				select {
-				case <-f.wanted:
-				case <-patient.Done():
-				case <-time.After(max(time.Millisecond, min(time.Second, time.Until(f.last.ends)/8))):
-				}
+			for !f.isLate() && sleep(patient, max(time.Millisecond, min(time.Second, time.Until(f.last.ends)/8))) {
 			}
 		}()
 		p, err := q.acquire(patient, q.newTicket(forLater), nil)

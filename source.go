@@ -154,7 +154,7 @@ func (s *Source) join(ctx context.Context, via *sender) (good *lease, f *fetch, 
 	}
 	switch {
 	case !renewal && s.fetch != nil:
-		s.fetch.want()
+		s.fetch.wanted.Store(true)
 		return nil, s.fetch, own, nil
 	case !renewal:
 		return nil, nil, false, err
@@ -180,7 +180,7 @@ func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time) {
 	s.way = cmp.Or(via, s.way)
 	f := &fetch{
 		account: s.account, sender: s.way, began: now, trigger: expiring, last: s.last, unusable: s.unusable,
-		wanted: make(chan struct{}), store: s.account.Store, refusal: s.refusal,
+		store: s.account.Store, refusal: s.refusal,
 	}
 	f.ctx, f.end = context.WithCancelCause(context.Background())
 	switch {
@@ -202,7 +202,7 @@ func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time) {
 		s.refusal.asked = now
 	}
 	if s.fetch = f; renews == nil {
-		f.want() // before it may ask
+		f.wanted.Store(true) // before it may ask
 	}
 	go f.run(spanContextFrom(ctx), s.finish)
 }

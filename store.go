@@ -88,11 +88,14 @@ func storeKey(provider, baseURL, account string) string {
 }
 
 // loadRecord returns the record and how long it is good for; the zero record if there is
-// none that can be read.
+// none that can be read, or no Store.
 func loadRecord(ctx context.Context, store Store, key string) (record, time.Duration, error) {
 	var encoded []byte
 	var left time.Duration
 	var r record
+	if store == nil {
+		return r, 0, nil
+	}
 	err := bounded(ctx, storeTime, nil, func(ctx context.Context) (err error) {
 		encoded, left, err = store.Load(ctx, key)
 		return err
@@ -103,9 +106,12 @@ func loadRecord(ctx context.Context, store Store, key string) (record, time.Dura
 	return r, left, nil
 }
 
-// lockRecord returns the lock, nil if somebody else has it. A lock that comes too late
+// lockRecord returns the lock, nil if somebody else has it or there is no Store. A lock that comes too late
 // is given back.
 func lockRecord(ctx context.Context, store Store, key string) (Lock, error) {
+	if store == nil {
+		return nil, nil
+	}
 	var lock Lock
 	giveBack := func(err error) {
 		if err == nil && lock != nil {
