@@ -18,24 +18,33 @@ import (
 type customSource struct {
 	source oauth2.TokenSource
 	last   atomic.Pointer[lease] // of the last token, for its header
-	turn   atomic.Int64          // rejections so far
 	asking chan struct{}         // has one in it while Token runs
 
 	// mu guards what follows. No foreign code runs under it.
 	mu       sync.Mutex
 	relogins relogins
-	rejected string        // the last access token that was
-	told     chan struct{} // closed when the source has been told of that; nil: there was none
+	rejected string          // the last access token that was
+	telling  context.Context // ends when the source has been told of that; not the same for any two
 }
 
 func newCustomSource(s oauth2.TokenSource) *customSource {
-	return &customSource{source: s, relogins: newRelogins(), asking: make(chan struct{}, 1)}
+	told, tell := context.WithCancel(context.Background())
+	tell()
+	return &customSource{source: s, relogins: newRelogins(), asking: make(chan struct{}, 1), telling: told}
+}
+
+// rejection returns the context of the last rejection.
+func (c *customSource) rejection() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.telling
 }
 
 // lease asks the source for a token, which must be another one than after.
 func (c *customSource) lease(ctx context.Context, _ time.Time, via *sender, after *lease) (*lease, string, error) {
 	for {
-		turn, told := c.turn.Load(), c.telling()
+		telling := c.rejection()
+		told := telling.Err() != nil
 		token, err := c.token(ctx, via)
 		if err == nil && (token == nil || !sendable(token.AccessToken) || !sendable(token.Type())) {
 			err = errors.New("the source returned no token that a header can carry")
@@ -44,11 +53,11 @@ func (c *customSource) lease(ctx context.Context, _ time.Time, via *sender, afte
 			return nil, "", customError(err)
 		}
 		switch {
-		case c.turn.Load() != turn && ctx.Err() == nil:
+		case c.rejection() != telling && ctx.Err() == nil:
 			continue // there was a rejection meanwhile, and it may have been this token
 		case after.text() != token.AccessToken:
-			return c.leaseOf(token, turn), fromSource, nil
-		case told == nil || !within(ctx, drainTime, told):
+			return c.leaseOf(token, telling), fromSource, nil
+		case told || !within(ctx, drainTime, telling.Done()):
 			return nil, "", errSameToken
 		}
 		// The source was still being told of the rejection. That may take long, or
@@ -57,19 +66,6 @@ func (c *customSource) lease(ctx context.Context, _ time.Time, via *sender, afte
 }
 
 const fromSource = "source" // where a token comes from that is not ours
-
-// telling returns a channel that is closed when the source has been told of the last
-// rejection; nil if it has been told already.
-func (c *customSource) telling() <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	select {
-	case <-c.told:
-		return nil
-	default:
-		return c.told
-	}
-}
 
 // token asks the source by TokenContext if it has that, else by Token: beside the
 // caller, who may leave, and one question at a time.
@@ -125,14 +121,14 @@ func customError(err error) error {
 	return e
 }
 
-// leaseOf returns the lease of token, which was asked for after so many rejections: the
-// one made of it before if it is the same.
-func (c *customSource) leaseOf(token *oauth2.Token, turn int64) *lease {
+// leaseOf returns the lease of token, which was asked for after a rejection: the one made
+// of it before if it is the same.
+func (c *customSource) leaseOf(token *oauth2.Token, after context.Context) *lease {
 	now := time.Now()
-	if l := c.last.Load(); l != nil && l.token == token && l.isGood(now) && l.turn == turn && strings.HasSuffix(l.authorization[0], token.AccessToken) {
+	if l := c.last.Load(); l != nil && l.token == token && l.isGood(now) && l.after == after && strings.HasSuffix(l.authorization[0], token.AccessToken) {
 		return l
 	}
-	l := &lease{token: token, authorization: []string{token.Type() + " " + token.AccessToken}, issued: now, ends: token.Expiry, turn: turn}
+	l := &lease{token: token, authorization: []string{token.Type() + " " + token.AccessToken}, issued: now, ends: token.Expiry, after: after}
 	if !l.isGood(now) {
 		l.ends = time.Time{} // it has expired: the server decides
 	}
@@ -141,7 +137,7 @@ func (c *customSource) leaseOf(token *oauth2.Token, turn int64) *lease {
 }
 
 func (c *customSource) usable(l *lease) bool {
-	return l.isGood(time.Now()) && l.turn == c.turn.Load()
+	return l.isGood(time.Now()) && l.after == c.rejection()
 }
 
 func (c *customSource) newest(_ context.Context, _ *sender, l *lease) *lease {
@@ -160,28 +156,19 @@ func (c *customSource) reject(l *lease) bool {
 	if !ok {
 		return false
 	}
-	told, first, worth := c.rejectOnce(l)
+	c.mu.Lock()
+	now := time.Now()
+	replaced := l.after != c.telling // another was rejected since it was asked for
+	first := !replaced && l.text() != c.rejected && c.relogins.allow(l, now)
+	telling, tell := context.WithCancel(context.Background())
+	defer tell()
 	if first {
-		defer close(told)
+		c.relogins.add(now, 1)
+		c.rejected, c.telling = l.text(), telling
+	}
+	c.mu.Unlock()
+	if first {
 		s.Invalidate(l.token) // without the lock, since it is foreign code
 	}
-	return worth
-}
-
-// rejectOnce notes a rejection. It reports whether it is the first of that token, and
-// whether another token is worth asking for.
-func (c *customSource) rejectOnce(l *lease) (told chan struct{}, first, worth bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := time.Now()
-	switch {
-	case l.turn != c.turn.Load():
-		return nil, false, true // another was rejected since it was asked for
-	case l.text() == c.rejected, !c.relogins.allow(l, now):
-		return nil, false, false
-	}
-	c.relogins.add(now, 1)
-	c.rejected, c.told = l.text(), make(chan struct{})
-	c.turn.Add(1)
-	return c.told, true, true
+	return first || replaced
 }

@@ -1,6 +1,7 @@
 package partnerauth
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"math/rand/v2"
@@ -46,9 +47,9 @@ type lease struct {
 	renew         time.Time // fresh until then; zero: until it ends
 	ends          time.Time // zero: never
 
-	expiredOnArrival bool        // by its own answer
-	turn             int64       // of a customSource: rejections before it was asked for
-	accepted         atomic.Bool // by the partner, for one request at least
+	expiredOnArrival bool            // by its own answer
+	after            context.Context // of a customSource: the rejection before it was asked for
+	accepted         atomic.Bool     // by the partner, for one request at least
 }
 
 // isGood reports whether l may be sent.
