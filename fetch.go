@@ -92,14 +92,7 @@ func (f *fetch) waitsFor(ctx context.Context) error {
 	if !f.queued.Load() {
 		return nil
 	}
-	q := f.sender.queue
-	if cause := q.trouble(ctx); cause != nil {
-		return cause
-	}
-	if ctx.Err() != context.DeadlineExceeded {
-		return nil
-	}
-	return &RateLimitError{wait: q.wait(time.Now(), forToken)}
+	return f.sender.queue.gaveUp(&waiter{ticket: forToken, ctx: ctx})
 }
 
 // run fetches, in the trace of parent. Whatever foreign code does in it, finish is called
@@ -122,9 +115,9 @@ func (f *fetch) run(parent trace.SpanContext, finish func(*fetch, *lease, *AuthE
 // get gets a token from the Store, or else from the partner while other processes wait
 // for it there. A Store that fails, or whose lock is stuck, is passed over.
 func (f *fetch) get(ctx context.Context) (*lease, *AuthError) {
-	lockTime := wireLimit // of another process, and of a program that was stopped for ever:
+	lockTime := wireLimit
 	if f.account.savesBeforeExit() {
-		lockTime = 2 * time.Second
+		lockTime = 2 * time.Second // a program may have been stopped for good while it had the lock
 	}
 	for {
 		if l, err := f.stored(ctx); l != nil || err != nil {
@@ -220,11 +213,7 @@ func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Durati
 		f.refusal.count = max(f.refusal.count, count)
 		return nil
 	}
-	var cause error
-	if r.Wrong {
-		cause = ErrCredentials
-	}
-	refused := f.answered(login, &http.Response{StatusCode: r.Status}, "", true, cause)
+	refused := f.answered(login, &http.Response{StatusCode: r.Status}, "", true, credentialsIf(r.Wrong))
 	refused.RetryAfter = left
 	f.refusal = refusal{err: refused, count: count, digest: digest}
 	return refused
@@ -383,11 +372,6 @@ func (f *fetch) heldBack(ctx context.Context, digest string) bool {
 func (f *fetch) acquire(ctx context.Context) (permit, error) {
 	f.queued.Store(true)
 	defer f.queued.Store(false)
-	if f.isLate() {
-		if p, ok := f.sender.tryAcquire(ctx, time.Now(), f.sender.queue.newTicket(forToken)); ok {
-			return p, nil
-		}
-	}
 	p, _, err := f.sender.acquire(ctx, false, func() (permit, error) { return f.inTurn(ctx) })
 	return p, err
 }
@@ -459,8 +443,11 @@ func (f *fetch) read(op string, resp *http.Response, body []byte, sent, received
 	switch {
 	case resp.StatusCode/100 == 3:
 		return nil, f.answered(op, resp, "a redirect, which is not followed", false, nil)
+	case isRefusal(resp, body, received):
+		word := errorWord(body)
+		return nil, f.answered(op, resp, word, true, credentialsIf(isWrong(resp.StatusCode, word)))
 	case resp.StatusCode/100 != 2:
-		return nil, f.rejected(op, resp, body, received)
+		return nil, f.answered(op, resp, "", false, nil)
 	case len(body) > maxAnswer:
 		return nil, f.answered(op, resp, "the answer is larger than 1 MiB", false, nil)
 	}
@@ -533,32 +520,26 @@ func named(s string, words ...string) string {
 	return "unknown"
 }
 
-// rejected returns the error of an answer of status 4xx or 5xx.
-func (f *fetch) rejected(op string, resp *http.Response, body []byte, now time.Time) *AuthError {
-	if !isRefusal(resp, body, now) {
-		return f.answered(op, resp, "", false, nil)
-	}
-	word := errorWord(body)
-	var cause error
-	if isWrong(resp.StatusCode, word) {
-		cause = ErrCredentials
-	}
-	return f.answered(op, resp, word, true, cause)
-}
-
-// isRefusal reports whether an answer of status 4xx or 5xx is the partner's considered
-// one to the request, and not the page of a proxy or a firewall, or a limit.
+// isRefusal reports whether an answer is of status 4xx and the partner's considered one
+// to the request: not a limit, nor the page of a proxy or a firewall.
 func isRefusal(resp *http.Response, body []byte, now time.Time) bool {
 	status := resp.StatusCode
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	_, limited := retryAfter(resp.Header, now)
 	switch {
-	case status >= 500 || isUnconsidered(status) || kind == "text/html" || bytes.HasPrefix(bytes.TrimSpace(body), []byte("<")):
+	case status/100 != 4 || isUnconsidered(status) || kind == "text/html" || bytes.HasPrefix(bytes.TrimSpace(body), []byte("<")):
 		return false
 	case limited && (status == http.StatusForbidden || status == http.StatusBadRequest):
 		return false
 	}
 	return status == http.StatusUnauthorized || kind == "application/json" || strings.HasSuffix(kind, "+json") || json.Valid(body)
+}
+
+func credentialsIf(wrong bool) error {
+	if wrong {
+		return ErrCredentials
+	}
+	return nil
 }
 
 // answered returns the error of an answer without a token, which may be a refusal. The
