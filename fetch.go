@@ -154,9 +154,10 @@ func (f *fetch) locked(ctx context.Context, lock Lock) (*lease, *AuthError) {
 		t, good := l.token, time.Until(l.ends)
 		f.note(ctx, saveRecord(ctx, lock, record{Token: t.AccessToken, Type: t.TokenType, Refresh: t.RefreshToken, Lifetime: good}, good))
 	case err != nil && err == f.refusal.err:
-		r := newRefusalRecord(f.refusal.digest)
-		r.Wrong, r.Status, r.Count = errors.Is(err, ErrCredentials), err.StatusCode, f.refusal.count
-		f.note(ctx, saveRecord(ctx, lock, r, err.RetryAfter+countTime))
+		f.note(ctx, saveRecord(ctx, lock, record{
+			Refused: true, Digest: salted(f.refusal.digest, f.account.key), Count: f.refusal.count,
+			Wrong: errors.Is(err, ErrCredentials), Status: err.StatusCode,
+		}, err.RetryAfter+countTime))
 	}
 	return l, err
 }
@@ -207,7 +208,7 @@ func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Durati
 	switch left = min(left, refusalTimes[len(refusalTimes)-1]*3/2); {
 	case f.refusal.holds(time.Now()) && digest == f.refusal.digest:
 		return f.refusal.err.again(time.Now())
-	case !r.of(digest):
+	case !bytes.Equal(salted(digest, f.account.key), r.Digest):
 		return nil
 	case left <= 0:
 		f.refusal.count = max(f.refusal.count, count)

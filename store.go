@@ -1,10 +1,8 @@
 package partnerauth
 
 import (
-	"bytes"
 	"context"
 	"crypto/pbkdf2"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -61,23 +59,14 @@ type record struct {
 	Refused  bool          `json:"refused,omitempty"`
 	Wrong    bool          `json:"wrong,omitempty"` // the refusal is ErrCredentials
 	Status   int           `json:"status,omitempty"`
-	Salt     []byte        `json:"salt,omitempty"`
 	Digest   []byte        `json:"digest,omitempty"` // of the request that was refused
 	Count    int           `json:"count,omitempty"`  // of refusals so far
 }
 
-// of reports whether r is the refusal of the request with that digest.
-func (r *record) of(digest string) bool { return bytes.Equal(salted(digest, r.Salt), r.Digest) }
-
-func newRefusalRecord(digest string) record {
-	salt := make([]byte, 16)
-	rand.Read(salt)
-	return record{Refused: true, Salt: salt, Digest: salted(digest, salt)}
-}
-
 // salted returns what a Store may keep of the digest of a request, which has a secret.
-func salted(digest string, salt []byte) []byte {
-	hash, _ := pbkdf2.Key(sha256.New, digest, salt, digestRounds, 16)
+// The key of the record is the salt, since no two accounts have the same.
+func salted(digest, key string) []byte {
+	hash, _ := pbkdf2.Key(sha256.New, digest, []byte(key), digestRounds, 16)
 	return hash
 }
 
@@ -106,8 +95,8 @@ func loadRecord(ctx context.Context, store Store, key string) (record, time.Dura
 	return r, left, nil
 }
 
-// lockRecord returns the lock, nil if somebody else has it or there is no Store. A lock that comes too late
-// is given back.
+// lockRecord returns the lock; nil if somebody else has it, or there is no Store. A lock
+// that comes too late is given back.
 func lockRecord(ctx context.Context, store Store, key string) (Lock, error) {
 	if store == nil {
 		return nil, nil

@@ -44,7 +44,7 @@ type lease struct {
 	authorization []string  // values of the Authorization header, shared by all requests
 	from          string    // how it was fetched
 	issued        time.Time // when the answer came, to whichever process
-	renew         time.Time // fresh until then; zero: until it ends
+	renew         time.Time // fresh until then
 	ends          time.Time // zero: never
 
 	expiredOnArrival bool            // by its own answer
@@ -59,7 +59,7 @@ func (l *lease) isGood(now time.Time) bool {
 
 // isFresh reports whether l is good and need not be renewed yet.
 func (l *lease) isFresh(now time.Time) bool {
-	return l.isGood(now) && (l.renew.IsZero() || now.Before(l.renew))
+	return l.isGood(now) && now.Before(l.renew)
 }
 
 // text returns the token's text, by which tokens are compared; "" for no lease.
