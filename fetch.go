@@ -180,7 +180,7 @@ func (f *fetch) stored(ctx context.Context) (*lease, *AuthError) {
 	f.note(ctx, err)
 	switch {
 	case sendable(r.Token) && left >= minLifetime && r.Token != f.last.text() && !slices.Contains(f.unusable, r.Token):
-	case f.refusal.holds(f.began) && !f.refusal.mayAsk(f.began):
+	case f.refusal.holds(f.began) && f.refusal.asked != f.began:
 		return nil, f.refusal.err.again(time.Now())
 	case r.Refused && f.refreshes == nil:
 		return nil, f.refusedElsewhere(ctx, r, left)
@@ -660,7 +660,7 @@ type refusal struct {
 	count     int
 	digest    string    // of the request that was refused
 	varies    bool      // SignIn returns another request each time, so time alone counts
-	asked     time.Time // when SignIn was last asked for another request
+	asked     time.Time // when a fetch last began that asks SignIn for another request
 	ofRefresh bool      // the last token's RefreshToken was refused
 }
 

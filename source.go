@@ -178,6 +178,9 @@ func (s *Source) currentLocked(now time.Time) *lease {
 // startLocked starts the fetch of a new token. No other is under way.
 func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time) {
 	s.way = cmp.Or(via, s.way)
+	if s.refusal.mayAsk(now) {
+		s.refusal.asked = now
+	}
 	f := &fetch{
 		account: s.account, sender: s.way, began: now, trigger: expiring, last: s.last, unusable: s.unusable,
 		store: s.account.Store, refusal: s.refusal,
@@ -197,9 +200,6 @@ func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time) {
 	case s.account.Refresh == nil || s.last == nil || s.refusal.holds(now):
 	case renews != nil && !renews.expiredOnArrival, s.last.token.RefreshToken != "" && !s.refusal.ofRefresh:
 		f.refreshes = s.last.token
-	}
-	if s.refusal.mayAsk(now) {
-		s.refusal.asked = now
 	}
 	if s.fetch = f; renews == nil {
 		f.wanted.Store(true) // before it may ask
@@ -277,9 +277,6 @@ func (s *Source) adoptLocked(f *fetch, l *lease) {
 
 // holdLocked remembers why a fetch has failed, and for how long.
 func (s *Source) holdLocked(f *fetch, err *AuthError) {
-	if f.refusal.err == s.refusal.err {
-		f.refusal.asked = s.refusal.asked
-	}
 	s.refusal = f.refusal
 	if !err.sentNothing && err != f.refusal.err {
 		key := s.setbackKeyLocked(f.sender)
