@@ -253,12 +253,8 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 // adoptLocked makes a new token the current one.
 func (s *Source) adoptLocked(f *fetch, l *lease) {
 	renews := f.renews()
-	same := renews.text() == l.text()
 	if renews != nil && renews.accepted.Load() {
 		s.relogins.unproven = 0
-		if same {
-			l.accept()
-		}
 	}
 	switch {
 	case l.from == fromStore && f.trigger == unauthorized:
@@ -267,7 +263,7 @@ func (s *Source) adoptLocked(f *fetch, l *lease) {
 		s.relogins.unproven = max(s.relogins.unproven, maxUnproven-1)
 	}
 	s.last, s.previous, s.next = l, nil, nil
-	if !same {
+	if renews.text() != l.text() {
 		s.previous = renews
 	}
 	clear(s.setbacks)
