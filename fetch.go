@@ -368,8 +368,7 @@ func (f *fetch) heldBack(ctx context.Context, digest string) bool {
 	return f.refusal.varies
 }
 
-// acquire waits for a permit. A renewal that nobody waits for lets callers go first,
-// until one of them would find the token ended.
+// acquire waits for a permit.
 func (f *fetch) acquire(ctx context.Context) (permit, error) {
 	f.queued.Store(true)
 	defer f.queued.Store(false)
@@ -377,28 +376,15 @@ func (f *fetch) acquire(ctx context.Context) (permit, error) {
 	return p, err
 }
 
-// isLate reports whether callers wait for f, or will before it is their turn.
-func (f *fetch) isLate() bool {
-	return f.wanted.Load() || f.sender.queue.lastWait(time.Now()) >= time.Until(f.last.ends)
-}
-
-// inTurn waits for a permit behind all callers, and before them when f is late. It waits
-// once behind them and not again and again, since a Limiter that is not a Quota would
-// have to begin anew each time.
+// inTurn waits behind all callers while f renews a token that does not end before their
+// turn, and otherwise before them.
 func (f *fetch) inTurn(ctx context.Context) (permit, error) {
 	q := f.sender.queue
-	if !f.isLate() {
-		patient, cancel := context.WithCancel(ctx)
+	if !f.wanted.Load() {
+		patient, cancel := context.WithDeadline(ctx, f.last.ends)
 		defer cancel()
-		go func() {
-			defer cancel()
-			defer func() { recover() }() // of Estimate, which f's own goroutine will meet as well
-			for !f.isLate() && sleep(patient, max(time.Millisecond, min(time.Second, time.Until(f.last.ends)/8))) {
-			}
-		}()
-		p, err := q.acquire(patient, q.newTicket(forLater), nil)
-		if err == nil || patient.Err() == nil || ctx.Err() != nil {
-			return p, err
+		if p, err := q.acquire(patient, q.newTicket(forLater), nil); err == nil {
+			return p, nil
 		}
 	}
 	return q.acquire(ctx, q.newTicket(forToken), nil)
