@@ -453,13 +453,6 @@ func (q *queue) wait(now time.Time, t ticket) time.Duration {
 	return q.estimate(now, q.rank(t)+1, t.low())
 }
 
-// lastWait returns the estimate for whoever waits last.
-func (q *queue) lastWait(now time.Time) time.Duration {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.estimate(now, len(q.waiters)+1, false)
-}
-
 // gaveUp returns the error of a waiter whose context has ended.
 func (q *queue) gaveUp(w *waiter) error {
 	if cause := q.trouble(w.ctx); cause != nil {
