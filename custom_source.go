@@ -98,27 +98,24 @@ func (c *customSource) token(ctx context.Context, via *sender) (*oauth2.Token, e
 // customError returns the AuthError for an error of a source. That of the partner in
 // it, as x/oauth2 returns it, has a status and may mean the credentials.
 func customError(err error) error {
-	if has[*AuthError](err) {
-		return err
-	}
-	e := &AuthError{Op: "token", At: time.Now(), Err: err}
 	answer, ok := errors.AsType[*oauth2.RetrieveError](err)
-	if !ok || answer.Response == nil {
-		return e
+	switch {
+	case has[*AuthError](err):
+		return err
+	case !ok || answer.Response == nil:
+		return &AuthError{Op: "token", At: time.Now(), Err: err}
 	}
-	e.StatusCode = answer.Response.StatusCode
-	reason := &answerError{reason: statusText(e.StatusCode), answer: answer, cause: err}
-	word := answer.ErrorCode
-	if _, ok := errorWords[word]; !ok {
-		word = "" // the partner's own
-	} else {
+	status, word := answer.Response.StatusCode, answer.ErrorCode
+	reason := &answerError{reason: statusText(status), answer: answer, cause: err}
+	if _, ok := errorWords[word]; ok {
 		reason.reason += ": " + word
+	} else {
+		word = "" // the partner's own
 	}
-	if isWrong(e.StatusCode, word) {
-		reason.refusal, reason.cause = true, errors.Join(ErrCredentials, err)
+	if isWrong(status, word) {
+		reason.cause = errors.Join(ErrCredentials, err)
 	}
-	e.Err = reason
-	return e
+	return &AuthError{Op: "token", StatusCode: status, At: time.Now(), Err: reason}
 }
 
 // leaseOf returns the lease of token, which was asked for after a rejection: the one made

@@ -247,11 +247,14 @@ func (f *fetch) try(ctx context.Context, op string) (*lease, *AuthError) {
 	tries, pauses := 0, 0
 	for {
 		l, err := f.exchange(ctx, op, tries+pauses)
-		switch {
-		case err == nil || !mayPass(err):
+		if err == nil || !mayPass(err) {
 			return l, err
+		}
+		wait := max(err.RetryAfter, backoff(tries+pauses, 250*time.Millisecond, time.Second))
+		switch {
 		case errors.Is(err, errFrozen):
 			pauses++
+			wait = 0
 		case !f.wanted.Load():
 			return nil, err
 		case err.StatusCode == http.StatusTooManyRequests:
@@ -259,7 +262,6 @@ func (f *fetch) try(ctx context.Context, op string) (*lease, *AuthError) {
 		default:
 			tries++
 		}
-		wait := max(err.RetryAfter, backoff(tries+pauses-1, 250*time.Millisecond, time.Second))
 		if tries == maxTries || pauses > maxPauses || f.left(op) <= 0 || !sleep(ctx, wait) {
 			return nil, err
 		}

@@ -35,9 +35,8 @@ type Source struct {
 	mu       sync.Mutex
 	fetch    *fetch   // the one under way
 	way      *sender  // of the Transport that last fetched, the Source's own before
-	last     *lease   // the last token, which may have ended or been rejected
-	previous *lease   // that the current token has replaced; nil: none
-	next     *lease   // that the current token stands in for, until the partner knows it; nil: none
+	last     *lease   // the last token that was fetched, which may have ended or been rejected
+	previous *lease   // the token before it, which stands in for it until the partner knows it; nil: none
 	unusable []string // tokens that were rejected, or overtaken by a rejection; the last few
 	relogins relogins
 	setbacks map[*sender]setback // since the last success, by setbackKey
@@ -146,7 +145,7 @@ func (s *Source) join(ctx context.Context, via *sender) (good *lease, f *fetch, 
 	now := time.Now()
 	l := s.currentLocked(now)
 	renewal := l.isGood(now)
-	if s.fetch == nil && !l.isFresh(now) && s.next == nil {
+	if s.fetch == nil && !l.isFresh(now) && s.nextLocked() == nil {
 		if err = s.heldBackLocked(now, via, renewal); err == nil {
 			own = true
 			s.startLocked(ctx, via, now)
@@ -164,12 +163,20 @@ func (s *Source) join(ctx context.Context, via *sender) (good *lease, f *fetch, 
 	return l, f, own, nil
 }
 
+// nextLocked returns the token that the current one stands in for; nil if it does not.
+func (s *Source) nextLocked() *lease {
+	if l := s.current.Load(); l == nil || l == s.last {
+		return nil
+	}
+	return s.last
+}
+
 // currentLocked returns the current token. The one that another stood in for is current
 // when its time has come.
 func (s *Source) currentLocked(now time.Time) *lease {
 	l := s.current.Load()
-	if s.next != nil && (!s.next.isYoung(now) || !l.isGood(now)) {
-		l, s.next = s.next, nil
+	if next := s.nextLocked(); next != nil && (!next.isYoung(now) || !l.isGood(now)) {
+		l = next
 		s.current.Store(l)
 	}
 	return l
@@ -233,7 +240,6 @@ func (s *Source) finish(f *fetch, l *lease, err *AuthError) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fetch != f {
-		s.forbidLocked(l.text())
 		return
 	}
 	s.fetch = nil
@@ -262,7 +268,7 @@ func (s *Source) adoptLocked(f *fetch, l *lease) {
 	case l.from != fromStore && f.trigger == expiring: // one login may follow at once
 		s.relogins.unproven = max(s.relogins.unproven, maxUnproven-1)
 	}
-	s.last, s.previous, s.next = l, nil, nil
+	s.last, s.previous = l, nil
 	if renews.text() != l.text() {
 		s.previous = renews
 	}
@@ -284,7 +290,7 @@ func (s *Source) holdLocked(f *fetch, err *AuthError) {
 // signs in. An answer to a token request that was sent before is not used any more. A
 // Transport calls it for a token that was answered 401.
 func (s *Source) Invalidate(token *oauth2.Token) {
-	if s == nil || token == nil || s.account == nil {
+	if s == nil || s.account == nil || token == nil || token.AccessToken == "" {
 		return
 	}
 	s.mu.Lock()
@@ -292,9 +298,9 @@ func (s *Source) Invalidate(token *oauth2.Token) {
 	s.forbidLocked(token.AccessToken)
 	switch token.AccessToken {
 	case s.current.Load().text():
-		s.forgetLocked(s.next)
-	case s.next.text():
-		s.next = nil
+		s.forgetLocked(s.nextLocked())
+	case s.nextLocked().text():
+		s.last = s.current.Load()
 	case s.previous.text():
 		s.previous = nil
 	}
@@ -311,12 +317,11 @@ func (s *Source) reject(l *lease) bool {
 		if l.text() == s.previous.text() {
 			s.previous = nil // it was rejected too
 		}
-	case s.next != nil: // it only stood in for that
+	case s.nextLocked() != nil: // l only stood in for it
 		s.forbidLocked(l.text())
-		s.forgetLocked(s.next)
+		s.forgetLocked(s.last)
 	case l.isYoung(now) && s.previous.isGood(now): // the partner may not know l yet
 		s.current.Store(s.previous)
-		s.previous, s.next = nil, current
 	case !s.relogins.allow(l, now):
 		return false
 	default:
@@ -341,11 +346,11 @@ func (s *Source) forbidLocked(token string) {
 // the Source, and its waiters start over.
 func (s *Source) forgetLocked(next *lease) {
 	s.current.Store(next)
-	s.previous, s.next = nil, nil
+	s.previous = nil
 	if f := s.fetch; f != nil {
 		s.fetch = nil
+		f.end(errOvertaken) // first, so that a lease that f has not got yet is not saved
 		s.forbidLocked(f.lease.Load().text())
-		f.end(errOvertaken)
 	}
 }
 
