@@ -216,7 +216,7 @@ func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Durati
 	}
 	refused := f.answered(login, &http.Response{StatusCode: r.Status}, "", true, credentialsIf(r.Wrong))
 	refused.RetryAfter = left
-	f.refusal = refusal{err: refused, count: count, digest: digest}
+	f.refusal = refusal{setback: setback{err: refused, count: count, until: refused.At.Add(left)}, digest: digest}
 	return refused
 }
 
@@ -616,36 +616,31 @@ func (f *fetch) spanContext() trace.SpanContext {
 	return trace.SpanContext{}
 }
 
-// A setback is why fetches on one way have failed since the last success.
+// A setback is what failures since the last success have led to.
 type setback struct {
-	err      *AuthError // nil: they have not
+	err      *AuthError // the last failure
 	count    int
-	renewals bool // callers that wait are not held back
+	until    time.Time // no fetch starts before
+	renewals bool      // except one that callers wait for
 }
+
+func (b *setback) holds(now time.Time) bool { return now.Before(b.until) }
 
 // with returns the setback after another failure. After a 429 to a renewal, callers wait
 // for the queue, for a window at most. After a 200, they may find the token replaced.
 func (b setback) with(err *AuthError, renewal bool) setback {
 	err.RetryAfter = max(err.RetryAfter, backoff(b.count, 500*time.Millisecond, 30*time.Second))
-	return setback{err, b.count + 1, renewal && (err.StatusCode == http.StatusTooManyRequests || err.StatusCode == http.StatusOK)}
+	wait, limited := err.RetryAfter, err.StatusCode == http.StatusTooManyRequests
+	if renewal && limited {
+		wait <<= min(b.count, 4) // each pauses callers again
+	}
+	return setback{err, b.count + 1, err.At.Add(wait), renewal && (limited || err.StatusCode == http.StatusOK)}
 }
 
-// holds reports whether no fetch may start, or no renewal.
-func (b setback) holds(now time.Time, renewal bool) bool {
-	if b.err == nil || b.renewals && !renewal {
-		return false
-	}
-	wait := b.err.RetryAfter
-	if b.renewals && b.err.StatusCode == http.StatusTooManyRequests {
-		wait <<= min(b.count-1, 4) // each pauses callers again
-	}
-	return now.Before(b.err.At.Add(wait))
-}
-
-// A refusal is what the partner's considered answers to credentials have led to.
+// A refusal is the setback by the partner's considered answers to credentials. It holds
+// back the same request only.
 type refusal struct {
-	err       *AuthError // nil: there was none
-	count     int
+	setback
 	digest    string    // of the request that was refused
 	varies    bool      // SignIn returns another request each time, so time alone counts
 	asked     time.Time // when a fetch last began that asks SignIn for another request
@@ -663,11 +658,6 @@ var refusalTimes = [...]time.Duration{
 	time.Second, 5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 15 * time.Minute,
 }
 
-// holds reports whether the request that was refused must not be sent yet.
-func (r *refusal) holds(now time.Time) bool {
-	return r.err != nil && now.Before(r.err.At.Add(r.err.RetryAfter))
-}
-
 // mayAsk reports whether SignIn may be asked for another request.
 func (r *refusal) mayAsk(now time.Time) bool { return !r.varies && now.Sub(r.asked) >= askEvery }
 
@@ -675,7 +665,9 @@ func (r *refusal) mayAsk(now time.Time) bool { return !r.varies && now.Sub(r.ask
 func (r refusal) with(err *AuthError, digest string) refusal {
 	wait := refusalTimes[min(r.count, len(refusalTimes)-1)]
 	err.RetryAfter = max(err.RetryAfter, wait+rand.N(wait/2))
-	return refusal{err: err, count: r.count + 1, digest: digest, varies: r.varies, ofRefresh: r.ofRefresh}
+	r.setback = setback{err: err, count: r.count + 1, until: err.At.Add(err.RetryAfter)}
+	r.digest, r.asked = digest, time.Time{}
+	return r
 }
 
 // backoff returns the wait after n failures: at least first, doubling, at most most,

@@ -226,7 +226,7 @@ func (s *Source) setbackKeyLocked(via *sender) *sender {
 // heldBackLocked returns an earlier failure if no fetch may start yet because of it. A
 // renewal, which nobody waits for, may have to wait longer.
 func (s *Source) heldBackLocked(now time.Time, via *sender, renewal bool) error {
-	if b := s.setbacks[s.setbackKeyLocked(via)]; b.holds(now, renewal) {
+	if b := s.setbacks[s.setbackKeyLocked(via)]; b.holds(now) && (renewal || !b.renewals) {
 		return b.err.again(now)
 	}
 	if r := &s.refusal; r.holds(now) && !r.mayAsk(now) && s.account.Store == nil {
