@@ -276,14 +276,12 @@ func mayPass(err *AuthError) bool {
 	case status == 0 || status == http.StatusTooManyRequests || errors.Is(err, errExpired):
 		return true
 	default:
-		return (status >= 500 || isUnconsidered(status)) && err.RetryAfter <= maxUnavailable
+		return (status >= 500 || slices.Contains(unconsidered, status)) && err.RetryAfter <= maxUnavailable
 	}
 }
 
-// isUnconsidered reports whether a status of 4xx says nothing of the request.
-func isUnconsidered(status int) bool {
-	return status == http.StatusRequestTimeout || status == http.StatusTooEarly || status == http.StatusTooManyRequests
-}
+// unconsidered are the statuses of 4xx that say nothing of the request.
+var unconsidered = []int{http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests}
 
 // sleep waits for d, and reports whether ctx went on for that long.
 func sleep(ctx context.Context, d time.Duration) bool {
@@ -441,11 +439,8 @@ func (f *fetch) read(op string, resp *http.Response, body []byte, sent, received
 		return nil, f.answered(op, resp, "the answer is larger than 1 MiB", false, nil)
 	}
 	token, err := f.readToken(resp, body)
-	if errors.Is(err, ErrCredentials) {
-		return nil, f.answered(op, resp, err.Error(), true, ErrCredentials)
-	}
 	if err != nil {
-		return nil, f.answered(op, resp, err.Error(), false, err)
+		return nil, f.answered(op, resp, err.Error(), errors.Is(err, ErrCredentials), err)
 	}
 	date, _ := http.ParseTime(resp.Header.Get("Date"))
 	lifetime, ok := lifetimeOf(token, date, sent)
@@ -516,7 +511,9 @@ func isRefusal(resp *http.Response, body []byte, now time.Time) bool {
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	_, limited := retryAfter(resp.Header, now)
 	switch {
-	case status/100 != 4 || isUnconsidered(status) || kind == "text/html" || bytes.HasPrefix(bytes.TrimSpace(body), []byte("<")):
+	case status/100 != 4 || slices.Contains(unconsidered, status):
+		return false
+	case kind == "text/html" || bytes.HasPrefix(bytes.TrimSpace(body), []byte("<")):
 		return false
 	case limited && (status == http.StatusForbidden || status == http.StatusBadRequest):
 		return false
@@ -551,9 +548,6 @@ func (f *fetch) failed(op string, status int, err error) *AuthError {
 	return &AuthError{Provider: f.account.Name, Op: op, StatusCode: status, At: time.Now(), Err: err}
 }
 
-// maxID is the longest X-Request-Id that is kept, if it is one of hexadecimal digits.
-const maxID = 64
-
 // kept returns the little of an answer that helps to find out what went wrong.
 func kept(resp *http.Response, word string) *oauth2.RetrieveError {
 	header := http.Header{}
@@ -563,7 +557,7 @@ func kept(resp *http.Response, word string) *oauth2.RetrieveError {
 	if kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err == nil {
 		header.Set("Content-Type", named(kind, "application/json", "application/problem+json", "text/html", "text/plain"))
 	}
-	if id := resp.Header.Get("X-Request-Id"); len(id) <= maxID && strings.Trim(id, "0123456789abcdefABCDEF-") == "" {
+	if id := resp.Header.Get("X-Request-Id"); len(id) <= 64 && strings.Trim(id, "0123456789abcdefABCDEF-") == "" {
 		header.Set("X-Request-Id", id)
 	}
 	e := &oauth2.RetrieveError{Response: &http.Response{
