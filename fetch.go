@@ -561,9 +561,7 @@ func kept(resp *http.Response, word string) *oauth2.RetrieveError {
 		header.Set("X-Request-Id", id)
 	}
 	e := &oauth2.RetrieveError{Response: &http.Response{
-		Status: statusText(resp.StatusCode), StatusCode: resp.StatusCode,
-		Proto: resp.Proto, ProtoMajor: resp.ProtoMajor, ProtoMinor: resp.ProtoMinor,
-		Header: header, Body: http.NoBody,
+		Status: statusText(resp.StatusCode), StatusCode: resp.StatusCode, Header: header, Body: http.NoBody,
 	}}
 	if _, ok := errorWords[word]; ok {
 		e.ErrorCode = word
@@ -641,9 +639,6 @@ type refusal struct {
 	ofRefresh bool      // the last token's RefreshToken was refused
 }
 
-// askEvery is how often SignIn is asked for another request while a refusal holds.
-const askEvery = time.Second
-
 // refusalTimes are how long refused credentials are not sent again, the last for all
 // that follow: partners lock accounts, for the process with the new password as well
 // as for the one with the old. That is at most 10 requests in the first hour and about
@@ -652,8 +647,9 @@ var refusalTimes = [...]time.Duration{
 	time.Second, 5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 15 * time.Minute,
 }
 
-// mayAsk reports whether SignIn may be asked for another request.
-func (r *refusal) mayAsk(now time.Time) bool { return !r.varies && now.Sub(r.asked) >= askEvery }
+// mayAsk reports whether SignIn may be asked for another request. It may ask a vault, so
+// once a second is enough.
+func (r *refusal) mayAsk(now time.Time) bool { return !r.varies && now.Sub(r.asked) >= time.Second }
 
 // with returns the refusal after another one.
 func (r refusal) with(err *AuthError, digest string) refusal {

@@ -94,15 +94,14 @@ func (s *Source) lease(ctx context.Context, now time.Time, via *sender, _ *lease
 	case ctx.Err() != nil:
 		return nil, "", s.gaveUp(ctx, nil)
 	}
-	began := time.Now()
 	for {
 		good, f, own, err := s.join(ctx, via)
-		if f == nil {
+		if f == nil || good != nil && !s.account.savesBeforeExit() {
 			return good, fromCache, err
 		}
 		l, err := s.wait(ctx, f)
 		if !own {
-			cmp.Or(via, f.sender).telemetry.sharedWaitSpan(ctx, began, f.spanContext(), failureOf(ctx, nil, err))
+			cmp.Or(via, f.sender).telemetry.sharedWaitSpan(ctx, now, f.spanContext(), failureOf(ctx, nil, err))
 		}
 		switch {
 		case l != nil && own:
@@ -136,8 +135,8 @@ func (s *Source) wait(ctx context.Context, f *fetch) (*lease, error) {
 	}
 }
 
-// join returns a token that is good, if there is one, and the fetch to wait for, if
-// there is one. It starts a fetch that is due and allowed, own then being true. It
+// join returns a token that is good, if there is one, and the fetch under way, if there
+// is one. It starts a fetch that is due and allowed, own then being true. It
 // returns an error if there is no token and none may be fetched yet.
 func (s *Source) join(ctx context.Context, via *sender) (good *lease, f *fetch, own bool, err error) {
 	s.mu.Lock()
@@ -152,15 +151,13 @@ func (s *Source) join(ctx context.Context, via *sender) (good *lease, f *fetch, 
 		}
 	}
 	switch {
-	case !renewal && s.fetch != nil:
-		s.fetch.wanted.Store(true)
-		return nil, s.fetch, own, nil
-	case !renewal:
+	case renewal:
+		return l, s.fetch, own, nil
+	case s.fetch == nil:
 		return nil, nil, false, err
-	case s.account.savesBeforeExit():
-		f = s.fetch
 	}
-	return l, f, own, nil
+	s.fetch.wanted.Store(true)
+	return nil, s.fetch, own, nil
 }
 
 // nextLocked returns the token that the current one stands in for; nil if it does not.
@@ -318,14 +315,12 @@ func (s *Source) reject(l *lease) bool {
 			s.previous = nil // it was rejected too
 		}
 	case s.nextLocked() != nil: // l only stood in for it
-		s.forbidLocked(l.text())
 		s.forgetLocked(s.last)
 	case l.isYoung(now) && s.previous.isGood(now): // the partner may not know l yet
 		s.current.Store(s.previous)
 	case !s.relogins.allow(l, now):
 		return false
 	default:
-		s.forbidLocked(l.text())
 		s.relogins.add(now, 1)
 		s.forgetLocked(nil)
 	}
@@ -345,7 +340,7 @@ func (s *Source) forbidLocked(token string) {
 // may have been answered before whatever made the token invalid, so it is taken off
 // the Source, and its waiters start over.
 func (s *Source) forgetLocked(next *lease) {
-	s.current.Store(next)
+	s.forbidLocked(s.current.Swap(next).text())
 	s.previous = nil
 	if f := s.fetch; f != nil {
 		s.fetch = nil
