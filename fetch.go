@@ -376,8 +376,9 @@ func (f *fetch) acquire(ctx context.Context) (permit, error) {
 	return p, err
 }
 
-// inTurn waits behind all callers while f renews a token that does not end before their
-// turn, and otherwise before them.
+// inTurn waits before all callers if there are some who wait for f, or will: a renewal
+// lets them go first until its turn would come after the end of the token, when the queue
+// refuses it.
 func (f *fetch) inTurn(ctx context.Context) (permit, error) {
 	q := f.sender.queue
 	if !f.wanted.Load() {
@@ -608,7 +609,7 @@ func (f *fetch) spanContext() trace.SpanContext {
 	return trace.SpanContext{}
 }
 
-// A setback is what failures since the last success have led to.
+// A setback is what the failures since the last success have led to.
 type setback struct {
 	err      *AuthError // the last failure
 	count    int

@@ -36,10 +36,10 @@ type Source struct {
 	fetch    *fetch   // the one under way
 	way      *sender  // of the Transport that last fetched, the Source's own before
 	last     *lease   // the last token that was fetched, which may have ended or been rejected
-	previous *lease   // the token before it, which stands in for it until the partner knows it; nil: none
+	previous *lease   // the token before it, a stand-in for it until the partner knows it; nil: none
 	unusable []string // tokens that were rejected, or overtaken by a rejection; the last few
 	relogins relogins
-	setbacks map[*sender]setback // since the last success, by setbackKey
+	setbacks map[*sender]setback // since the last success, by setbackKeyLocked
 	refusal  refusal             // of the credentials, on whatever way
 }
 
@@ -160,7 +160,8 @@ func (s *Source) join(ctx context.Context, via *sender) (good *lease, f *fetch, 
 	return nil, s.fetch, own, nil
 }
 
-// nextLocked returns the token that the current one stands in for; nil if it does not.
+// nextLocked returns the token that the current one is a stand-in for, since the partner may
+// not know it yet; nil if there is none.
 func (s *Source) nextLocked() *lease {
 	if l := s.current.Load(); l == nil || l == s.last {
 		return nil
@@ -168,8 +169,8 @@ func (s *Source) nextLocked() *lease {
 	return s.last
 }
 
-// currentLocked returns the current token. The one that another stood in for is current
-// when its time has come.
+// currentLocked returns the current token. The one that it is a stand-in
+// for becomes current when its time has come.
 func (s *Source) currentLocked(now time.Time) *lease {
 	l := s.current.Load()
 	if next := s.nextLocked(); next != nil && (!next.isYoung(now) || !l.isGood(now)) {
@@ -314,7 +315,7 @@ func (s *Source) reject(l *lease) bool {
 		if l.text() == s.previous.text() {
 			s.previous = nil // it was rejected too
 		}
-	case s.nextLocked() != nil: // l only stood in for it
+	case s.nextLocked() != nil: // l is only a stand-in for it
 		s.forgetLocked(s.last)
 	case l.isYoung(now) && s.previous.isGood(now): // the partner may not know l yet
 		s.current.Store(s.previous)
