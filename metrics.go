@@ -108,14 +108,7 @@ func (m *metrics) recordCall(ctx context.Context, began time.Time, template, fai
 	}
 	opts := m.good
 	if template != "" || failure != "" {
-		var kv []attribute.KeyValue
-		if template != "" {
-			kv = append(kv, semconv.URLTemplate(template))
-		}
-		if failure != "" {
-			kv = append(kv, semconv.ErrorTypeKey.String(failure))
-		}
-		opts = m.with(kv...)
+		opts = m.with(labels(template, failure)...)
 	}
 	m.calls.Record(ctx, time.Since(began).Seconds(), opts...)
 }
@@ -182,11 +175,18 @@ func (m *metrics) addResend(ctx context.Context, reason string) {
 }
 
 func (m *metrics) recordFetch(ctx context.Context, took time.Duration, op, trigger, failure string) {
-	kv := []attribute.KeyValue{keyOperation.String(op), keyTrigger.String(trigger)}
+	m.fetches.Record(ctx, took.Seconds(), m.with(labels("", failure, keyOperation.String(op), keyTrigger.String(trigger))...)...)
+}
+
+// labels appends a template and a failure to kv, unless they are "".
+func labels(template, failure string, kv ...attribute.KeyValue) []attribute.KeyValue {
+	if template != "" {
+		kv = append(kv, semconv.URLTemplate(template))
+	}
 	if failure != "" {
 		kv = append(kv, semconv.ErrorTypeKey.String(failure))
 	}
-	m.fetches.Record(ctx, took.Seconds(), m.with(kv...)...)
+	return kv
 }
 
 // An endpoint is what telemetry knows of a host and port. The attributes of spans and
@@ -245,13 +245,7 @@ func (e *endpoint) series(m int, template string, resp *http.Response, failure s
 
 func (e *endpoint) newSeries(m int, template string, resp *http.Response, failure string) []metric.RecordOption {
 	kv := appendAnswer([]attribute.KeyValue{methodAttribute(m), e.address, e.port}, resp)
-	kv = append(kv, e.provider...)
-	if template != "" {
-		kv = append(kv, semconv.URLTemplate(template))
-	}
-	if failure != "" {
-		kv = append(kv, semconv.ErrorTypeKey.String(failure))
-	}
+	kv = labels(template, failure, append(kv, e.provider...)...)
 	return []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(kv...))}
 }
 
