@@ -3,7 +3,6 @@ package partnerauth_test
 import (
 	"context"
 	"errors"
-	"io"
 	"net/http"
 	"net/http/httptrace"
 	"sync/atomic"
@@ -194,53 +193,6 @@ func TestInvalidateForgetsOnlyTheCurrentToken(t *testing.T) {
 		errorIf(t, third != second, "an older token invalidated the current one")
 		errorIf(t, p.ops() != "login login", "got %s, want two logins", p.ops())
 	})
-}
-
-// A renewal that fails is nothing to callers until the token ends. Then they
-// get its error, and with the next that succeeds a token again.
-func TestFailedRenewalServesTheOldToken(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		name   string
-		of     func(*partner) *partnerauth.Source
-		fails  reply
-		least  int           // requests in the last minutes of the token
-		most   int           // likewise
-		within time.Duration // of the partner's recovery there is a token
-	}{
-		{name: "NowPost 503", of: (*partner).nowPost, fails: reply{status: 503}, least: 20, most: 120, within: time.Minute},
-		{name: "Ndovu 503", of: (*partner).ndovu, fails: reply{status: 503}, least: 20, most: 80, within: time.Minute},
-		{name: "Ndovu 401", of: (*partner).ndovu, fails: reply{status: 401}, least: 4, most: 30, within: 25 * time.Minute},
-		{name: "Ndovu no token", of: (*partner).ndovu, fails: reply{body: "{}"}, least: 20, most: 60, within: time.Minute},
-		{name: "Ndovu network", of: (*partner).ndovu, fails: reply{err: io.EOF}, least: 20, most: 80, within: time.Minute},
-	} {
-		bubble(t, c.name, func(t *testing.T) {
-			p := &partner{lifetime: time.Hour}
-			began := time.Now()
-			p.script = func(a asked) reply {
-				if a.n > 0 && time.Since(began) < 2*time.Hour {
-					return c.fails
-				}
-				return reply{}
-			}
-			source := c.of(p)
-			for ; time.Since(began) < 2*time.Hour+c.within+time.Minute; time.Sleep(time.Second) {
-				token, err := source.Token()
-				switch age := time.Since(began); {
-				case age < time.Hour && (err != nil || token.AccessToken != "token-1"):
-					t.Fatalf("got %v, %v after %v, want the first token", token, err, age)
-				case age == time.Hour:
-					n := len(p.seen()) - 1
-					errorIf(t, n < c.least || n > c.most,
-						"got %d requests in about 12 minutes of failing, want %d to %d", n, c.least, c.most)
-				case age > time.Hour && age < 2*time.Hour && err == nil:
-					t.Fatalf("got %v after %v", token, age)
-				case age > 2*time.Hour+c.within && err != nil:
-					t.Fatalf("got %v after %v", err, age)
-				}
-			}
-		})
-	}
 }
 
 // A Source that a Transport has used keeps to its quota when asked by hand.
