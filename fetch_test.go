@@ -215,12 +215,15 @@ func sameFailure(err, again error) bool {
 		errors.Is(err, partnerauth.ErrCredentials) == errors.Is(again, partnerauth.ErrCredentials)
 }
 
-// A failure that is given out again says how old it is, and how long it holds from now.
+// A partner that is away for long is not waited for inside one fetch. The failure that is
+// given out again says how old it is, and how long it holds from now.
 func TestFailureIsGivenOutAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := new(partner).on("login", reply{status: 503, header: headers("Retry-After: 60")})
 		source := p.nowPost()
-		_, first := source.Token()
+		var first error
+		took := elapsed(func() { _, first = source.Token() })
+		errorIf(t, took > 0, "told after %v, want at once", took)
 		time.Sleep(3 * time.Second)
 		_, again := source.Token()
 		auth := authOf(again)
@@ -450,23 +453,6 @@ func TestTokenRequestMeets429(t *testing.T) {
 		attempts(t, p, source, 20)
 		least := slices.Min(p.gaps())
 		errorIf(t, least < 20*time.Second, "got %v between requests, want 20 s", least)
-	})
-}
-
-// A partner that is away for long is not waited for inside one fetch.
-func TestLongUnavailabilityIsTold(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := new(partner).on("login", reply{status: 503, header: headers("Retry-After: 600")})
-		source := p.nowPost()
-		var err error
-		took := elapsed(func() { _, err = source.Token() })
-		auth := authOf(err)
-		errorIf(t, auth.StatusCode != 503, "got %v, want the 503", err)
-		errorIf(t, auth.RetryAfter != 10*time.Minute+rounded, "got RetryAfter %v, want what the answer says", auth.RetryAfter)
-		errorIf(t, took > 0, "told after %v, want at once", took)
-		time.Sleep(10 * time.Minute)
-		source.Token()
-		errorIf(t, p.count("login") != 1, "got %d logins, want one until the partner is back", p.count("login"))
 	})
 }
 

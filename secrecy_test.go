@@ -319,18 +319,6 @@ func TestSecretsInConfigErrors(t *testing.T) {
 		_, err = try(t.Context(), &partnerauth.Transport{Source: source}, "/")
 		h.failed(name+", Transport", err)
 	}
-
-	for name, value := range map[string]string{
-		"NOWPOST_PASSWORD": pw, "NOWPOST_EMAIL": "", "NDOVU_CLIENT_ID": pw, "NDOVU_CLIENT_SECRET": pw, "NDOVU_BASE_URL": "",
-	} {
-		t.Setenv(name, value)
-	}
-	np, err := partnerauth.NowPostFromEnv()
-	h.failed("NowPostFromEnv", err)
-	h.printed("half a NowPost", np)
-	nd, err := partnerauth.NdovuFromEnv()
-	h.failed("NdovuFromEnv", err)
-	h.printed("half an Ndovu", nd)
 }
 
 // What a hostile server has heard, and can say again.
@@ -446,8 +434,11 @@ var hostile = []struct {
 // sent or, but for the *oauth2.RetrieveError itself, what came back.
 func TestSecretsInTokenErrors(t *testing.T) {
 	t.Parallel()
-	for _, test := range hostile {
-		for _, pr := range providers {
+	for i, test := range hostile {
+		for j, pr := range providers {
+			if !strings.HasPrefix(test.answer, "HTTP/1.1 200") && i%len(providers) != j {
+				continue // no ReadToken sees it, so one provider stands for all
+			}
 			what := pr.name + ", " + test.name
 			bubble(t, what, func(t *testing.T) {
 				h, rec := newHunt(t), newRecording()
