@@ -95,85 +95,74 @@ func TestInvalidationOutrunsRenewal(t *testing.T) {
 	})
 }
 
-// A token that is revoked while it is renewed is replaced by a login. Whatever the
-// renewal brings later is not sent: it may have been answered before the revocation.
+// A token that is revoked while it is renewed is replaced by a login. Whatever the renewal
+// brings later is not sent: it may have been answered before the revocation.
 func TestRevokedDuringRenewal(t *testing.T) {
 	const takes = 10 * time.Second // the renewal
 	for _, c := range []struct {
 		name   string
 		brings string        // the token of the renewal
-		good   bool          // the partner accepts that token
-		answer time.Duration // when the 401 comes, since the renewal began
-		sent   time.Duration // likewise, the request that gets it
-		store  bool          // whose Save takes two seconds
+		sent   time.Duration // when the request that gets the 401, since the renewal began
+		answer time.Duration // likewise, the 401
+		slow   bool          // the Save of the Store takes two seconds
 		deaf   bool          // the Base ignores its context
-		most   time.Duration // from the 401 on until the call has succeeded
 	}{
-		{name: "only the old token", brings: "new", good: true, sent: time.Second, answer: time.Second},
-		{name: "the new one as well", brings: "new", sent: time.Second, answer: time.Second},
+		{name: "another token", brings: "new", sent: time.Second, answer: time.Second},
 		{name: "the same text again", brings: "token-1", sent: time.Second, answer: time.Second},
 		{name: "the same text again, before the 401", brings: "token-1", sent: time.Second, answer: takes + time.Second},
-		{
-			name: "overtaken while it is saved", brings: "new", sent: takes + time.Second, answer: takes + time.Second,
-			store: true, most: 2 * time.Second,
-		},
-		{name: "a Base that ignores its context", brings: "new", good: true, sent: time.Second, answer: time.Second, deaf: true},
+		{name: "overtaken while it is saved", brings: "new", sent: takes + time.Second, answer: takes + time.Second, slow: true},
+		{name: "a Base that ignores its context", brings: "new", sent: time.Second, answer: time.Second, deaf: true},
 	} {
-		for _, pr := range providers {
-			bubble(t, pr.name+" "+c.name, func(t *testing.T) {
-				p, fetches := new(partner), new(atomic.Int64)
-				var saves atomic.Bool            // next
-				store := &memory{after: func() { // the record is there before Save returns
-					if saves.CompareAndSwap(true, false) {
-						time.Sleep(2 * time.Second)
+		everyProvider(t, func(t *testing.T, pr provider) {
+			p, account := new(partner), good(nil)
+			var fetches, saves atomic.Int64
+			p.script = func(a asked) reply {
+				switch {
+				case a.op != "call" && fetches.Add(1) == 2:
+					saves.Store(1)
+					return reply{after: takes, header: dated(time.Now()), body: granted(c.brings, 24*time.Hour)}
+				case a.path == "/rejected" && a.token == "token-1":
+					return reply{status: 401, after: c.answer - c.sent}
+				case a.op == "call" && a.token == "new":
+					t.Errorf("%s: the token of the overtaken renewal was sent", c.name)
+				}
+				return reply{}
+			}
+			account.base = roundTripFunc(func(req *http.Request) (*http.Response, error) {
+				if c.deaf {
+					req = req.WithContext(context.WithoutCancel(req.Context()))
+				}
+				return p.RoundTrip(req)
+			})
+			var most time.Duration // from the 401 on until the call has succeeded
+			if c.slow {
+				most = 2 * time.Second
+				account.store = &memory{after: func() { // the record is there before Save returns
+					if saves.Add(-1) == 0 {
+						time.Sleep(most)
 					}
 				}}
-				p.script = func(a asked) reply {
-					switch {
-					case a.op != "call" && fetches.Add(1) == 2:
-						saves.Store(true)
-						return reply{after: takes, header: dated(time.Now()), body: granted(c.brings, 24*time.Hour)}
-					case a.path == "/rejected" && a.token == "token-1":
-						return reply{status: 401, after: c.answer - c.sent}
-					case a.op == "call" && a.token == "new":
-						return reply{status: map[bool]int{true: 200, false: 401}[c.good]}
-					}
-					return reply{}
-				}
-				account := good(p)
-				if c.store {
-					account.store = store
-				}
-				if c.deaf {
-					account.base = roundTripFunc(func(req *http.Request) (*http.Response, error) {
-						return p.RoundTrip(req.WithContext(context.WithoutCancel(req.Context())))
-					})
-				}
-				rt := p.transport(nil)
-				rt.Source = pr.config(account).TokenSource()
-				get(t, rt, "/")
-				time.Sleep(22 * time.Hour)
-				get(t, rt, "/") // begins the renewal
-				time.Sleep(c.sent)
-				var code int
-				took := elapsed(func() { code = get(t, rt, "/rejected") }) - (c.answer - c.sent)
-				errorIf(t, code != 200, "got %d, want 200 with another token", code)
-				errorIf(t, took > c.most, "the call went on for %v after its 401, want %v", took, c.most)
-				time.Sleep(time.Minute) // all that was overtaken has ended
-				code = get(t, rt, "/")
-				last := p.seen()[len(p.seen())-1]
-				errorIf(t, code != 200 || last.token != "token-2",
-					"a minute later: got %d with %q, want that of the login", code, last.token)
-				want := "login " + pr.renews + " login"
-				if pr.name == "acme" {
-					want = "login refresh refresh" // its refresh token is good still
-				}
-				errorIf(t, p.ops() != want, "got %q, want %q", p.ops(), want)
-				for _, a := range p.seen() {
-					errorIf(t, a.op == "call" && a.token == "new", "the token of the overtaken renewal was sent")
-				}
-			})
-		}
+			}
+			rt := p.transport(nil)
+			rt.Source = pr.config(account).TokenSource()
+			get(t, rt, "/")
+			time.Sleep(22 * time.Hour)
+			get(t, rt, "/") // begins the renewal
+			time.Sleep(c.sent)
+			var code int
+			took := elapsed(func() { code = get(t, rt, "/rejected") }) - (c.answer - c.sent)
+			errorIf(t, code != 200, "%s: got %d, want 200 with another token", c.name, code)
+			errorIf(t, took > most, "%s: the call went on for %v after its 401, want %v", c.name, took, most)
+			time.Sleep(time.Minute) // all that was overtaken has ended
+			get(t, rt, "/")
+			last := p.seen()[len(p.seen())-1]
+			errorIf(t, last.status != 200 || last.token != "token-2", "%s: a minute later: %d with %q", c.name, last.status, last.token)
+			want := "login " + pr.renews + " login"
+			if pr.name == "acme" {
+				want = "login refresh refresh" // its refresh token is good still
+			}
+			errorIf(t, p.ops() != want, "%s: got %q, want %q", c.name, p.ops(), want)
+		})
 	}
 }
 
