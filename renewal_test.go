@@ -107,7 +107,7 @@ func TestFailedRenewalServesTheOldToken(t *testing.T) {
 				return reply{}
 			}
 			source := p.source(pr)
-			for ; time.Since(began) < 81*time.Minute+c.within; time.Sleep(time.Second) {
+			for ; time.Since(began) < 81*time.Minute+c.within; time.Sleep(2 * time.Second) {
 				token, err := source.Token()
 				switch age := time.Since(began); {
 				case age < time.Hour && (err != nil || token.AccessToken != "token-1"):
