@@ -63,6 +63,9 @@ func checkTransport(t *testing.T, rt *partnerauth.Transport, want mistake) {
 	for range 2 {
 		want.check(t, p.sentNothing(t, t.Context(), rt))
 	}
+	if !want.noAuthError {
+		want.check(t, rt.SignIn(t.Context()))
+	}
 	rt.CloseIdleConnections()
 }
 

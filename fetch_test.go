@@ -64,6 +64,7 @@ func failures() []failure {
 		{name: "404 of a proxy", reply: page(404)},
 		{name: "408", reply: in(408, no), tries: 3},
 		{name: "422", reply: in(422, no), refusal: true, wrong: true},
+		{name: "422 that is empty, of type JSON", reply: in(422, ""), refusal: true, wrong: true},
 		{name: "problem+json", reply: reply{status: 422, body: "{}", header: headers("Content-Type: application/problem+json")},
 			refusal: true, wrong: true},
 		{name: "423", reply: in(423, no), refusal: true},
@@ -440,8 +441,7 @@ func TestTriesInsideOneFetch(t *testing.T) {
 const unnamed = time.Minute
 
 func TestTokenRequestMeets429(t *testing.T) {
-	t.Parallel()
-	bubble(t, "for ever", func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := new(partner).on("login", busy("20"))
 		source := p.nowPost()
 		_, err := source.Token()

@@ -296,33 +296,6 @@ func TestLockThatComesTooLate(t *testing.T) {
 	})
 }
 
-// A renewal that a rejection overtakes does not make the rejected token, which the
-// Store still has, one to send.
-func TestStoreHasARejectedToken(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p, store := new(partner), new(memory)
-		source := p.fleet(1, store, samePassword)[0].Source.(*partnerauth.Source)
-		rt := p.transport(nil)
-		rt.Source = source
-		get(t, rt, "/")
-		rejected, err := source.Token()
-		must(t, err)
-		p.script = func(a asked) reply {
-			if a.op == "refresh" { // which is answered all the same
-				source.Invalidate(rejected)
-			}
-			return reply{}
-		}
-		time.Sleep(22 * time.Hour)
-		get(t, rt, "/")
-		synctest.Wait()
-		got, err := source.Token()
-		must(t, err)
-		errorIf(t, got.AccessToken == rejected.AccessToken, "got the token that was rejected")
-		errorIf(t, p.ops() != "login refresh login", "got %q, want login refresh login", p.ops())
-	})
-}
-
 // One Store serves all accounts, and what lies in it under one's key is of no use
 // for another.
 func TestStoreOfManyAccounts(t *testing.T) {

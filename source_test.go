@@ -70,33 +70,9 @@ func TestLeaderCancelsAndOthersGetTheToken(t *testing.T) {
 	})
 }
 
-// An answer to a token request sent before an invalidation proves nothing.
-func TestInvalidationOutrunsRenewal(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := (&partner{lifetime: time.Hour}).on("refresh", reply{after: 3 * time.Second})
-		source := p.nowPost()
-		first, err := source.Token()
-		must(t, err)
-		time.Sleep(55 * time.Minute)
-		if again, _ := source.Token(); again != first {
-			t.Fatal("a caller had to wait for the renewal")
-		}
-		time.Sleep(time.Second) // the refresh is under way
-		source.Invalidate(first)
-		began := time.Now()
-		token, err := source.Token()
-		errorIf(t, err != nil || token.AccessToken != "token-3" || time.Since(began) > 0,
-			"got %v, %v after %v, want token-3 of a new login at once", token, err, time.Since(began))
-		time.Sleep(time.Minute)
-		now, _ := source.Token()
-		errorIf(t, now != token, "the late answer replaced the newer token")
-		errorIf(t, p.ops() != "login refresh login" || p.seen()[1].status != 0,
-			"got %s, the refresh answered %d, want it given up for a login", p.ops(), p.seen()[1].status)
-	})
-}
-
-// A token that is revoked while it is renewed is replaced by a login. Whatever the renewal
-// brings later is not sent: it may have been answered before the revocation.
+// A token that is revoked while it is renewed is replaced by a login, even if the Store has
+// it still. Whatever the renewal brings later is not sent: it may have been answered before
+// the revocation.
 func TestRevokedDuringRenewal(t *testing.T) {
 	const takes = 10 * time.Second // the renewal
 	for _, c := range []struct {
@@ -104,13 +80,18 @@ func TestRevokedDuringRenewal(t *testing.T) {
 		brings string        // the token of the renewal
 		sent   time.Duration // when the request that gets the 401, since the renewal began
 		answer time.Duration // likewise, the 401
-		slow   bool          // the Save of the Store takes two seconds
+		byHand bool          // Invalidate is called in place of the 401
+		store  bool          // there is one
+		slow   bool          // its Save takes two seconds
 		deaf   bool          // the Base ignores its context
 	}{
 		{name: "another token", brings: "new", sent: time.Second, answer: time.Second},
+		{name: "invalidated by hand", brings: "new", sent: time.Second, answer: time.Second, byHand: true},
+		{name: "with a Store", brings: "new", sent: time.Second, answer: time.Second, store: true},
 		{name: "the same text again", brings: "token-1", sent: time.Second, answer: time.Second},
 		{name: "the same text again, before the 401", brings: "token-1", sent: time.Second, answer: takes + time.Second},
-		{name: "overtaken while it is saved", brings: "new", sent: takes + time.Second, answer: takes + time.Second, slow: true},
+		{name: "overtaken while it is saved", brings: "new", sent: takes + time.Second, answer: takes + time.Second, store: true,
+			slow: true},
 		{name: "a Base that ignores its context", brings: "new", sent: time.Second, answer: time.Second, deaf: true},
 	} {
 		everyProvider(t, func(t *testing.T, pr provider) {
@@ -135,20 +116,25 @@ func TestRevokedDuringRenewal(t *testing.T) {
 				return p.RoundTrip(req)
 			})
 			var most time.Duration // from the 401 on until the call has succeeded
-			if c.slow {
-				most = 2 * time.Second
+			if c.store {
+				most = 2 * time.Second                  // for the lock
 				account.store = &memory{after: func() { // the record is there before Save returns
-					if saves.Add(-1) == 0 {
+					if saves.Add(-1) == 0 && c.slow {
 						time.Sleep(most)
 					}
 				}}
 			}
 			rt := p.transport(nil)
-			rt.Source = pr.config(account).TokenSource()
+			source := pr.config(account).TokenSource()
+			rt.Source = source
 			get(t, rt, "/")
+			first, _ := source.Token()
 			time.Sleep(22 * time.Hour)
 			get(t, rt, "/") // begins the renewal
 			time.Sleep(c.sent)
+			if c.byHand {
+				source.Invalidate(first)
+			}
 			var code int
 			took := elapsed(func() { code = get(t, rt, "/rejected") }) - (c.answer - c.sent)
 			errorIf(t, code != 200, "%s: got %d, want 200 with another token", c.name, code)
