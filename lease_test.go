@@ -146,17 +146,17 @@ func TestLifetimes(t *testing.T) {
 			unknown},
 		{"not base64url", nil, saying("a.***.c", ""), unknown},
 	} {
+		if c.header == nil {
+			c.header = fields()
+		}
 		bubble(t, c.name, func(t *testing.T) {
 			for _, pr := range providers {
 				want, ok := c.want[pr.name]
 				if !ok {
 					want = c.want[""]
 				}
-				if header := c.header; want > 0 {
-					if header == nil {
-						header = fields()
-					}
-					checkLife(t, pr, reply{header: header, body: c.body}, want)
+				if want > 0 {
+					checkLife(t, pr, reply{header: c.header, body: c.body}, want)
 				}
 			}
 		})
