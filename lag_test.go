@@ -84,6 +84,8 @@ func TestFreshTokenThatIsRefusedForAMoment(t *testing.T) {
 						time.Sleep(step - time.Duration(i)*70*time.Millisecond)
 					}
 				}).Wait()
+				time.Sleep(time.Minute)
+				synctest.Wait()
 				renewals := len(slices.CompactFunc(slices.Clone(l.issued), func(a, b time.Time) bool { return b.Sub(a).Abs() < time.Minute })) - 1
 				errorIf(t, renewals < 4 || renewals > 5, "%d renewals in four hours, want one in 80 %% of each", renewals)
 				most := 3 * (renewals + 1)

@@ -396,6 +396,7 @@ func TestHourlyTokens(t *testing.T) {
 					time.Sleep(max(100*time.Millisecond, time.Until(token.Expiry)/10)) // closer and closer to its end
 				}
 				time.Sleep(2 * time.Hour) // all renewals have ended
+				synctest.Wait()
 				errorIf(t, len(s.late) > 0, "%d requests had a token that had ended: %q", len(s.late), s.late)
 				most := hours*4/3 + 1
 				if issuer.first || issuer.keeps > 0 {
