@@ -167,6 +167,7 @@ func TestFuncs(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 			source.Token()
 		}
+		synctest.Wait()
 		errorIf(t, asked < 4 || asked > 10, "the Func was asked %d times in a minute, want 4 to 10", asked)
 		errorIf(t, len(p.seen()) > 0, "%v was sent", p.seen())
 
@@ -174,6 +175,7 @@ func TestFuncs(t *testing.T) {
 		time.Sleep(time.Minute)
 		_, err = source.TokenContext(deadline(t, 10*time.Minute))
 		errorIf(t, authOf(err).Op != "config", "got %v, want the Func to have been given up", err)
+		synctest.Wait()
 		answers = func(context.Context) (string, error) { return "secret", nil }
 		time.Sleep(time.Minute)
 		_, err = source.TokenContext(deadline(t, 10*time.Minute))
