@@ -63,6 +63,9 @@ func checkTransport(t *testing.T, rt *partnerauth.Transport, want mistake) {
 	for range 2 {
 		want.check(t, p.sentNothing(t, t.Context(), rt))
 	}
+	if !want.noAuthError {
+		want.check(t, rt.SignIn(t.Context()))
+	}
 	rt.CloseIdleConnections()
 }
 
@@ -94,24 +97,16 @@ func TestConfigMistakes(t *testing.T) {
 		}
 	}
 	signIn := acme(good(nil)).SignIn
-	for name, c := range map[string]struct {
-		config config
-		want   mistake
-	}{
-		"an e-mail that is no UTF-8": {partnerauth.NowPost{Email: "\xff", Password: "hunter2"},
-			mistake{provider: "nowpost", text: "Email"}},
-		"a password that is no UTF-8": {partnerauth.NowPost{Email: "e", Password: "hunter2\xff"},
-			mistake{provider: "nowpost", text: "Password"}},
-		"a client id with a colon": {partnerauth.Ndovu{ClientID: "i:hunter2", ClientSecret: "s", BaseURL: apiURL},
-			mistake{provider: "ndovu", text: "ClientID"}},
-		"Ndovu without a BaseURL": {partnerauth.Ndovu{ClientID: "i", ClientSecret: "s"},
-			mistake{provider: "ndovu", text: "BaseURL is empty"}},
-		"a Provider without a Name":   {partnerauth.Provider{BaseURL: apiURL, SignIn: signIn}, mistake{text: "Name"}},
-		"a Provider without a SignIn": {partnerauth.Provider{Name: "acme", BaseURL: apiURL}, mistake{provider: "acme", text: "SignIn"}},
-		"a Provider without a BaseURL": {partnerauth.Provider{Name: "acme", SignIn: signIn},
-			mistake{provider: "acme", text: "BaseURL is empty"}},
+	for want, c := range map[mistake]config{
+		{provider: "nowpost", text: "Email"}:               partnerauth.NowPost{Email: "\xff", Password: "hunter2"},
+		{provider: "nowpost", text: "Password"}:            partnerauth.NowPost{Email: "e", Password: "hunter2\xff"},
+		{provider: "ndovu", text: "ClientID contains ':'"}: partnerauth.Ndovu{ClientID: "i:hunter2", ClientSecret: "s", BaseURL: apiURL},
+		{provider: "ndovu", text: "BaseURL is empty"}:      partnerauth.Ndovu{ClientID: "i", ClientSecret: "s"},
+		{text: "Name"}:                               partnerauth.Provider{BaseURL: apiURL, SignIn: signIn},
+		{provider: "acme", text: "SignIn"}:           partnerauth.Provider{Name: "acme", BaseURL: apiURL},
+		{provider: "acme", text: "BaseURL is empty"}: partnerauth.Provider{Name: "acme", SignIn: signIn},
 	} {
-		t.Run(name, func(t *testing.T) { checkSource(t, c.config.TokenSource(), c.want) })
+		checkSource(t, c.TokenSource(), want)
 	}
 	for _, source := range []*partnerauth.Source{nil, {}} { // whoever asks
 		checkSource(t, source, mistake{text: "Source"})
@@ -121,40 +116,28 @@ func TestConfigMistakes(t *testing.T) {
 
 // A sign-in request that cannot be sent is a mistake in the configuration.
 func TestSignInRequestsThatAreNotSent(t *testing.T) {
-	for name, c := range map[string]struct {
-		change func(*http.Request) *http.Request
-		want   mistake
-	}{
-		"none":          {func(*http.Request) *http.Request { return nil }, mistake{text: "no request"}},
-		"without a URL": {func(req *http.Request) *http.Request { req.URL = nil; return req }, mistake{text: "no request"}},
-		"over plain http": {func(req *http.Request) *http.Request { req.URL.Scheme = "http"; return req },
-			mistake{text: "not loopback", insecure: true}},
-		"to another authority": {func(req *http.Request) *http.Request { req.Host = "evil.example"; return req }, mistake{text: "Host"}},
-		"with a newline in a header": {func(req *http.Request) *http.Request {
-			req.Header["X-Key"] = []string{"hunter2\n"}
-			return req
-		}, mistake{text: `header "X-Key"`}},
-		"with a body that fails": {func(req *http.Request) *http.Request {
-			req.Body = io.NopCloser(readerFunc(func([]byte) (int, error) { return 0, errTest }))
-			return req
-		}, mistake{text: "reading the body"}},
-		"with a body of more than 1 MiB": {func(req *http.Request) *http.Request {
-			req.Body = io.NopCloser(strings.NewReader(strings.Repeat("x", 1<<20+1)))
-			return req
-		}, mistake{text: "larger than 1 MiB"}},
+	sized := func(n int) io.ReadCloser { return io.NopCloser(strings.NewReader(strings.Repeat("x", n))) }
+	failing := io.NopCloser(readerFunc(func([]byte) (int, error) { return 0, errTest }))
+	for want, change := range map[string]func(*http.Request) *http.Request{
+		"no request":        func(*http.Request) *http.Request { return nil },
+		"no request to":     func(req *http.Request) *http.Request { req.URL = nil; return req },
+		"not loopback":      func(req *http.Request) *http.Request { req.URL.Scheme = "http"; return req },
+		"Host":              func(req *http.Request) *http.Request { req.Host = "evil.example"; return req },
+		`header "X-Key"`:    func(req *http.Request) *http.Request { req.Header["X-Key"] = []string{"hunter2\n"}; return req },
+		"reading the body":  func(req *http.Request) *http.Request { req.Body = failing; return req },
+		"larger than 1 MiB": func(req *http.Request) *http.Request { req.Body = sized(1<<20 + 1); return req },
 	} {
-		bubble(t, name, func(t *testing.T) {
+		bubble(t, want, func(t *testing.T) {
 			p := new(partner)
 			pr := acme(good(p))
 			signIn := pr.SignIn
 			pr.SignIn = func(ctx context.Context) (*http.Request, error) {
 				req, err := signIn(ctx)
 				must(t, err)
-				return c.change(req), nil
+				return change(req), nil
 			}
-			c.want.provider = "acme"
 			_, err := pr.TokenSource().Token()
-			c.want.check(t, err)
+			mistake{provider: "acme", text: strings.TrimSuffix(want, " to"), insecure: want == "not loopback"}.check(t, err)
 			errorIf(t, len(p.seen()) > 0, "got %v, want nothing sent", p.seen())
 		})
 	}
@@ -162,7 +145,7 @@ func TestSignInRequestsThatAreNotSent(t *testing.T) {
 	pr := acme(good(p))
 	pr.SignIn = func(context.Context) (*http.Request, error) { // with a body of 1 MiB, and no Header
 		u, _ := url.Parse(apiURL + acmeLogin)
-		return &http.Request{Method: "POST", URL: u, Body: io.NopCloser(strings.NewReader(strings.Repeat("x", 1<<20)))}, nil
+		return &http.Request{Method: "POST", URL: u, Body: sized(1 << 20)}, nil
 	}
 	_, err := pr.TokenSource().Token()
 	must(t, err)
@@ -178,33 +161,27 @@ func TestTransportMistakes(t *testing.T) {
 			checkTransport(t, &partnerauth.Transport{Source: source, Origins: []string{url}}, want)
 		})
 	}
-	for name, c := range map[string]struct {
-		rt   *partnerauth.Transport
-		text string
-	}{
-		"no Source":                          {&partnerauth.Transport{}, "Source"},
-		"custom source without Origins":      {&partnerauth.Transport{Source: static("t")}, "Origins"},
-		"custom source with an empty origin": {&partnerauth.Transport{Source: static("t"), Origins: []string{""}}, "Origins[0]"},
+	for text, rt := range map[string]*partnerauth.Transport{
+		"Source": {}, "Origins": {Source: static("t")}, "Origins[0]": {Source: static("t"), Origins: []string{""}},
 	} {
-		t.Run(name, func(t *testing.T) { checkTransport(t, c.rt, mistake{text: c.text}) })
+		checkTransport(t, rt, mistake{text: text})
 	}
-	for name, c := range map[string]struct {
-		quota *partnerauth.Quota
+	for _, c := range []struct {
 		field string
+		quota *partnerauth.Quota
 	}{
-		"negative Requests":      {&partnerauth.Quota{Requests: -1}, "Quota.Requests"},
-		"too many Requests":      {&partnerauth.Quota{Requests: 1_000_001}, "Quota.Requests"},
-		"negative Window":        {&partnerauth.Quota{Window: -time.Second}, "Quota.Window"},
-		"Window of a nanosecond": {&partnerauth.Quota{Window: 1}, "Quota.Window"},
-		"Window of a year":       {&partnerauth.Quota{Window: 365 * 24 * time.Hour}, "Quota.Window"},
-		"negative Burst":         {&partnerauth.Quota{Burst: -1}, "Quota.Burst"},
-		"Burst beyond Requests":  {&partnerauth.Quota{Requests: 10, Burst: 11}, "Quota.Burst"},
+		{"Requests", &partnerauth.Quota{Requests: -1}},
+		{"Requests", &partnerauth.Quota{Requests: 1_000_001}},
+		{"Window", &partnerauth.Quota{Window: -time.Second}},
+		{"Window", &partnerauth.Quota{Window: 1}},
+		{"Window", &partnerauth.Quota{Window: 365 * 24 * time.Hour}},
+		{"Burst", &partnerauth.Quota{Burst: -1}},
+		{"Burst", &partnerauth.Quota{Requests: 10, Burst: 11}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			checkTransport(t, &partnerauth.Transport{Source: source, Limiter: c.quota}, mistake{text: c.field, noAuthError: true})
-			err := c.quota.Wait(t.Context())
-			errorIf(t, err == nil || !strings.Contains(err.Error(), c.field), "got %v from Wait, want an error that names %s", err, c.field)
-		})
+		want := mistake{text: "Quota." + c.field, noAuthError: true}
+		checkTransport(t, &partnerauth.Transport{Source: source, Limiter: c.quota}, want)
+		err := c.quota.Wait(t.Context())
+		errorIf(t, err == nil || !strings.Contains(err.Error(), want.text), "got %v from Wait, want an error that names %s", err, want.text)
 	}
 }
 

@@ -2,6 +2,9 @@ package partnerauth_test
 
 import (
 	"errors"
+	"fmt"
+	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,16 +38,39 @@ func TestCustomSourceWithoutOurMethods(t *testing.T) {
 	errorIf(t, got != "token key", "got Authorization %q, want the token's own type", got)
 }
 
-func TestCustomSourceFails(t *testing.T) {
-	for name, source := range map[string]tokenFunc{
-		"error": func() (*oauth2.Token, error) { return nil, errTest },
-		"nil":   func() (*oauth2.Token, error) { return nil, nil },
-		"empty": func() (*oauth2.Token, error) { return new(oauth2.Token), nil },
+// Its error counts as ours would, and nothing of a partner's answer in it is shown.
+func TestCustomSourceIsRefused(t *testing.T) {
+	answered := func(status int, word string) error {
+		return &oauth2.RetrieveError{Response: &http.Response{StatusCode: status}, ErrorCode: word, Body: []byte("hunter2")}
+	}
+	for _, c := range []struct {
+		token   *oauth2.Token
+		err     error
+		refused bool
+		text    string // how the error's begins
+	}{
+		{err: answered(401, ""), refused: true, text: "401 Unauthorized"},
+		{err: answered(400, "invalid_grant"), refused: true, text: "400 Bad Request: invalid_grant"},
+		{err: answered(400, "invalid_scope"), text: "400 Bad Request: invalid_scope"},
+		{err: answered(400, "hunter2"), refused: true, text: "400 Bad Request"}, // a word of the partner's own
+		{err: answered(500, ""), text: "500 Internal Server Error"},
+		{err: fmt.Errorf("my source: %w", &oauth2.RetrieveError{Body: []byte("hunter2")}), text: "failed"},
+		{err: errTest},
+		{text: "the source returned"},
+		{token: new(oauth2.Token), text: "the source returned"},
 	} {
 		p := new(partner)
+		source := tokenFunc(func() (*oauth2.Token, error) { return c.token, c.err })
 		err := p.sentNothing(t, t.Context(), p.custom(source, nil))
-		errorIf(t, authOf(err).Op != "token" || (name == "error") != errors.Is(err, errTest),
-			"%s: got %v, want an AuthError about the token", name, err)
+		errorIf(t, !strings.HasPrefix(fmt.Sprint(err), "partnerauth: token: "+c.text), "got %v, want %q", err, c.text)
+		errorIf(t, strings.Contains(fmt.Sprint(err), "hunter2"), "got %v, which repeats the answer", err)
+		errorIf(t, errors.Is(err, partnerauth.ErrCredentials) != c.refused, "got %v, want ErrCredentials %t", err, c.refused)
+		errorIf(t, c.err != nil && !errors.Is(err, c.err), "%v does not unwrap to the source's own error", err)
+		status := 0
+		if answered, ok := errors.AsType[*oauth2.RetrieveError](c.err); ok && answered.Response != nil {
+			status = answered.Response.StatusCode
+		}
+		errorIf(t, authOf(err).Op != "token" || authOf(err).StatusCode != status, "got %#v, want Op token and %d", authOf(err), status)
 	}
 }
 

@@ -2,6 +2,7 @@ package partnerauth_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,97 +20,189 @@ import (
 	"github.com/partnerauth/partnerauth"
 )
 
-// What every fetch does, whoever the partner is. NowPost stands for both, and
-// ndovu_source_test.go has some rows for Ndovu.
+// What every fetch does, whoever the partner is.
 
-const aToken = `{"token":"t","access_token":"t"}` // to either partner's Source
+const aToken = `{"token":"t","access_token":"t","key":"t"}` // to any partner's Source
 
-// A failure is a reply that is no token, and what becomes of it.
+// A failure is an answer to a sign-in that is no token, and what it means.
 type failure struct {
-	name   string
-	reply  reply
-	text   string // how the error's text goes on after provider and op
-	status int
-	tries  int // requests that the first caller costs
+	name    string
+	only    string // the provider that has such an answer; "": all
+	reply   reply
+	text    string // how the error's text goes on after provider and op
+	code    string // RFC 6749's word, which the error keeps
+	tries   int    // requests that the first caller costs; 0: one
+	refusal bool   // the partner's considered word: at most 10 sign-ins in the first hour
+	wrong   bool   // it Is ErrCredentials
 }
 
-// failures are the answers that say no in any partner's language; NowPost's test
-// has them. What the partner writes into them is never in an error's text.
+// failures are the answers that partners give to wrong credentials, and what only looks
+// like it. What a partner writes into them is never in an error's text.
 func failures() []failure {
-	const html = `<!DOCTYPE html><html><body><pre>Echo Planted-Secret</pre></body></html>`
-	const page = `{"success":false,"message":"Echo Planted-Secret"}`
-	const notJSON = "200 OK: the answer is not the JSON"
-	return []failure{
+	in := func(status int, body string, lines ...string) reply {
+		return reply{status: status, body: body, header: headers(append([]string{"Content-Type: application/json"}, lines...)...)}
+	}
+	page := func(status int) reply {
+		return reply{status: status, body: "<!DOCTYPE html><p>Planted-Secret", header: headers("Content-Type: text/html; charset=utf-8")}
+	}
+	const no = `{"success":false,"error_description":"Echo","message":"Planted-Secret"}`
+	const notJSON, unsendable = "200 OK: the answer is not ", "200 OK: the token has characters that a header cannot"
+	all := []failure{
+		{name: "401", reply: in(401, no), refusal: true, wrong: true},
+		{name: "401 that is empty", reply: reply{status: 401}, refusal: true, wrong: true},
+		{name: "401 larger than 1 MiB", reply: reply{status: 401, body: strings.Repeat("x", 2<<20)}, refusal: true, wrong: true},
+		{name: "401 that breaks off", reply: reply{status: 401, body: `{"succ`, cut: true}, refusal: true, wrong: true},
+		{name: "401 of an HTML proxy", reply: page(401)},
+		{name: "400", reply: in(400, no), refusal: true, wrong: true},
+		{name: "400 with Retry-After", reply: in(400, no, "Retry-After: 30")},
+		{name: "403", reply: in(403, no), refusal: true, wrong: true},
+		{name: "403 of a firewall", reply: page(403)},
+		{name: "403 of a firewall that says it is JSON", reply: in(403, "<html>Planted-Secret")},
+		{name: "403 in text", reply: reply{status: 403, body: "no"}},
+		{name: "403 with Retry-After", reply: in(403, no, "Retry-After: 30")},
+		{name: "404", reply: in(404, no), refusal: true},
+		{name: "404 of a proxy", reply: page(404)},
+		{name: "408", reply: in(408, no), tries: 3},
+		{name: "422", reply: in(422, no), refusal: true, wrong: true},
+		{name: "422 that is empty, of type JSON", reply: in(422, ""), refusal: true, wrong: true},
+		{name: "problem+json", reply: reply{status: 422, body: "{}", header: headers("Content-Type: application/problem+json")},
+			refusal: true, wrong: true},
+		{name: "423", reply: in(423, no), refusal: true},
+		{name: "425", reply: in(425, no), tries: 3},
+		{name: "499, which has no text", reply: reply{status: 499}},
 		{name: "307 with a token in it", reply: reply{status: 307, header: headers("Location: /elsewhere"), body: aToken},
-			text: "307 Temporary Redirect: a redirect", status: 307, tries: 1},
-		{name: "400", reply: reply{status: 400, body: page}, text: "400 Bad Request", status: 400, tries: 1},
-		{name: "401", reply: reply{status: 401, body: page}, text: "401 Unauthorized: check the e-mail and password", status: 401,
-			tries: 1},
-		{name: "401 larger than 1 MiB", reply: reply{status: 401, body: strings.Repeat("x", 2<<20)}, text: "401 Unauthorized", status: 401,
-			tries: 1},
-		{name: "401 that breaks off", reply: reply{status: 401, body: `{"succ`, cut: true}, text: "401 Unauthorized", status: 401,
-			tries: 1},
-		{name: "403", reply: reply{status: 403, body: page}, text: "403 Forbidden: the account may not use this endpoint", status: 403,
-			tries: 1},
-		{name: "499, which has no text", reply: reply{status: 499}, text: "499", status: 499, tries: 1},
-		{name: "500", reply: reply{status: 500, body: page}, text: "500 Internal Server Error", status: 500, tries: 3},
-		{name: "502 in HTML", reply: reply{status: 502, body: html}, text: "502 Bad Gateway", status: 502, tries: 3},
-		{name: "503 with Retry-After", reply: reply{status: 503, header: headers("Retry-After: 5")}, text: "503 Service Unavailable",
-			status: 503, tries: 3},
-
-		{name: "204", reply: reply{status: 204}, text: "204 No Content: the answer is not the JSON", status: 204, tries: 1},
-		{name: "nothing in it", reply: reply{status: 200}, text: notJSON, status: 200, tries: 1},
-		{name: "half an object", reply: reply{body: strings.TrimSuffix(aToken, "}")}, text: notJSON, status: 200, tries: 1},
-		{name: "an object and more", reply: reply{body: aToken + " trailing"}, text: notJSON, status: 200, tries: 1},
-		{name: "deep nesting", reply: reply{body: strings.Repeat(`{"data":`, 100_000)}, text: notJSON, status: 200, tries: 1},
-		{name: "null", reply: reply{body: `null`}, text: "200 OK: no ", status: 200, tries: 1},
-		{name: "larger than 1 MiB", reply: reply{body: aToken + strings.Repeat(" ", 1<<20)},
-			text: "200 OK: the answer is larger than 1 MiB", status: 200, tries: 1},
-
-		{name: "no connection", reply: reply{err: errors.New("connection refused by the test")}, text: "connection refused by the test",
-			tries: 3},
+			text: "307 Temporary Redirect: a redirect"},
+		{name: "500", reply: in(500, no), tries: 3},
+		{name: "502 in HTML", reply: page(502), tries: 3},
+		{name: "503 with Retry-After", reply: in(503, "", "Retry-After: 5"), tries: 3},
+		{name: "no connection", reply: reply{err: errors.New("refused by the test")}, text: "refused by the test", tries: 3},
 		{name: "a body that breaks off", reply: reply{body: `{"token":"t","access_to`, cut: true}, text: "unexpected EOF", tries: 3},
+
+		{name: "204", reply: reply{status: 204}, text: "204 No Content: the answer is not "},
+		{name: "nothing in it", reply: reply{status: 200}, text: notJSON},
+		{name: "half an object", reply: reply{body: strings.TrimSuffix(aToken, "}")}, text: notJSON},
+		{name: "an object and more", reply: reply{body: aToken + " trailing"}, text: notJSON},
+		{name: "deep nesting", reply: reply{body: strings.Repeat(`{"data":`, 100_000)}, text: notJSON},
+		{name: "null", reply: reply{body: `null`}, text: "200 OK: "},
+		{name: "no token", reply: reply{body: `{"success":true,"data":{},"expires_in":3600}`}, text: "200 OK: "},
+		{name: "token empty", reply: reply{body: strings.ReplaceAll(aToken, `"t"`, `""`)}, text: "200 OK: "},
+		{name: "token a number", reply: reply{body: strings.ReplaceAll(aToken, `"t"`, `1`)}, text: notJSON},
+		{name: "token with a newline", reply: reply{body: strings.ReplaceAll(aToken, `"t"`, `"Echo\nX-Injected: 1"`)}, text: unsendable},
+		{name: "token with DEL", reply: reply{body: strings.ReplaceAll(aToken, `"t"`, `"Echo\u007f"`)}, text: unsendable},
+		{name: "larger than 1 MiB", reply: reply{body: aToken + strings.Repeat(" ", 1<<20)}, text: "200 OK: the answer is larger than 1 MiB"},
+
+		{name: "token_type mac", only: "ndovu", reply: reply{body: `{"access_token":"t","token_type":"mac"}`},
+			text: "200 OK: token_type is not Bearer"},
+		{name: "token_type a number", only: "ndovu", reply: reply{body: `{"access_token":"t","token_type":1}`}, text: notJSON},
+		{name: "another partner's fields", only: "ndovu", reply: reply{body: `{"data":{"token":"t"},"token":"t"}`},
+			text: "200 OK: no access_token"},
+		{name: "no token anywhere", only: "nowpost", reply: reply{body: `{"access_token":"t"}`},
+			text: "200 OK: no token, neither in data.token nor in token"},
+
+		// the hints
+		{name: "NowPost's 401", only: "nowpost", reply: in(401, no), text: "401 Unauthorized: check the e-mail and password",
+			refusal: true, wrong: true},
+		{name: "NowPost's 403", only: "nowpost", reply: in(403, no), text: "403 Forbidden: the account may not use this endpoint",
+			refusal: true, wrong: true},
+		{name: "Ndovu's 401", only: "ndovu", reply: in(401, no), refusal: true, wrong: true,
+			text: "401 Unauthorized: no such client id, or not the raw client secret of the onboarding e-mail"},
+		{name: "Ndovu's 400", only: "ndovu", reply: in(400, no), text: "400 Bad Request: the Authorization header was not accepted",
+			refusal: true, wrong: true},
+		{name: "acme's 401", only: "acme", reply: in(401, no), text: "401 Unauthorized: no such user", refusal: true, wrong: true},
+	}
+	for body, status := range map[string]int{
+		no: 200, `{"success":0}`: 200, `{"success":"false","data":null}`: 201, `{"success":"0"}`: 200, `{"success":false,"token":"t"}`: 200,
+	} {
+		text := fmt.Sprint(status, " ", http.StatusText(status), ": success is false")
+		all = append(all, failure{name: body, only: "nowpost", reply: in(status, body), text: text, refusal: true, wrong: true})
+	}
+	for word, wrong := range map[string]bool{
+		"invalid_client": true, "invalid_grant": true, "unauthorized_client": true,
+		"invalid_request": false, "invalid_scope": false, "unsupported_grant_type": false,
+	} {
+		for _, status := range []int{400, 401} {
+			body := fmt.Sprintf(`{"error":%q,"error_description":"Planted-Secret"}`, word)
+			all = append(all, failure{name: fmt.Sprint(status, " ", word), reply: in(status, body), code: word, refusal: true, wrong: wrong})
+		}
+	}
+	for _, word := range []string{`"Planted-Secret"`, `{"code":1}`} {
+		all = append(all, failure{name: "error " + word, reply: in(400, `{"error":`+word+`}`), refusal: true, wrong: true})
+	}
+	return all
+}
+
+// Whatever says no, the error names it in our words, nothing of it is sent again at once,
+// and if it was the partner's considered word no account is locked by us: at most 10
+// sign-ins in the first hour, of all processes that share a Store together.
+func TestFailures(t *testing.T) {
+	t.Parallel()
+	for _, f := range failures() {
+		for _, pr := range providers {
+			if f.only != "" && f.only != pr.name {
+				continue
+			}
+			bubble(t, pr.name+" "+f.name, func(t *testing.T) {
+				p, account := new(partner).on("login", f.reply), good(nil)
+				// with a Store a digest costs time by design
+				account.base, account.store = p, storeIf(f.name == "401" || f.name == "423")
+				source := pr.config(account).TokenSource()
+				other := source
+				if account.store != nil {
+					other = pr.config(account).TokenSource()
+				}
+				_, err := source.Token()
+				f.check(t, pr, err)
+				// whatever went wrong, the next caller does not cost a request at once
+				_, again := source.Token()
+				errorIf(t, !sameFailure(err, again), "the next caller got %v, want %v again", again, err)
+				errorIf(t, p.count("login") != max(f.tries, 1), "two callers cost %d requests, want %d", p.count("login"), max(f.tries, 1))
+				if len(f.reply.body) > 1000 {
+					return // more of them cost time
+				}
+				for i := range 15 { // every four minutes
+					_, err := []*partnerauth.Source{other, source}[i%2].Token()
+					errorIf(t, f.refusal && authOf(err).StatusCode != f.reply.status, "got %v, want the refusal", err)
+					errorIf(t, errors.Is(err, partnerauth.ErrCredentials) != f.wrong, "got %v, want ErrCredentials %t", err, f.wrong)
+					errorIf(t, i == 0 && f.refusal && p.count("login") > 1, "the other process has not found the refusal in the Store")
+					time.Sleep(4 * time.Minute)
+				}
+				n := p.count("login")
+				errorIf(t, (n <= 10) != f.refusal, "%d sign-ins in the first hour, want at most 10: %t", n, f.refusal)
+				synctest.Wait()
+			})
+		}
 	}
 }
 
-// noToken is a failure whose status is 200.
-func noToken(name, body, text string) failure {
-	return failure{name: name, reply: reply{body: body}, text: "200 OK: " + text, status: 200, tries: 1}
-}
-
-// checkFailure compares what a Source does with what f says.
-func checkFailure(t *testing.T, p *partner, source *partnerauth.Source, provider string, f failure) {
+func (f failure) check(t *testing.T, pr provider, err error) {
 	t.Helper()
-	p.script = always(f.reply)
-	token, err := source.Token()
-	if err == nil {
-		t.Fatalf("got the token %q, want an error", token.AccessToken)
+	text := f.text
+	status := cmp.Or(f.reply.status, 200)
+	if f.reply.err != nil || f.reply.cut && f.reply.status == 0 {
+		status = 0
 	}
-	want := "partnerauth: " + provider + " login: " + f.text
-	errorIf(t, !strings.HasPrefix(err.Error(), want), "got %q, want %q and more", err, want)
+	if text == "" {
+		text = strings.TrimSpace(fmt.Sprint(status, " ", http.StatusText(status)))
+	}
+	want := "partnerauth: " + pr.name + " login: " + text
+	errorIf(t, err == nil || !strings.HasPrefix(err.Error(), want), "got %v, want %q and more", err, want)
 	auth := authOf(err)
-	if auth.Provider != provider || auth.Op != "login" || auth.StatusCode != f.status {
-		t.Fatalf("got %#v, want an AuthError of %s with status %d", err, provider, f.status)
-	}
-	errorIf(t, auth.RetryAfter <= 0, "got RetryAfter %v, want when the partner is asked again", auth.RetryAfter)
-	var answered *oauth2.RetrieveError
-	switch is := errors.As(err, &answered); {
-	case is != (f.status != 0):
-		t.Errorf("got an oauth2.RetrieveError: %t", is)
-	case is && (answered.Response == nil || answered.Response.StatusCode != f.status):
-		t.Errorf("got an oauth2.RetrieveError of %+v, want status %d", answered.Response, f.status)
-	case is && strings.Contains(answered.Error(), "Planted-Secret"):
-		t.Errorf("%v has the secret in it", answered)
-	}
+	errorIf(t, auth.Provider != pr.name || auth.Op != "login" || auth.StatusCode != status, "got %#v, want the status %d", auth, status)
+	errorIf(t, auth.At.IsZero() || auth.RetryAfter <= 0, "got %#v, want when it was and when the partner is asked again", auth)
 	errorIf(t, f.reply.err != nil && !errors.Is(err, f.reply.err), "%v does not unwrap to the network error", err)
-	refused := slices.Contains([]int{400, 401, 403, 422}, f.status) || strings.Contains(f.text, "success is false")
-	errorIf(t, errors.Is(err, partnerauth.ErrCredentials) != refused, "got ErrCredentials %t for %d", !refused, f.status)
-	text := fmt.Sprintf("%v %+[1]v %#[1]v", err)
-	errorIf(t, strings.Contains(text, "Echo") || strings.Contains(text, "Planted"), "%s has the partner's answer or a secret in it", text)
-	// whatever went wrong, the next caller does not cost a request at once
-	_, again := source.Token()
-	errorIf(t, !sameFailure(err, again), "the next caller got %v, want %v again", again, err)
-	errorIf(t, p.count("login") != f.tries, "two callers cost %d requests, want %d", p.count("login"), f.tries)
+	errorIf(t, errors.Is(err, partnerauth.ErrCredentials) != f.wrong, "got %v, want ErrCredentials %t", err, f.wrong)
+	errorIf(t, !strings.Contains(fmt.Sprint(err), f.code), "got %v, want %q in it", err, f.code)
+	answered, ok := errors.AsType[*oauth2.RetrieveError](err)
+	if ok != (status != 0) {
+		t.Fatalf("got %#v, want an oauth2.RetrieveError if there was an answer", err)
+	}
+	if ok {
+		errorIf(t, answered.ErrorCode != f.code, "got the error code %q, want %q", answered.ErrorCode, f.code)
+		errorIf(t, answered.Response == nil || answered.Response.StatusCode != status || len(answered.Body) > 1<<20,
+			"got %v and %d bytes, want the answer", answered.Response, len(answered.Body))
+	}
+	shown := fmt.Sprintf("%v %+[1]v %#[1]v %v", err, answered)
+	errorIf(t, strings.Contains(shown, "Echo") || strings.Contains(shown, "Planted"), "%s has the partner's answer in it", shown)
 }
 
 // givenOut is how the text of a failure goes on when it is given out again.
@@ -123,12 +216,15 @@ func sameFailure(err, again error) bool {
 		errors.Is(err, partnerauth.ErrCredentials) == errors.Is(again, partnerauth.ErrCredentials)
 }
 
-// A failure that is given out again says how old it is, and how long it holds from now.
+// A partner that is away for long is not waited for inside one fetch. The failure that is
+// given out again says how old it is, and how long it holds from now.
 func TestFailureIsGivenOutAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := new(partner).on("login", reply{status: 503, header: headers("Retry-After: 60")})
 		source := p.nowPost()
-		_, first := source.Token()
+		var first error
+		took := elapsed(func() { _, first = source.Token() })
+		errorIf(t, took > 0, "told after %v, want at once", took)
 		time.Sleep(3 * time.Second)
 		_, again := source.Token()
 		auth := authOf(again)
@@ -174,29 +270,23 @@ func TestTokenRequestsFollowNoRedirect(t *testing.T) {
 	}
 }
 
-const pollEvery = 100 * time.Millisecond
-
-// attempts are the times between the requests that a failing partner gets from
-// callers who hardly stop asking, until there were n more: a hundredth of what
-// they have waited, at least pollEvery.
+// attempts are the times between the requests that a failing partner gets, until there
+// were n more, from callers who ask just before and when the error says that they may.
 func attempts(t *testing.T, p *partner, source *partnerauth.Source, n int) []time.Duration {
 	t.Helper()
 	from := len(p.seen())
-	var last error
-	since := time.Now()
-	for asked := -1; len(p.seen()) < from+n; time.Sleep(max(pollEvery, time.Since(since)/100)) {
+	for len(p.seen()) < from+n {
 		_, err := source.Token()
-		if err == nil {
-			t.Fatal("got a token")
+		asked, wait := len(p.seen()), authOf(err).RetryAfter
+		if err == nil || wait <= 0 {
+			t.Fatalf("got %v, want a failure that holds", err)
 		}
-		now := len(p.seen())
-		if now == asked && !sameFailure(last, err) {
-			t.Fatalf("got another error, %v after %v, without another request", err, last)
+		time.Sleep(wait - time.Millisecond)
+		_, again := source.Token()
+		if len(p.seen()) != asked || !sameFailure(err, again) {
+			t.Fatalf("got %v after %v and %d more requests, want the same failure", again, err, len(p.seen())-asked)
 		}
-		if now != asked {
-			since = time.Now()
-		}
-		asked, last = now, err
+		time.Sleep(time.Millisecond)
 	}
 	return p.gaps()[from:]
 }
@@ -212,35 +302,32 @@ func spread(waits []time.Duration) bool {
 // hour and about 100 a day.
 var refusals = []time.Duration{time.Second, 5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 15 * time.Minute}
 
-// A partner locks accounts, so what it refused is not sent again soon. Callers
-// get the error that there was.
+// A partner locks accounts, so what it refused is not sent again soon. After a success the
+// schedule starts over.
 func TestRefusedCredentialsBackOff(t *testing.T) {
 	t.Parallel()
-	for status, n := range map[int]int{400: 4, 401: len(refusals) + 9, 403: 4} {
-		everyProvider(t, func(t *testing.T, pr provider) {
-			no := reply{status: status, body: `{"success":false}`}
-			p := new(partner).on("login", no)
-			source := p.source(pr)
-			check := func(gaps []time.Duration) {
-				for i, gap := range gaps {
-					least := refusals[min(i, len(refusals)-1)]
-					most := least*3/2*101/100 + pollEvery
-					errorIf(t, gap < least || gap > most, "got %v before request %d, want %v and up to half of it more", gap, i+2, least)
-				}
+	everyProvider(t, func(t *testing.T, pr provider) {
+		no := reply{status: 401, body: `{"success":false}`}
+		p := new(partner).on("login", no)
+		source := p.source(pr)
+		check := func(gaps []time.Duration) {
+			for i, gap := range gaps {
+				least := refusals[min(i, len(refusals)-1)]
+				errorIf(t, gap < least || gap > least*3/2, "got %v before request %d, want %v and up to half of it more", gap, i+2, least)
 			}
-			gaps := attempts(t, p, source, n)
-			check(gaps)
-			errorIf(t, len(gaps) > len(refusals) && !spread(gaps[len(refusals):]), "got %v, want jitter", gaps)
-			p.on("login") // no longer: after a success it starts over
-			time.Sleep(time.Hour)
-			token, err := source.Token()
-			must(t, err)
-			p.on("login", no).on("refresh", no)
-			source.Invalidate(token)
-			gaps = attempts(t, p, source, 3)
-			check(slices.DeleteFunc(gaps, func(d time.Duration) bool { return d == 0 })) // a login at once after a refused refresh
-		})
-	}
+		}
+		gaps := attempts(t, p, source, len(refusals)+9)
+		check(gaps)
+		errorIf(t, !spread(gaps[len(refusals):]), "got %v, want jitter", gaps)
+		p.on("login") // no longer
+		time.Sleep(time.Hour)
+		token, err := source.Token()
+		must(t, err)
+		p.on("login", no).on("refresh", no)
+		source.Invalidate(token)
+		gaps = attempts(t, p, source, 3)
+		check(slices.DeleteFunc(gaps, func(d time.Duration) bool { return d == 0 })) // a login at once after a refused refresh
+	})
 }
 
 func TestOtherFailuresBackOff(t *testing.T) {
@@ -272,6 +359,61 @@ func TestOtherFailuresBackOff(t *testing.T) {
 	}
 }
 
+// With Retry-After beside any status, the next request is not sooner than that, nor later
+// than a quarter of an hour for it, nor for any process that shares the Store.
+func TestRetryAfterBesideAnyStatus(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{200, 302, 400, 401, 403, 404, 408, 423, 425, 429, 500, 503} {
+		for after, want := range map[string]time.Duration{"45": 45 * time.Second, "900": 15 * time.Minute, "86400": 15 * time.Minute} {
+			bubble(t, fmt.Sprintf("%d, Retry-After %s", status, after), func(t *testing.T) {
+				header := headers("Content-Type: application/json", "Retry-After: "+after)
+				p := new(partner).on("login", reply{status: status, body: `{"success":false}`, header: header})
+				all := p.fleet(map[bool]int{false: 1, true: 2}[status == 423], storeIf(status == 423), samePassword)
+				for i := 0; p.count("login") < 2; i++ {
+					all[i%len(all)].SignIn(deadline(t, time.Millisecond))
+					time.Sleep(want / 20)
+				}
+				gap := p.gaps()[0]
+				errorIf(t, gap < want, "the next sign-in came after %v, want %v", gap, want)
+				most := max(want, time.Minute)*3/2 + want/10 // the schedule's wait may be the longer one
+				errorIf(t, gap > most, "the next sign-in came after %v, want %v and little more", gap, want)
+				time.Sleep(time.Hour)
+			})
+		}
+	}
+}
+
+// A sign-in that is another one each time, as with an assertion that has a fresh id, is
+// held back by time alone, by the same schedule, and SignIn is asked twice only once.
+func TestAssertionIsHeldByTime(t *testing.T) {
+	t.Parallel()
+	for _, shared := range []bool{false, true} {
+		bubble(t, fmt.Sprint("shared ", shared), func(t *testing.T) {
+			p, account := new(partner).on("login", reply{status: 401, body: "{}"}), good(nil)
+			account.base, account.store = p, storeIf(shared)
+			asked := 0
+			provider := acme(account)
+			provider.SignIn = func(ctx context.Context) (*http.Request, error) {
+				asked++
+				return http.NewRequestWithContext(ctx, "POST", apiURL+acmeLogin, strings.NewReader(fmt.Sprint("jti=", asked)))
+			}
+			source := provider.TokenSource()
+			for range 60 {
+				_, err := source.Token()
+				errorIf(t, !errors.Is(err, partnerauth.ErrCredentials), "got %v, want ErrCredentials", err)
+				time.Sleep(time.Minute)
+			}
+			n := p.count("login")
+			errorIf(t, n > 10, "%d sign-ins in the first hour, want 10 at most", n)
+			errorIf(t, asked > 3*n+5, "SignIn was asked %d times for %d sign-ins", asked, n)
+			p.on("login", reply{})
+			time.Sleep(25 * time.Minute)
+			_, err := source.Token()
+			errorIf(t, err != nil, "got %v once the partner has changed its mind", err)
+		})
+	}
+}
+
 // A failure that the next try or two get over is nothing to the caller.
 func TestTriesInsideOneFetch(t *testing.T) {
 	t.Parallel()
@@ -299,8 +441,7 @@ func TestTriesInsideOneFetch(t *testing.T) {
 const unnamed = time.Minute
 
 func TestTokenRequestMeets429(t *testing.T) {
-	t.Parallel()
-	bubble(t, "for ever", func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := new(partner).on("login", busy("20"))
 		source := p.nowPost()
 		_, err := source.Token()
@@ -312,23 +453,6 @@ func TestTokenRequestMeets429(t *testing.T) {
 		attempts(t, p, source, 20)
 		least := slices.Min(p.gaps())
 		errorIf(t, least < 20*time.Second, "got %v between requests, want 20 s", least)
-	})
-}
-
-// A partner that is away for long is not waited for inside one fetch.
-func TestLongUnavailabilityIsTold(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := new(partner).on("login", reply{status: 503, header: headers("Retry-After: 600")})
-		source := p.nowPost()
-		var err error
-		took := elapsed(func() { _, err = source.Token() })
-		auth := authOf(err)
-		errorIf(t, auth.StatusCode != 503, "got %v, want the 503", err)
-		errorIf(t, auth.RetryAfter != 10*time.Minute+rounded, "got RetryAfter %v, want what the answer says", auth.RetryAfter)
-		errorIf(t, took > 0, "told after %v, want at once", took)
-		time.Sleep(10 * time.Minute)
-		source.Token()
-		errorIf(t, p.count("login") != 1, "got %d logins, want one until the partner is back", p.count("login"))
 	})
 }
 
@@ -354,64 +478,92 @@ func TestSlowLogin(t *testing.T) {
 	}
 }
 
-// fuzzAnswer feeds an answer to a Source: what comes of it is an error that
-// names the operation, or a token that can be sent.
-func fuzzAnswer(t *testing.T, body []byte, date string, status int, provider string, of func(*partner) *partnerauth.Source) {
-	if status < 100 || status > 999 {
-		return
-	}
-	synctest.Test(t, func(t *testing.T) {
-		p := &partner{script: func(a asked) reply {
-			errorIf(t, a.op == "call" && !sendable(a.token), "the API was sent %q", a.token)
-			return reply{status: status, header: http.Header{"Date": {date}}, body: string(body)}
-		}}
-		source := of(p)
-		token, err := source.Token()
-		asked := len(p.seen())
-		errorIf(t, asked > 6, "got %d requests in one fetch", asked)
-		if err != nil {
-			auth := authOf(err)
-			errorIf(t, auth.Provider != provider || auth.StatusCode != status || !strings.HasPrefix(err.Error(),
-				"partnerauth: "+provider+" login: "),
-				"got %v", err)
-			var answered *oauth2.RetrieveError
-			errorIf(t, !errors.As(err, &answered) || answered.Response == nil || answered.Error() == "",
-				"got %v, want an oauth2.RetrieveError", err)
-			refused := errors.Is(err, partnerauth.ErrCredentials)
-			mayRefuse := status/100 == 2 || slices.Contains([]int{400, 401, 403, 422}, status)
-			errorIf(t, refused && !mayRefuse, "got %v for %d", err, status)
-			errorIf(t, status == 401 && !refused && !bytes.HasPrefix(bytes.TrimSpace(body), []byte("<")) && !bytes.Contains(body,
-				[]byte("error")),
-				"got %v for %d", err, status)
-			_, again := source.Token()
-			errorIf(t, !sameFailure(err, again), "got %v at once after %v", again, err)
-			errorIf(t, len(p.seen()) != asked, "the next caller cost %d requests", len(p.seen())-asked)
-			return
-		}
-		errorIf(t, status < 200 || status > 299, "got a token from a %d", status)
-		errorIf(t, !sendable(token.AccessToken), "got the token %q, which cannot be sent", token.AccessToken)
-		errorIf(t, token.TokenType != "Bearer", "got the type %q", token.TokenType)
-		errorIf(t, !token.Expiry.After(time.Now()), "got the expiry %v, which has passed", token.Expiry)
-		errorIf(t, token.Expiry.After(time.Now().AddDate(20, 0, 0)), "got the expiry %v, want 20 years at most", token.Expiry)
-		try(t.Context(), &partnerauth.Transport{Source: source, Base: p}, "/orders")
-		synctest.Wait()
-	})
-}
-
-// fuzzFailures seeds with what the tables have.
-func fuzzFailures(f *testing.F, answers ...string) {
+// fuzzAnswer feeds an answer to a Source, starting from what the tables have: what comes of
+// it is an error that names the operation, or a token that can be sent.
+func fuzzAnswer(f *testing.F, pr provider, answers ...string) {
 	for _, c := range failures() {
 		f.Add([]byte(c.reply.body), "", max(c.reply.status, 200))
 	}
 	for _, body := range answers {
 		f.Add([]byte(body), in2026.Format(http.TimeFormat), 200)
 	}
+	f.Fuzz(func(t *testing.T, body []byte, date string, status int) {
+		if status < 100 || status > 999 {
+			return
+		}
+		synctest.Test(t, func(t *testing.T) {
+			p := &partner{script: func(a asked) reply {
+				errorIf(t, a.op == "call" && !sendable(a.token), "the API was sent %q", a.token)
+				return reply{status: status, header: http.Header{"Date": {date}}, body: string(body)}
+			}}
+			source := p.source(pr)
+			token, err := source.Token()
+			asked := len(p.seen())
+			errorIf(t, asked > 6, "got %d requests in one fetch", asked)
+			if err != nil {
+				errorIf(t, authOf(err).Provider != pr.name || authOf(err).StatusCode != status, "got %#v for %d", authOf(err), status)
+				errorIf(t, !strings.HasPrefix(err.Error(), "partnerauth: "+pr.name+" login: "), "got %v", err)
+				answered, ok := errors.AsType[*oauth2.RetrieveError](err)
+				errorIf(t, !ok || answered.Response == nil || answered.Error() == "", "got %v, want an oauth2.RetrieveError", err)
+				mayRefuse := status/100 == 2 || slices.Contains([]int{400, 401, 403, 422}, status)
+				errorIf(t, errors.Is(err, partnerauth.ErrCredentials) && !mayRefuse, "got %v for %d", err, status)
+				_, again := source.Token()
+				errorIf(t, !sameFailure(err, again), "got %v at once after %v", again, err)
+				errorIf(t, len(p.seen()) != asked, "the next caller cost %d requests", len(p.seen())-asked)
+				return
+			}
+			errorIf(t, status < 200 || status > 299, "got a token from a %d", status)
+			errorIf(t, !sendable(token.AccessToken), "got the token %q, which cannot be sent", token.AccessToken)
+			errorIf(t, token.TokenType != "Bearer", "got the type %q", token.TokenType)
+			errorIf(t, !token.Expiry.After(time.Now()), "got the expiry %v, which has passed", token.Expiry)
+			errorIf(t, token.Expiry.After(time.Now().AddDate(20, 0, 0)), "got the expiry %v, want 20 years at most", token.Expiry)
+			try(t.Context(), &partnerauth.Transport{Source: source, Base: p}, "/orders")
+			synctest.Wait()
+		})
+	})
 }
 
 // sendable reports whether a token is made of what RFC 9110 lets stand in a
 // header, spaces apart.
 func sendable(token string) bool {
 	return token != "" && !strings.ContainsFunc(token, func(r rune) bool { return r < '!' || r > '~' })
+}
+
+// What is a token.
+func TestTokens(t *testing.T) {
+	t.Parallel()
+	const odd = "!#$%&'()*+-./:;<=>?@[]^_{|}~"
+	filled := aToken + strings.Repeat(" ", 1<<20-len(aToken))
+	for _, c := range []struct {
+		name  string
+		only  string // the provider; "": all
+		reply reply
+		want  string
+	}{
+		{"201", "", reply{status: 201, body: aToken}, "t"},
+		{"exactly 1 MiB", "", reply{body: filled}, "t"},
+		{"every character that may be in it", "", reply{body: saying(odd, "")}, odd},
+		{"both", "nowpost", reply{body: `{"token":"flat","data":{"token":"enveloped"}}`}, "enveloped"},
+		{"token_type empty", "ndovu", reply{body: saying("t", `,"token_type":""`)}, "t"},
+		{"token_type in lower case", "ndovu", reply{body: saying("t", `,"token_type":"bearer"`)}, "t"},
+		{"more than the page shows", "ndovu",
+			reply{body: `{"access_token":"t","refresh_token":"r","scope":["a"],"token":"x","success":false}`}, "t"},
+	} {
+		for _, pr := range providers {
+			if c.only != "" && c.only != pr.name {
+				continue
+			}
+			p := &partner{script: always(c.reply)}
+			token, err := p.source(pr).Token()
+			if err != nil {
+				t.Errorf("%s, %s: %v", pr.name, c.name, err)
+				continue
+			}
+			errorIf(t, token.AccessToken != c.want || token.Type() != "Bearer" || token.RefreshToken != "" || !token.Valid(),
+				"%s, %s: got %v, want %s", pr.name, c.name, token, c.want)
+			errorIf(t, p.ops() != "login", "%s, %s: got %s, want one login", pr.name, c.name, p.ops())
+		}
+	}
 }
 
 // An AuthError that a user's test makes matches ErrCredentials by its status.

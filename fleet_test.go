@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,8 +18,9 @@ import (
 
 // memory is a Store that several processes could share: several Sources do.
 type memory struct {
-	before func(context.Context) error // each of its methods
-	after  func()                      // likewise, when it has done what it does
+	before    func(context.Context) error // each of its methods
+	after     func()                      // likewise, when it has done what it does
+	unlocking time.Duration               // how long it takes
 
 	mu      sync.Mutex
 	records map[string]kept
@@ -61,7 +63,7 @@ func (m *memory) Load(ctx context.Context, key string) ([]byte, time.Duration, e
 func (m *memory) TryLock(ctx context.Context, key string) (lock partnerauth.Lock, err error) {
 	err = m.do(ctx, func() {
 		if !m.locked[key] {
-			m.locked[key], lock = true, memoryLock{m, key}
+			m.locked[key], lock = true, memoryLock{m, key, new(atomic.Bool)}
 		}
 	})
 	return lock, err
@@ -69,18 +71,41 @@ func (m *memory) TryLock(ctx context.Context, key string) (lock partnerauth.Lock
 
 type memoryLock struct {
 	*memory
-	key string
+	key   string
+	ended *atomic.Bool // the program that has it
 }
 
 func (l memoryLock) Save(ctx context.Context, record []byte, good time.Duration) error {
+	if l.ended.Load() {
+		return errTest // nobody is there to do it
+	}
 	return l.do(ctx, func() { l.records[l.key] = kept{record, time.Now().Add(good)} })
 }
 
 func (l memoryLock) Unlock(context.Context) error {
+	time.Sleep(l.unlocking)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.locked[l.key] = false
 	return nil
+}
+
+// A program uses a memory until it has ended, which it does at once if it saves before.
+type program struct {
+	*memory
+	saves bool
+	ended *atomic.Bool
+}
+
+func (p program) SavesBeforeExit() bool { return p.saves }
+
+func (p program) TryLock(ctx context.Context, key string) (partnerauth.Lock, error) {
+	lock, err := p.memory.TryLock(ctx, key)
+	if l, ok := lock.(memoryLock); ok {
+		l.ended = p.ended
+		return l, err
+	}
+	return lock, err
 }
 
 // fleet is n Transports of one account, each with a Source of its own.
@@ -196,33 +221,23 @@ func TestSessionAfterARefusal(t *testing.T) {
 	}
 }
 
-// Processes that share a Store are to the partner as one, by the schedule, too.
+// Processes that share a Store are to the partner as one, by the schedule, too: a job that a
+// new process does every three minutes does not begin anew each time.
 func TestStoreKeepsTheSchedule(t *testing.T) {
+	t.Parallel()
 	everyProvider(t, func(t *testing.T, pr provider) {
-		p := new(partner).on("login", reply{status: 401})
-		all := p.fleetOf(pr, 3, new(memory), samePassword)
-		for range 60 {
-			for _, rt := range all {
-				errorIf(t, !errors.Is(rt.SignIn(t.Context()), partnerauth.ErrCredentials), "not ErrCredentials")
-			}
-			time.Sleep(10 * time.Second)
-		}
-		errorIf(t, p.count("login") > 7, "%d logins of 3 processes in 10 minutes, want 7 at most", p.count("login"))
-	})
-
-	// nor does a job that a new process does every minute begin anew each time
-	synctest.Test(t, func(t *testing.T) {
 		p, store := new(partner).on("login", reply{status: 401}), new(memory)
-		for i := range 120 {
-			err := p.fleet(1, store, samePassword)[0].SignIn(t.Context())
+		for range 20 {
+			err := p.fleetOf(pr, 1, store, samePassword)[0].SignIn(t.Context())
 			errorIf(t, !errors.Is(err, partnerauth.ErrCredentials), "got %v, want ErrCredentials", err)
-			errorIf(t, i == 59 && p.count("login") > 10, "%d logins in an hour, want 10 at most", p.count("login"))
-			time.Sleep(time.Minute)
+			time.Sleep(3 * time.Minute)
 		}
-		errorIf(t, p.count("login") > 15, "%d logins in two hours, want 15 at most", p.count("login"))
+		n := p.count("login")
+		errorIf(t, n > 10, "%d logins in an hour, want 10 at most", n)
 		synctest.Wait()
 		p.on("login", reply{})
-		errorIf(t, get(t, p.fleet(1, store, func(int) string { return "a new secret" })[0], "/") != 200, "a new password was not tried")
+		another := p.fleetOf(pr, 1, store, func(int) string { return "a new secret" })[0]
+		errorIf(t, get(t, another, "/") != 200, "a new password was not tried")
 	})
 }
 
@@ -278,33 +293,6 @@ func TestLockThatComesTooLate(t *testing.T) {
 		for key, locked := range store.locked {
 			errorIf(t, locked, "%s is still locked", key)
 		}
-	})
-}
-
-// A renewal that a rejection overtakes does not make the rejected token, which the
-// Store still has, one to send.
-func TestStoreHasARejectedToken(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p, store := new(partner), new(memory)
-		source := p.fleet(1, store, samePassword)[0].Source.(*partnerauth.Source)
-		rt := p.transport(nil)
-		rt.Source = source
-		get(t, rt, "/")
-		rejected, err := source.Token()
-		must(t, err)
-		p.script = func(a asked) reply {
-			if a.op == "refresh" { // which is answered all the same
-				source.Invalidate(rejected)
-			}
-			return reply{}
-		}
-		time.Sleep(22 * time.Hour)
-		get(t, rt, "/")
-		synctest.Wait()
-		got, err := source.Token()
-		must(t, err)
-		errorIf(t, got.AccessToken == rejected.AccessToken, "got the token that was rejected")
-		errorIf(t, p.ops() != "login refresh login", "got %q, want login refresh login", p.ops())
 	})
 }
 
@@ -519,33 +507,19 @@ func TestRefusalReadFromStore(t *testing.T) {
 	}
 }
 
-// The lock of a program that was stopped is waited for two seconds, and no renewal is
-// left to a program that may have ended by then.
+// The lock of a program that was stopped is waited for two seconds, and no renewal is left
+// to a program that may have ended by then.
 func TestStoreOfShortPrograms(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, store := new(partner), brief{new(memory)}
-		lock, err := store.TryLock(t.Context(), anyKey(t, p, store))
-		must(t, err)
+		p, store := new(partner), program{new(memory), true, new(atomic.Bool)}
+		must(t, p.fleet(1, store, samePassword)[0].SignIn(t.Context()))
+		for key := range store.records { // the one that all of this account use
+			_, err := store.TryLock(t.Context(), key)
+			must(t, err)
+		}
+		clear(store.records)
 		rt := p.fleet(1, store, samePassword)[0]
 		took := elapsed(func() { must(t, rt.SignIn(t.Context())) })
 		errorIf(t, took < 2*time.Second || took > 3*time.Second, "signed in after %v, want it to go on alone after 2 s", took)
-		must(t, lock.Unlock(t.Context()))
 	})
-}
-
-// brief is a Store of programs that end at once.
-type brief struct{ *memory }
-
-func (brief) SavesBeforeExit() bool { return true }
-
-// anyKey returns the key that a Source at p uses in a Store.
-func anyKey(t *testing.T, p *partner, store brief) string {
-	t.Helper()
-	must(t, p.fleet(1, store, samePassword)[0].SignIn(t.Context()))
-	for key := range store.records {
-		delete(store.records, key)
-		return key
-	}
-	t.Fatal("nothing was saved")
-	return ""
 }

@@ -1,17 +1,15 @@
 package partnerauth_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
-	"net/http"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
-	"github.com/partnerauth/partnerauth"
 	"github.com/partnerauth/partnerauth/internal/partnertest"
 )
 
@@ -56,145 +54,39 @@ func TestNowPostLoginOnTheWire(t *testing.T) {
 	}
 }
 
-func TestNowPostLifetimes(t *testing.T) {
-	t.Parallel()
-	jwt2h := jwt(`{"iat":1700000000,"exp":1700007200}`)
-	local := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) // a bubble's first moment
-	until := func(at time.Time) string { return `{"token":"t","expiresAt":"` + at.Format(time.RFC3339) + `"}` }
-	long := func(d time.Duration) string { return until(in2026.Add(d)) }
-	const s, h = time.Second, time.Hour
-	for _, c := range []struct {
-		name   string
-		header http.Header
-		body   string
-		want   time.Duration
-	}{
-		{"envelope", fields(), `{"success":true,"data":{"token":"t","expiresAt":"` + at(24*h) + `","user":{"id":"user_123","email":"e"}}}`,
-			24 * h},
-		{"flat", fields(), long(24 * h), 24 * h},
-		{"both, the envelope counts", fields(),
-			`{"success":true,"token":"flat","expiresAt":"` + at(time.Minute) + `","data":{"token":"t","expiresAt":"` + at(h) + `"}}`, h},
-		{"flat beside data without a token", fields(),
-			`{"success":true,"token":"t","expiresAt":"` + at(h) + `","data":{"user":{"id":"1"}}}`, h},
-		{"data a list", fields(), `{"data":[{"token":"x"}],"token":"t","expiresAt":"` + at(h) + `"}`, h},
-		{"another zone", fields(), `{"token":"t","expiresAt":"2026-03-14T19:09:26+03:00"}`, h},
-		{"fractions of seconds", fields(), `{"token":"t","expiresAt":"2026-03-14T16:09:26.900Z"}`, h}, // Date has lost its own
-		{"Date beats the JWT", fields(), `{"token":"` + jwt2h + `","expiresAt":"` + at(h) + `"}`, h},
-		{"our clock is three hours ahead", dated(local.Add(-3 * h)), until(local.Add(-2 * h)), h},
-		{"our clock is three hours behind", dated(local.Add(3 * h)), until(local.Add(4 * h)), h},
-		{"two seconds", fields(), long(2 * s), 2 * s},
-		{"a year", fields(), long(365 * 24 * h), 365 * 24 * h},
-
-		{"JWT without Date", nil, `{"token":"` + jwt2h + `","expiresAt":"` + at(h) + `"}`, 2 * h},
-		{"JWT without expiresAt", fields(), `{"token":"` + jwt2h + `"}`, 2 * h},
-		{"JWT with fractions", fields(), `{"token":"` + jwt(`{"iat":1.5,"exp":101.5}`) + `"}`, 100 * s},
-		{"expiresAt without Date or JWT", nil, until(local.Add(h)), h - s}, // the second it took to answer
-		{"JWT without iat, expiresAt without Date", nil,
-			`{"token":"` + jwt(`{"exp":1700007200}`) + `","expiresAt":"` + local.Add(h).Format(time.RFC3339) + `"}`, h - s},
-
-		{"nothing", nil, aToken, 24 * h},
-		{"JWT without iat", fields(), `{"token":"` + jwt(`{"exp":1700007200}`) + `"}`, 24 * h},
-		{"JWT without exp", fields(), `{"token":"` + jwt(`{"iat":1700007200}`) + `"}`, 24 * h},
-		{"JWT with texts", fields(), `{"token":"` + jwt(`{"iat":"1","exp":"61"}`) + `"}`, 24 * h},
-		{"JWT of two parts", fields(), `{"token":"` + jwt2h[:strings.LastIndex(jwt2h, ".")] + `"}`, 24 * h},
-		{"JWT with a payload that is not base64url", fields(), `{"token":"a.***.c"}`, 24 * h},
-		{"expiresAt an object", fields(), `{"token":"t","expiresAt":{"at":"` + at(h) + `"}}`, 24 * h},
-		{"expiresAt without a zone", fields(), `{"token":"t","expiresAt":"2026-03-14 16:09:26"}`, 24 * h},
-		{"success null", fields(), `{"success":null,"token":"t"}`, 24 * h},
-	} {
-		bubble(t, c.name, func(t *testing.T) {
-			checkLife(t, reply{header: c.header, body: c.body}, (*partner).nowPost, c.want, "refresh")
-		})
-	}
-}
-
-func TestNowPostTokens(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		name   string
-		status int
-		body   string
-		want   string
-	}{
-		{"201", 201, `{"success":true,"data":{"token":"t"}}`, "t"},
-		{"both", 200, `{"token":"flat","data":{"token":"enveloped"}}`, "enveloped"},
-		{"every character that may be in it", 200, `{"token":"!#$%&'()*+-./:;<=>?@[]^_{|}~"}`, "!#$%&'()*+-./:;<=>?@[]^_{|}~"},
-		{"exactly 1 MiB", 200, `{"token":"t"` + strings.Repeat(" ", 1<<20-13) + `}`, "t"},
-	} {
-		checkToken(t, c.name, reply{status: c.status, body: c.body}, (*partner).nowPost, c.want)
-	}
-}
-
-// checkToken compares what a Source makes of an answer.
-func checkToken(t *testing.T, name string, r reply, of func(*partner) *partnerauth.Source, want string) {
-	t.Helper()
-	p := &partner{script: always(r)}
-	token, err := of(p).Token()
-	if err != nil {
-		t.Errorf("%s: %v", name, err)
-	} else if token.AccessToken != want || token.Type() != "Bearer" || token.RefreshToken != "" || !token.Valid() || p.ops() != "login" {
-		t.Errorf("%s: got %.60v after %s, want %.60s after one login", name, token, p.ops(), want)
-	}
-}
-
-func TestNowPostFailures(t *testing.T) {
-	t.Parallel()
-	const none, notJSON = "no token, neither in data.token nor in token", "the answer is not the JSON"
-	const unsendable = "the token has characters that a header cannot have"
-	for _, f := range append(failures(),
-		noToken("success is false", `{"success":false,"message":"Echo"}`, "success is false"),
-		noToken("success is false beside a token", `{"success":false,"data":{"token":"t"},"token":"t"}`, "success is false"),
-		noToken("no token", `{"success":true,"data":{"expiresAt":"2024-01-15T12:00:00Z"}}`, none),
-		noToken("token empty", `{"token":""}`, none),
-		noToken("token a number", `{"token":123}`, notJSON),
-		noToken("token with a newline", `{"token":"Echo\nX-Injected: 1"}`, unsendable),
-		noToken("token with DEL", `{"token":"Echo\u007f"}`, unsendable),
-	) {
-		bubble(t, f.name, func(t *testing.T) {
-			p := new(partner)
-			checkFailure(t, p, p.nowPost(), "nowpost", f)
-		})
-	}
-}
-
 // What refresh answers, and what comes of it. The token is good throughout, so
 // no caller waits or gets an error.
 func TestNowPostRefreshAnswers(t *testing.T) {
 	t.Parallel()
 	const h = time.Hour
 	longer := `{"token":"new","expiresAt":"` + at(h) + `"}`
+	const relogin = "login refresh login"
 	for _, c := range []struct {
 		name   string
 		says   []reply // to refresh, the last one for ever
 		ops    string
-		token  string
-		lasts  time.Duration
+		token  string        // ""; relogin
+		lasts  time.Duration // 0: a day
 		within time.Duration // of the renewal
 	}{
-		{name: "flat without expiresAt", says: []reply{{body: `{"token":"new"}`}}, ops: "login refresh", token: "new", lasts: 24 * h},
+		{name: "flat without expiresAt", says: []reply{{body: `{"token":"new"}`}}, ops: "login refresh", token: "new"},
 		{name: "flat with expiresAt", says: []reply{{header: fields(), body: longer}}, ops: "login refresh", token: "new", lasts: h},
-		{name: "JWT", says: []reply{{body: `{"token":"` + jwt(`{"iat":0,"exp":60}`) + `"}`}}, ops: "login refresh",
-			token: jwt(`{"iat":0,"exp":60}`), lasts: time.Minute},
-		{name: "the same token, longer", says: []reply{{body: `{"token":"old"}`}}, ops: "login refresh", token: "old", lasts: 24 * h},
+		{name: "the same token, longer", says: []reply{{body: `{"token":"old"}`}}, ops: "login refresh", token: "old"},
 
-		{name: "401", says: []reply{{status: 401}}, ops: "login refresh login", token: "relogin", lasts: 24 * h},
-		{name: "404 in HTML", says: []reply{{status: 404, body: "<html>"}}, ops: "login refresh login", token: "relogin", lasts: 24 * h},
-		{name: "307", says: []reply{{status: 307, header: headers("Location: https://evil.example/")}}, ops: "login refresh login",
-			token: "relogin", lasts: 24 * h},
-		{name: "success is false", says: []reply{{body: `{"success":false}`}}, ops: "login refresh login", token: "relogin", lasts: 24 * h},
-		{name: "no token", says: []reply{{body: `{"success":true}`}}, ops: "login refresh login", token: "relogin", lasts: 24 * h},
-		{name: "5xx", says: []reply{{status: 500}, {status: 502}, {status: 503}}, ops: "login refresh login", token: "relogin",
-			lasts: 24 * h, within: 3 * time.Second},
-		{name: "network", says: []reply{{err: io.EOF}, {err: io.EOF}, {body: "{", cut: true}}, ops: "login refresh login", token: "relogin",
-			lasts: 24 * h, within: 3 * time.Second},
+		{name: "401", says: []reply{{status: 401}}, ops: relogin},
+		{name: "404 in HTML", says: []reply{{status: 404, body: "<html>"}}, ops: relogin},
+		{name: "307", says: []reply{{status: 307, header: headers("Location: https://evil.example/")}}, ops: relogin},
+		{name: "success is false", says: []reply{{body: `{"success":false}`}}, ops: relogin},
+		{name: "no token", says: []reply{{body: `{"success":true}`}}, ops: relogin},
+		{name: "5xx", says: []reply{{status: 500}, {status: 502}, {status: 503}}, ops: relogin, within: 3 * time.Second},
+		{name: "network", says: []reply{{err: io.EOF}, {err: io.EOF}, {body: "{", cut: true}}, ops: relogin, within: 3 * time.Second},
 		{name: "429, then a token", says: []reply{busy("5"), {body: `{"token":"new"}`}}, ops: "login refresh refresh", token: "new",
-			lasts: 24 * h, within: 6 * time.Second},
-		{name: "429 until the token is over", says: []reply{busy("30")}, ops: "login refresh login", token: "relogin", lasts: 24 * h,
-			within: 31 * time.Second},
-		{name: "hanging", says: []reply{{after: forever}}, ops: "login refresh login", token: "relogin", lasts: 24 * h,
-			within: 25 * time.Second},
+			within: 6 * time.Second},
+		{name: "429 until the token is over", says: []reply{busy("30")}, ops: relogin, within: 31 * time.Second},
+		{name: "hanging", says: []reply{{after: forever}}, ops: relogin, within: 25 * time.Second},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
+			c.token, c.lasts = cmp.Or(c.token, "relogin"), cmp.Or(c.lasts, 24*h)
 			const life = 100 * time.Second
 			p := new(partner).on("refresh", c.says...)
 			p.on("login", reply{header: fields(), body: `{"token":"old","expiresAt":"` + at(life) + `"}`},
@@ -227,7 +119,7 @@ func TestNowPostRefreshAnswers(t *testing.T) {
 // FuzzNowPostAnswer feeds an answer to a Source: an error that names the
 // operation, or a token that can be sent.
 func FuzzNowPostAnswer(f *testing.F) {
-	fuzzFailures(f,
+	fuzzAnswer(f, providers[0],
 		`{"success":true,"data":{"token":"eyJ.eyJ.x","expiresAt":"2024-01-15T12:00:00Z","user":{"id":"user_123"}}}`,
 		`{"token":"t","expiresAt":"2026-03-14T16:09:26Z"}`, `{"token":"t","expiresAt":"9999-12-31T23:59:59Z"}`,
 		`{"token":"t","expiresAt":"0000-01-01T00:00:00Z"}`,
@@ -236,7 +128,4 @@ func FuzzNowPostAnswer(f *testing.F) {
 		`{"success":false}`, `{"token":null}`, `{"token":"\n"}`, "{\"token\":\"\xff\"}", `{"data":[],"token":"t"}`,
 		`{"data":{"token":"a"},"token":"b"}`, `{"success":"yes","token":"t"}`,
 	)
-	f.Fuzz(func(t *testing.T, body []byte, date string, status int) {
-		fuzzAnswer(t, body, date, status, "nowpost", (*partner).nowPost)
-	})
 }

@@ -139,32 +139,3 @@ type foreignError struct{ error }
 
 func (e *foreignError) Error() string { return "hunter2" }
 func (e *foreignError) Unwrap() error { return e.error }
-
-// A partner's error that a source of the user's own returns counts as ours would.
-func TestCustomSourceIsRefused(t *testing.T) {
-	for _, c := range []struct {
-		status  int
-		word    string
-		refused bool
-		text    string
-	}{
-		{401, "", true, "partnerauth: token: 401 Unauthorized"},
-		{400, "invalid_grant", true, "partnerauth: token: 400 Bad Request: invalid_grant"},
-		{400, "invalid_scope", false, "partnerauth: token: 400 Bad Request: invalid_scope"},
-		{400, "hunter2", true, "partnerauth: token: 400 Bad Request"}, // a word of the partner's own
-		{500, "", false, "partnerauth: token: 500 Internal Server Error"},
-		{0, "", false, "partnerauth: token: failed"},
-	} {
-		source := tokenFunc(func() (*oauth2.Token, error) {
-			answered := &oauth2.RetrieveError{Response: &http.Response{StatusCode: c.status}, ErrorCode: c.word, Body: []byte("hunter2")}
-			if c.status == 0 {
-				return nil, fmt.Errorf("my source: %w", &oauth2.RetrieveError{Body: []byte("hunter2")})
-			}
-			return nil, answered
-		})
-		_, err := try(t.Context(), new(partner).custom(source, nil), "/")
-		errorIf(t, err == nil || err.Error() != c.text, "got %q, want %q", err, c.text)
-		errorIf(t, errors.Is(err, partnerauth.ErrCredentials) != c.refused, "%s: ErrCredentials %t", c.text, !c.refused)
-		errorIf(t, authOf(err).StatusCode != c.status, "%s: got status %d", c.text, authOf(err).StatusCode)
-	}
-}

@@ -13,62 +13,56 @@ import (
 	"github.com/partnerauth/partnerauth"
 )
 
+// renewalsAnswer makes p answer so to renewals of the first token, which lives an hour.
+func (p *partner) renewalsAnswer(r reply) *partner {
+	p.lifetime = time.Hour
+	p.script = func(a asked) reply {
+		if a.op != "call" && a.at > 0 && a.at < time.Hour {
+			return r
+		}
+		return reply{}
+	}
+	return p
+}
+
 // A renewal that meets a limit of its own does not stop the calls that have a token: no
 // call waits longer than a window for it, and most do not wait at all.
 func TestRenewalThatIsLimited(t *testing.T) {
 	t.Parallel()
-	for _, header := range []string{"", "Retry-After: 5", "Retry-After: 50", "Retry-After: 1800"} {
-		for provider := range new(partner).everybody(nil) {
-			bubble(t, provider+" "+header, func(t *testing.T) {
-				const life = time.Hour
-				no := reply{status: 429}
-				if header != "" {
-					no.header = headers(header)
-				}
-				p := &partner{lifetime: life}
-				limited := func(a asked) reply {
-					if a.op == "refresh" || a.op == "login" && a.at > 0 && a.at < life {
-						return no
-					}
-					return reply{}
-				}
-				p.script = limited
-				rt := p.transport(&partnerauth.Quota{})
-				rt.Source = p.everybody(nil)[provider]
-				var worst, sum time.Duration
-				calls := 0
-				for began := time.Now(); time.Since(began) < life-time.Minute; time.Sleep(2 * time.Second) {
-					took := elapsed(func() { get(t, rt, "/") })
-					worst, sum, calls = max(worst, took), sum+took, calls+1
-				}
-				n := p.count("refresh") + p.count("login") - 1
-				errorIf(t, worst > time.Minute+time.Second, "a call with a good token waited %v, want a window at most", worst)
-				errorIf(t, sum > 7*time.Minute, "calls with a good token waited %v in all", sum)
-				errorIf(t, n < 1 || n > 30, "%d renewals were tried in the last fifth of the lifetime, want a few", n)
-				time.Sleep(3 * time.Minute) // it has ended
-				code, err := try(deadline(t, 2*time.Minute), rt, "/")
-				errorIf(t, code != 200, "got %d, %v once the token had ended and logins were served", code, err)
-			})
-		}
+	for _, limited := range []reply{{status: 429}, busy("5"), busy("1800")} {
+		everyProvider(t, func(t *testing.T, pr provider) {
+			p := new(partner).renewalsAnswer(limited)
+			rt := p.transportOf(pr, &partnerauth.Quota{})
+			get(t, rt, "/")
+			time.Sleep(44 * time.Minute)
+			var worst, sum time.Duration
+			for began := time.Now(); time.Since(began) < 15*time.Minute; time.Sleep(2 * time.Second) {
+				took := elapsed(func() { get(t, rt, "/") })
+				worst, sum = max(worst, took), sum+took
+			}
+			n := p.count("refresh") + p.count("login") - 1
+			errorIf(t, worst > time.Minute+time.Second, "a call with a good token waited %v, want a window at most", worst)
+			errorIf(t, sum > 7*time.Minute, "calls with a good token waited %v in all", sum)
+			errorIf(t, n < 1 || n > 30, "%d renewals were tried in the last fifth of the lifetime, want a few", n)
+			time.Sleep(3 * time.Minute) // it has ended
+			code, err := try(deadline(t, 2*time.Minute), rt, "/")
+			errorIf(t, code != 200, "got %d, %v once the token had ended and logins were served", code, err)
+		})
 	}
 }
 
 // Callers that have a token go before a renewal that nobody waits for, unless the token
 // ends before their turn.
 func TestCallersGoBeforeRenewals(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		left time.Duration // of the token, when the callers come
-		want string
-	}{
-		{"there is time", 8 * time.Minute, "call call call call call refresh"},
-		{"the token ends before the turn of the last", 10 * time.Second, "refresh call call call call call"},
+	for left, want := range map[time.Duration]string{ // of the token, when the callers come
+		8 * time.Minute:  "call call call call call refresh",
+		10 * time.Second: "refresh call call call call call", // it ends before the turn of the last
 	} {
-		bubble(t, c.name, func(t *testing.T) {
+		bubble(t, left.String(), func(t *testing.T) {
 			p := &partner{lifetime: time.Hour}
 			rt := p.transport(&partnerauth.Quota{Requests: 10, FixedRate: true})
 			get(t, rt, "/")
-			time.Sleep(time.Hour - c.left - 56*time.Second)
+			time.Sleep(time.Hour - left - 56*time.Second)
 			others := p.custom(static("token-1"), rt.Limiter) // which renew nothing
 			for range 10 {
 				get(t, others, "/")
@@ -82,100 +76,97 @@ func TestCallersGoBeforeRenewals(t *testing.T) {
 			for _, a := range p.seen()[before:] {
 				got = append(got, a.op)
 			}
-			errorIf(t, strings.Join(got, " ") != c.want, "got %q, want %q", got, c.want)
+			errorIf(t, strings.Join(got, " ") != want, "got %q, want %q", got, want)
 			errorIf(t, p.count("call 401") > 0, "a token was sent after its end")
 		})
 	}
 }
 
-// mortal is a Store of a program that may have ended, and waits for renewals if patient.
-type mortal struct {
-	*memory
-	patient bool
-	dead    *atomic.Bool
-}
-
-func (m mortal) SavesBeforeExit() bool { return m.patient }
-
-func (m mortal) TryLock(ctx context.Context, key string) (partnerauth.Lock, error) {
-	l, err := m.memory.TryLock(ctx, key)
-	if l == nil || err != nil {
-		return nil, err
+// A renewal that fails is nothing to callers until the token ends. Then they get its error,
+// and with the next that succeeds a token again. An outage costs at most 120 requests.
+func TestFailedRenewalServesTheOldToken(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name        string
+		fails       reply
+		least, most int           // requests in the last minutes of the token
+		within      time.Duration // of the partner's recovery there is a token
+	}{
+		{name: "503", fails: reply{status: 503}, least: 20, most: 120, within: time.Minute},
+		{name: "401", fails: reply{status: 401}, least: 4, most: 30, within: 25 * time.Minute},
+		{name: "no token", fails: reply{body: "{}"}, least: 20, most: 120, within: time.Minute},
+		{name: "network", fails: reply{err: errBusy}, least: 20, most: 120, within: time.Minute},
+	} {
+		everyProvider(t, func(t *testing.T, pr provider) {
+			p := &partner{lifetime: time.Hour}
+			began := time.Now()
+			p.script = func(a asked) reply {
+				if a.n > 0 && time.Since(began) < 80*time.Minute {
+					return c.fails
+				}
+				return reply{}
+			}
+			source := p.source(pr)
+			for ; time.Since(began) < 81*time.Minute+c.within; time.Sleep(2 * time.Second) {
+				token, err := source.Token()
+				switch age := time.Since(began); {
+				case age < time.Hour && (err != nil || token.AccessToken != "token-1"):
+					t.Fatalf("%s: got %v, %v after %v, want the first token", c.name, token, err, age)
+				case age == time.Hour:
+					n := len(p.seen()) - 1
+					errorIf(t, n < c.least || n > c.most, "%s: %d requests in twelve minutes, want %d to %d", c.name, n, c.least, c.most)
+				case age > time.Hour && age < 80*time.Minute && err == nil:
+					t.Fatalf("%s: got %v after %v", c.name, token, age)
+				case age > 80*time.Minute+c.within && err != nil:
+					t.Fatalf("%s: got %v after %v", c.name, err, age)
+				}
+			}
+		})
 	}
-	return mortalLock{l, m.dead}, nil
-}
-
-type mortalLock struct {
-	partnerauth.Lock
-	dead *atomic.Bool
-}
-
-func (l mortalLock) Save(ctx context.Context, record []byte, good time.Duration) error {
-	if l.dead.Load() {
-		return errTest // nobody is there to do it
-	}
-	return l.Lock.Save(ctx, record, good)
 }
 
 // A command that runs every minute finishes and saves the renewal that it begins: at most
 // two token requests for all runs in the last fifth of a lifetime.
 func TestShortProgramsFinishTheirRenewals(t *testing.T) {
-	for _, failing := range []bool{false, true} {
-		for provider := range new(partner).everybody(nil) {
-			bubble(t, fmt.Sprintf("%s, renewals fail %t", provider, failing), func(t *testing.T) {
-				slow := reply{after: 300 * time.Millisecond}
-				p := (&partner{lifetime: time.Hour}).on("refresh", slow).on("login", slow)
-				if failing {
-					p.script = func(a asked) reply {
-						if a.op == "refresh" || a.op == "login" && a.at > 0 && a.at < time.Hour {
-							return reply{status: 503, after: 300 * time.Millisecond}
-						}
-						return reply{}
-					}
+	for _, answers := range []reply{{after: 300 * time.Millisecond}, {status: 503, after: 300 * time.Millisecond}} {
+		everyProvider(t, func(t *testing.T, pr provider) {
+			p, store := new(partner).renewalsAnswer(answers), new(memory)
+			run := func() {
+				ended := new(atomic.Bool)
+				rt := p.fleetOf(pr, 1, program{store, true, ended}, samePassword)[0]
+				for range 3 {
+					errorIf(t, get(t, rt, "/") != 200, "a call failed")
 				}
-				store := new(memory)
-				run := func() {
-					dead := new(atomic.Bool)
-					rt := p.transport(nil)
-					rt.Source = p.everybody(mortal{store, true, dead})[provider]
-					for range 3 {
-						errorIf(t, get(t, rt, "/") != 200, "a call failed")
-					}
-					dead.Store(true)
-				}
-				for began := time.Now(); time.Since(began) < 59*time.Minute; time.Sleep(time.Minute) {
-					run()
-				}
-				n := p.count("login") + p.count("refresh") - 1
-				errorIf(t, !failing && n > 2, "%d token requests in the last fifth of a lifetime, want two at most", n)
-				errorIf(t, p.count("call 401") > 0, "%d calls had a token that had ended", p.count("call 401"))
-				time.Sleep(time.Minute)
+				ended.Store(true)
+			}
+			for range 59 {
 				run()
-				synctest.Wait()
-			})
-		}
+				time.Sleep(time.Minute)
+			}
+			n := p.count("login") + p.count("refresh") - 1
+			errorIf(t, answers.status == 0 && n > 2, "%d token requests in the last fifth of a lifetime, want two at most", n)
+			errorIf(t, p.count("call 401") > 0, "%d calls had a token that had ended", p.count("call 401"))
+			time.Sleep(time.Minute)
+			run()
+			synctest.Wait()
+		})
 	}
 }
 
-// Other programs do not wait for a renewal.
+// Other programs do not wait for a renewal, and a caller's own deadline is not the renewal's.
 func TestOthersDoNotWaitForRenewals(t *testing.T) {
-	for patient, want := range map[bool]time.Duration{false: 0, true: 5 * time.Second} {
+	for saves, want := range map[bool]time.Duration{false: 0, true: 5 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
 			p := new(partner).on("refresh", reply{after: 5 * time.Second})
-			rt := p.transport(nil)
-			rt.Source = p.everybody(mortal{new(memory), patient, new(atomic.Bool)})["nowpost"]
+			rt := p.fleet(1, program{new(memory), saves, new(atomic.Bool)}, samePassword)[0]
 			get(t, rt, "/")
 			time.Sleep(22 * time.Hour)
 			took := elapsed(func() { get(t, rt, "/") })
-			errorIf(t, took != want, "SavesBeforeExit %t: a call took %v, want %v", patient, took, want)
+			errorIf(t, took != want, "SavesBeforeExit %t: a call took %v, want %v", saves, took, want)
+			time.Sleep(22 * time.Hour)
+			code, err := try(deadline(t, time.Second), rt, "/")
+			errorIf(t, err == nil && code != 200, "got %d, %v within a second", code, err)
 			time.Sleep(time.Minute)
-			if patient { // a caller's own deadline is not the renewal's
-				p.on("refresh", reply{after: 5 * time.Second})
-				time.Sleep(22 * time.Hour)
-				code, err := try(deadline(t, time.Second), rt, "/")
-				errorIf(t, err == nil && code != 200, "got %d, %v within a second", code, err)
-				time.Sleep(time.Minute)
-			}
 		})
 	}
 }
@@ -183,51 +174,46 @@ func TestOthersDoNotWaitForRenewals(t *testing.T) {
 // A process that stood still in a token request, as in docker pause, is served when it
 // wakes: a request that took more than its limit and a second does not count.
 func TestFrozenProcess(t *testing.T) {
-	for _, op := range []string{"login", "refresh"} {
-		for _, c := range []struct {
-			name  string
-			took  time.Duration // of the request, by the clock, its limit being 30 s
-			times int
-			again bool // the partner is asked again at once
-		}{
-			{"35 s", 35 * time.Second, 1, true},
-			{"an hour", time.Hour, 1, true},
-			{"three times", 35 * time.Second, 3, true},
-			{"half a second too late", 30*time.Second + 500*time.Millisecond, 1, false},
-		} {
-			bubble(t, op+", "+c.name, func(t *testing.T) {
-				p := &partner{lifetime: 24 * time.Hour}
-				frozen := 0
-				limit := 30 * time.Second
+	for _, c := range []struct {
+		late  time.Duration // how long the request took beyond its limit, by the clock
+		times int
+		again bool // the partner is asked again at once
+	}{
+		{500 * time.Millisecond, 1, false}, {1100 * time.Millisecond, 1, true}, {time.Hour, 1, true}, {5 * time.Second, 3, true},
+	} {
+		for _, op := range []string{"login", "refresh"} {
+			bubble(t, fmt.Sprint(op, " ", c.late, " ", c.times), func(t *testing.T) {
+				p, frozen := new(partner), 0
+				took, path := 30*time.Second+c.late, loginPath
 				if op == "refresh" {
-					limit = 20 * time.Second // it leaves ten for a login
+					took, path = 20*time.Second+c.late, renewPath // it leaves ten seconds for a login
 				}
-				base := roundTripFunc(nil)
-				base = func(req *http.Request) (*http.Response, error) {
-					if strings.HasSuffix(req.URL.Path, map[string]string{"login": loginPath, "refresh": renewPath}[op]) && frozen < c.times {
+				rt := p.transport(nil)
+				rt.Source = account()
+				rt.Base = roundTripFunc(func(req *http.Request) (*http.Response, error) {
+					if strings.HasSuffix(req.URL.Path, path) && frozen < c.times {
 						frozen++
-						time.Sleep(c.took - 30*time.Second + limit) // whatever becomes of the context
+						time.Sleep(took) // whatever becomes of the context
 						return nil, req.Context().Err()
 					}
 					return p.RoundTrip(req)
-				}
-				rt := &partnerauth.Transport{Source: account(), Base: base}
-				if op == "refresh" {
-					get(t, rt, "/")
-					time.Sleep(22 * time.Hour)
-					get(t, rt, "/") // notices
-					time.Sleep(time.Duration(c.times) * (c.took + time.Second))
-					synctest.Wait()
-					errorIf(t, c.again != (p.ops() == "login refresh"), "got %q, want the refresh again: %t", p.ops(), c.again)
-					time.Sleep(time.Hour)
-					return
-				}
+				})
 				began := time.Now()
 				code, err := try(t.Context(), rt, "/")
-				late := time.Since(began) - time.Duration(c.times)*c.took
-				errorIf(t, c.again && (code != 200 || late > 2*time.Second), "got %d, %v, %v after waking, want 200 within two seconds", code, err, late)
-				errorIf(t, !c.again && err == nil, "got %d from a partner that takes longer than the limit", code)
-				time.Sleep(time.Minute)
+				late := time.Since(began) - time.Duration(c.times)*took
+				if op == "refresh" {
+					must(t, err)
+					time.Sleep(22 * time.Hour)
+					get(t, rt, "/") // notices
+					time.Sleep(time.Duration(c.times) * (took + time.Second))
+					synctest.Wait()
+					errorIf(t, c.again != (p.ops() == "login refresh"), "got %q, want the refresh again: %t", p.ops(), c.again)
+				} else if c.again {
+					errorIf(t, code != 200 || late > 2*time.Second, "got %d, %v, %v after waking, want 200 within two seconds", code, err, late)
+				} else {
+					errorIf(t, err == nil, "got %d from a partner that takes longer than the limit", code)
+				}
+				time.Sleep(time.Hour)
 			})
 		}
 	}
@@ -237,9 +223,9 @@ func TestFrozenProcess(t *testing.T) {
 // it, whatever token it brings.
 func TestOvertakenRenewalIsNotTakenFromTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := slowToUnlock{new(memory)}
+		store := &memory{unlocking: time.Second}
 		p := new(partner)
-		source := p.everybody(store)["nowpost"]
+		source := providers[0].config(credentials{id: "e", secret: "p", base: p, store: store}).TokenSource()
 		first, err := source.Token()
 		must(t, err)
 		time.Sleep(22 * time.Hour)
@@ -256,22 +242,4 @@ func TestOvertakenRenewalIsNotTakenFromTheStore(t *testing.T) {
 		must(t, err)
 		errorIf(t, token.AccessToken != "token-3", "got %q after %s, want the token of a login after the rejection", token.AccessToken, p.ops())
 	})
-}
-
-// slowToUnlock is a Store whose locks take a second to be given back.
-type slowToUnlock struct{ *memory }
-
-func (s slowToUnlock) TryLock(ctx context.Context, key string) (partnerauth.Lock, error) {
-	l, err := s.memory.TryLock(ctx, key)
-	if l == nil || err != nil {
-		return nil, err
-	}
-	return slowLock{l}, nil
-}
-
-type slowLock struct{ partnerauth.Lock }
-
-func (l slowLock) Unlock(ctx context.Context) error {
-	time.Sleep(time.Second)
-	return l.Lock.Unlock(ctx)
 }

@@ -109,19 +109,20 @@ func (h *hunt) search(what, how, text string, all bool) {
 	}
 }
 
-// printed searches all that fmt, slog and encoding/json make of v, but for %p and
-// %w: go vet refuses those for what is no pointer or error, and fmt calls no
-// method for them that could hide anything.
-func (h *hunt) printed(what string, v any) {
+// format searches what fmt makes of v.
+func (h *hunt) format(what string, v any, verbs string, flags ...string) {
 	h.Helper()
-	format := func(verbs string, flags ...string) {
-		for _, verb := range verbs {
-			for _, flag := range flags {
-				h.search(what, "in %"+flag+string(verb), fmt.Sprintf("%"+flag+string(verb), v), true)
-			}
+	for _, verb := range verbs {
+		for _, flag := range flags {
+			h.search(what, "in %"+flag+string(verb), fmt.Sprintf("%"+flag+string(verb), v), true)
 		}
 	}
-	format("vsqxXdT", "", "+", "#", " ", "0", "+#", "-30")
+}
+
+// printed searches all that fmt, slog and encoding/json make of v by the usual verbs.
+func (h *hunt) printed(what string, v any) {
+	h.Helper()
+	h.format(what, v, "vsqxd", "", "+", "#")
 	h.search(what, "by Sprint", fmt.Sprint(v), true)
 	var b bytes.Buffer
 	for _, handler := range []slog.Handler{slog.NewTextHandler(&b, nil), slog.NewJSONHandler(&b, nil)} {
@@ -134,7 +135,15 @@ func (h *hunt) printed(what string, v any) {
 		out, err := json.Marshal(wrapped)
 		h.search(what, "in JSON", string(out)+fmt.Sprint(err), true)
 	}
-	format("ABCDEFGHIJKLMNOPQRSUVWYZabcefghijklmnortuyz", "", "#")
+}
+
+// everyVerb does so by all verbs but %p and %w: go vet refuses those for what is no pointer
+// or error, and fmt calls no method for them that could hide anything.
+func (h *hunt) everyVerb(what string, v any) {
+	h.Helper()
+	h.printed(what, v)
+	h.format(what, v, "vsqxXdT", " ", "0", "+#", "-30")
+	h.format(what, v, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcefghijklmnortuyz", "", "#")
 }
 
 // failed searches err and everything it unwraps to. An *oauth2.RetrieveError
@@ -170,9 +179,7 @@ func (h *hunt) unwrapped(what string, err error) {
 			h.unwrapped(what, err)
 		}
 	}
-	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
-		h.search(part, "in "+format, fmt.Sprintf(format, err), true)
-	}
+	h.format(part, err, "vsqxd", "", "+", "#")
 	h.unwrapped(what, errors.Unwrap(err))
 }
 
@@ -252,8 +259,8 @@ func TestSecretsInValues(t *testing.T) {
 		h.answered(name, resp)
 		h.printed("a "+name+" client", client)
 		h.printed("a "+name+" client's value", *client)
-		h.printed("a "+name+" Transport", client.Transport)
-		h.printed("a "+name+" Source", rt.Source)
+		h.everyVerb("a "+name+" Transport", client.Transport)
+		h.everyVerb("a "+name+" Source", rt.Source)
 		h.printed("a "+name+" Source in a struct", struct{ Source oauth2.TokenSource }{rt.Source})
 
 		c.base = nil
@@ -266,7 +273,7 @@ func TestSecretsInValues(t *testing.T) {
 		bad := pr.config(c)
 		for i, v := range []any{config, pointer.Interface(), typed.Interface(), bad, bad.TokenSource(), bad.Client()} {
 			what := fmt.Sprintf("%d, a %T of %s", i, v, name)
-			h.printed(what, v)
+			h.everyVerb(what, v)
 			h.printed(what+" in a struct", struct{ Partner any }{v})
 			h.printed(what+" in a slice", []any{v})
 		}
@@ -312,18 +319,6 @@ func TestSecretsInConfigErrors(t *testing.T) {
 		_, err = try(t.Context(), &partnerauth.Transport{Source: source}, "/")
 		h.failed(name+", Transport", err)
 	}
-
-	for name, value := range map[string]string{
-		"NOWPOST_PASSWORD": pw, "NOWPOST_EMAIL": "", "NDOVU_CLIENT_ID": pw, "NDOVU_CLIENT_SECRET": pw, "NDOVU_BASE_URL": "",
-	} {
-		t.Setenv(name, value)
-	}
-	np, err := partnerauth.NowPostFromEnv()
-	h.failed("NowPostFromEnv", err)
-	h.printed("half a NowPost", np)
-	nd, err := partnerauth.NdovuFromEnv()
-	h.failed("NdovuFromEnv", err)
-	h.printed("half an Ndovu", nd)
 }
 
 // What a hostile server has heard, and can say again.
@@ -439,8 +434,11 @@ var hostile = []struct {
 // sent or, but for the *oauth2.RetrieveError itself, what came back.
 func TestSecretsInTokenErrors(t *testing.T) {
 	t.Parallel()
-	for _, test := range hostile {
-		for _, pr := range providers {
+	for i, test := range hostile {
+		for j, pr := range providers {
+			if !strings.HasPrefix(test.answer, "HTTP/1.1 200") && i%len(providers) != j {
+				continue // no ReadToken sees it, so one provider stands for all
+			}
 			what := pr.name + ", " + test.name
 			bubble(t, what, func(t *testing.T) {
 				h, rec := newHunt(t), newRecording()
@@ -546,8 +544,8 @@ func TestSecretsInCustomErrors(t *testing.T) {
 		if !is || !unwraps {
 			t.Fatalf("%s: got %v, want an *AuthError that unwraps to the source's own", name, got)
 		}
-		h.printed(name+": the *AuthError", auth)
-		h.printed(name+": the AuthError as a value", *auth)
+		h.everyVerb(name+": the *AuthError", auth)
+		h.everyVerb(name+": the AuthError as a value", *auth)
 		h.printed(name+": the AuthError in a struct", struct{ E error }{auth})
 		h.exported(name, rec)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -34,11 +33,11 @@ func TestSignInAsAProbe(t *testing.T) {
 			bubble(t, pr.name+" "+c.name, func(t *testing.T) {
 				p := new(partner).on("login", c.login...)
 				rt := p.transportOf(pr, nil)
-				var err error
 				for range 600 {
-					err = rt.SignIn(deadline(t, time.Second))
+					rt.SignIn(deadline(t, time.Second))
 					time.Sleep(time.Second)
 				}
+				err := rt.SignIn(deadline(t, time.Minute)) // long enough for a fetch to end
 				errorIf(t, (err == nil) != (c.status == 0), "got %v, want the status %d", err, c.status)
 				errorIf(t, authOf(err).StatusCode != c.status, "got %v, want the status %d", err, c.status)
 				errorIf(t, p.count("login") > c.most, "%d logins, want %d at most", p.count("login"), c.most)
@@ -66,12 +65,6 @@ func TestSignInBounds(t *testing.T) {
 		took = elapsed(func() { must(t, rt.SignIn(t.Context())) })
 		errorIf(t, took > 0, "with a token it took %v: a permit?", took)
 	})
-	for name, rt := range map[string]*partnerauth.Transport{
-		"Source": {}, "Origins": {Source: static("t")}, "Password": {Source: partnerauth.NowPost{Email: "e"}.TokenSource()},
-	} {
-		err := rt.SignIn(t.Context())
-		errorIf(t, err == nil || !strings.Contains(err.Error(), name), "got %v, want an error that names %s", err, name)
-	}
 	must(t, new(partner).custom(static("t"), nil).SignIn(t.Context()))
 	err := new(partner).custom(tokenFunc(func() (*oauth2.Token, error) { return nil, errTest }), nil).SignIn(t.Context())
 	errorIf(t, !errors.Is(err, errTest), "got %v, want the source's own error", err)
@@ -105,90 +98,88 @@ func TestSignInByItsOwnWay(t *testing.T) {
 	})
 }
 
-// Rotation of the password under load: nobody fails for longer than it takes the
-// Func to return the new one, which is tried at once.
+// Rotation of the password under load: nobody fails for longer than it takes the Func to
+// return the new one, which is tried at once. While a refusal holds, the Func is asked once
+// a second, also by processes that share a Store.
 func TestPasswordRotation(t *testing.T) {
 	t.Parallel()
-	everyProvider(t, func(t *testing.T, pr provider) {
-		for late, logins := range map[time.Duration]int{500 * time.Millisecond: 3, 2 * time.Minute: 6} {
+	for _, c := range []struct {
+		late   time.Duration // how long the Func has the old one only
+		shared bool
+		logins int // at most
+	}{
+		{late: 500 * time.Millisecond, logins: 3},
+		{late: 40 * time.Second, shared: true, logins: 6},
+		{late: 10 * time.Minute, logins: 8},
+	} {
+		everyProvider(t, func(t *testing.T, pr provider) {
 			var known, good atomic.Value
 			known.Store("old")
 			good.Store("old")
 			p := new(partner)
 			p.script = func(a asked) reply {
 				if a.op == "login" && a.secret() != good.Load().(string) {
-					return reply{status: 401}
+					return reply{status: 422, header: headers("Content-Type: application/json"), body: "{}"}
 				}
 				return reply{}
 			}
+			var asked, last atomic.Int64 // the Func; the last failure
+			ask := func(context.Context) (string, error) { asked.Add(1); return known.Load().(string), nil }
 			rt := p.transport(nil)
-			ask := func(context.Context) (string, error) { return known.Load().(string), nil }
-			rt.Source = pr.config(credentials{id: "e", ask: ask}).TokenSource()
-			var last atomic.Int64 // failure
+			rt.Source = pr.config(credentials{id: "e", ask: ask, store: storeIf(c.shared)}).TokenSource()
 			began := time.Now()
 			time.AfterFunc(time.Minute, func() { good.Store("new"); p.revokeAll() })
-			time.AfterFunc(time.Minute+late, func() { known.Store("new") })
-			atOnce(4, func(int) {
-				for time.Since(began) < 5*time.Minute {
+			time.AfterFunc(time.Minute+c.late, func() { known.Store("new") })
+			time.Sleep(time.Minute - time.Second)
+			for time.Since(began) < time.Minute+c.late+10*time.Second {
+				atOnce(2, func(int) {
 					if code, err := try(t.Context(), rt, "/"); code != 200 {
 						errorIf(t, !errors.Is(err, partnerauth.ErrCredentials), "got %d, %v", code, err)
 						last.Store(int64(time.Since(began)))
 					}
-					time.Sleep(100 * time.Millisecond)
-				}
-			}).Wait()
+				}).Wait()
+				time.Sleep(max(100*time.Millisecond, min(c.late/1000, 500*time.Millisecond)))
+			}
 			over := time.Duration(last.Load()) - time.Minute
-			most := late + time.Second // the Func is asked once a second
-			errorIf(t, over <= 0 || over > most, "calls failed until %v, want %v at most", over, most)
-			errorIf(t, p.count("login") > logins, "got %q, want %d logins at most", p.ops(), logins)
+			errorIf(t, over <= 0 || over > c.late+time.Second, "calls failed for %v, want %v and a second at most", over, c.late)
+			errorIf(t, p.count("login") > c.logins, "got %q, want %d logins at most", p.ops(), c.logins)
 			errorIf(t, p.count("login 200") != 2, "%d logins succeeded, want one with each password", p.count("login 200"))
-		}
-	})
+			most := int64(c.late/time.Second) + 3*int64(p.count("login")) + 2
+			errorIf(t, asked.Load() > most, "the Func was asked %d times, want %d at most", asked.Load(), most)
+		})
+	}
 }
 
-// What a Func says is a mistake of the configuration that may pass.
+// An error of a Func is a mistake of the configuration that may pass. It backs off as any
+// failed fetch, and a Func that hangs, as while a vault is away, is given up with the fetch.
 func TestFuncs(t *testing.T) {
 	everyProvider(t, func(t *testing.T, pr provider) {
-		var err error
-		asked := 0
-		ask := func(context.Context) (string, error) { asked++; return "secret", err }
-		p := new(partner)
+		p, asked := new(partner), 0
+		answers := func(context.Context) (string, error) { return "", errTest }
+		ask := func(ctx context.Context) (string, error) { asked++; return answers(ctx) }
 		source := pr.config(credentials{id: "i", ask: ask, base: p}).TokenSource()
-		err = errTest
-		_, got := source.Token()
-		auth := authOf(got)
-		errorIf(t, auth.Op != "config", "got %v, want Op config", got)
-		errorIf(t, auth.Provider != pr.name, "got %v, want the provider", got)
-		errorIf(t, !errors.Is(got, errTest), "got %v, want the Func's error", got)
-		errorIf(t, errors.Is(got, partnerauth.ErrCredentials), "got %v, which is ErrCredentials", got)
-		errorIf(t, len(p.seen()) > 0, "%v was sent", p.seen())
-		for range 600 { // as any failed fetch, it backs off
+		_, err := source.Token()
+		auth := authOf(err)
+		errorIf(t, auth.Op != "config" || auth.Provider != pr.name, "got %v, want Op config and the provider", err)
+		errorIf(t, !errors.Is(err, errTest), "got %v, want the Func's error", err)
+		errorIf(t, errors.Is(err, partnerauth.ErrCredentials), "got %v, which is ErrCredentials", err)
+		for range 600 {
 			time.Sleep(100 * time.Millisecond)
 			source.Token()
 		}
+		synctest.Wait()
 		errorIf(t, asked < 4 || asked > 10, "the Func was asked %d times in a minute, want 4 to 10", asked)
-		err = nil
-		time.Sleep(time.Minute)
-		_, got = source.Token()
-		errorIf(t, got != nil, "got %v after the Func has recovered", got)
-	})
-}
+		errorIf(t, len(p.seen()) > 0, "%v was sent", p.seen())
 
-// A Func that hangs, as while a vault is away, is given up with the fetch.
-func TestFuncThatHangs(t *testing.T) {
-	everyProvider(t, func(t *testing.T, pr provider) {
-		p, hung := new(partner), new(atomic.Bool)
-		source := pr.config(credentials{id: "e", base: p, ask: func(ctx context.Context) (string, error) {
-			if !hung.Swap(true) {
-				return "", sleep(ctx, time.Hour)
-			}
-			return "p", nil
-		}}).TokenSource()
-		_, err := source.TokenContext(deadline(t, 10*time.Minute))
-		errorIf(t, authOf(err).Op != "config", "got %v, want the Func to have been given up", err)
+		answers = func(ctx context.Context) (string, error) { return "", sleep(ctx, time.Hour) }
 		time.Sleep(time.Minute)
 		_, err = source.TokenContext(deadline(t, 10*time.Minute))
-		errorIf(t, err != nil, "the next caller: %v", err)
+		errorIf(t, authOf(err).Op != "config", "got %v, want the Func to have been given up", err)
+		synctest.Wait()
+		answers = func(context.Context) (string, error) { return "secret", nil }
+		time.Sleep(time.Minute)
+		_, err = source.TokenContext(deadline(t, 10*time.Minute))
+		errorIf(t, err != nil, "got %v after the Func has recovered", err)
 		time.Sleep(time.Hour)
 	})
 }

@@ -3,7 +3,6 @@ package partnerauth_test
 import (
 	"context"
 	"errors"
-	"io"
 	"net/http"
 	"net/http/httptrace"
 	"sync/atomic"
@@ -71,110 +70,85 @@ func TestLeaderCancelsAndOthersGetTheToken(t *testing.T) {
 	})
 }
 
-// An answer to a token request sent before an invalidation proves nothing.
-func TestInvalidationOutrunsRenewal(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := (&partner{lifetime: time.Hour}).on("refresh", reply{after: 3 * time.Second})
-		source := p.nowPost()
-		first, err := source.Token()
-		must(t, err)
-		time.Sleep(55 * time.Minute)
-		if again, _ := source.Token(); again != first {
-			t.Fatal("a caller had to wait for the renewal")
-		}
-		time.Sleep(time.Second) // the refresh is under way
-		source.Invalidate(first)
-		began := time.Now()
-		token, err := source.Token()
-		errorIf(t, err != nil || token.AccessToken != "token-3" || time.Since(began) > 0,
-			"got %v, %v after %v, want token-3 of a new login at once", token, err, time.Since(began))
-		time.Sleep(time.Minute)
-		now, _ := source.Token()
-		errorIf(t, now != token, "the late answer replaced the newer token")
-		errorIf(t, p.ops() != "login refresh login" || p.seen()[1].status != 0,
-			"got %s, the refresh answered %d, want it given up for a login", p.ops(), p.seen()[1].status)
-	})
-}
-
-// A token that is revoked while it is renewed is replaced by a login. Whatever the
-// renewal brings later is not sent: it may have been answered before the revocation.
+// A token that is revoked while it is renewed is replaced by a login, even if the Store has
+// it still. Whatever the renewal brings later is not sent: it may have been answered before
+// the revocation.
 func TestRevokedDuringRenewal(t *testing.T) {
 	const takes = 10 * time.Second // the renewal
 	for _, c := range []struct {
 		name   string
 		brings string        // the token of the renewal
-		good   bool          // the partner accepts that token
-		answer time.Duration // when the 401 comes, since the renewal began
-		sent   time.Duration // likewise, the request that gets it
-		store  bool          // whose Save takes two seconds
+		sent   time.Duration // when the request that gets the 401, since the renewal began
+		answer time.Duration // likewise, the 401
+		byHand bool          // Invalidate is called in place of the 401
+		store  bool          // there is one
+		slow   bool          // its Save takes two seconds
 		deaf   bool          // the Base ignores its context
-		most   time.Duration // from the 401 on until the call has succeeded
 	}{
-		{name: "only the old token", brings: "new", good: true, sent: time.Second, answer: time.Second},
-		{name: "the new one as well", brings: "new", sent: time.Second, answer: time.Second},
+		{name: "another token", brings: "new", sent: time.Second, answer: time.Second},
+		{name: "invalidated by hand", brings: "new", sent: time.Second, answer: time.Second, byHand: true},
+		{name: "with a Store", brings: "new", sent: time.Second, answer: time.Second, store: true},
 		{name: "the same text again", brings: "token-1", sent: time.Second, answer: time.Second},
 		{name: "the same text again, before the 401", brings: "token-1", sent: time.Second, answer: takes + time.Second},
-		{
-			name: "overtaken while it is saved", brings: "new", sent: takes + time.Second, answer: takes + time.Second,
-			store: true, most: 2 * time.Second,
-		},
-		{name: "a Base that ignores its context", brings: "new", good: true, sent: time.Second, answer: time.Second, deaf: true},
+		{name: "overtaken while it is saved", brings: "new", sent: takes + time.Second, answer: takes + time.Second, store: true,
+			slow: true},
+		{name: "a Base that ignores its context", brings: "new", sent: time.Second, answer: time.Second, deaf: true},
 	} {
-		for _, pr := range providers {
-			bubble(t, pr.name+" "+c.name, func(t *testing.T) {
-				p, fetches := new(partner), new(atomic.Int64)
-				var saves atomic.Bool            // next
-				store := &memory{after: func() { // the record is there before Save returns
-					if saves.CompareAndSwap(true, false) {
-						time.Sleep(2 * time.Second)
+		everyProvider(t, func(t *testing.T, pr provider) {
+			p, account := new(partner), good(nil)
+			var fetches, saves atomic.Int64
+			p.script = func(a asked) reply {
+				switch {
+				case a.op != "call" && fetches.Add(1) == 2:
+					saves.Store(1)
+					return reply{after: takes, header: dated(time.Now()), body: granted(c.brings, 24*time.Hour)}
+				case a.path == "/rejected" && a.token == "token-1":
+					return reply{status: 401, after: c.answer - c.sent}
+				case a.op == "call" && a.token == "new":
+					t.Errorf("%s: the token of the overtaken renewal was sent", c.name)
+				}
+				return reply{}
+			}
+			account.base = roundTripFunc(func(req *http.Request) (*http.Response, error) {
+				if c.deaf {
+					req = req.WithContext(context.WithoutCancel(req.Context()))
+				}
+				return p.RoundTrip(req)
+			})
+			var most time.Duration // from the 401 on until the call has succeeded
+			if c.store {
+				most = 2 * time.Second                  // for the lock
+				account.store = &memory{after: func() { // the record is there before Save returns
+					if saves.Add(-1) == 0 && c.slow {
+						time.Sleep(most)
 					}
 				}}
-				p.script = func(a asked) reply {
-					switch {
-					case a.op != "call" && fetches.Add(1) == 2:
-						saves.Store(true)
-						return reply{after: takes, header: dated(time.Now()), body: granted(c.brings, 24*time.Hour)}
-					case a.path == "/rejected" && a.token == "token-1":
-						return reply{status: 401, after: c.answer - c.sent}
-					case a.op == "call" && a.token == "new":
-						return reply{status: map[bool]int{true: 200, false: 401}[c.good]}
-					}
-					return reply{}
-				}
-				account := good(p)
-				if c.store {
-					account.store = store
-				}
-				if c.deaf {
-					account.base = roundTripFunc(func(req *http.Request) (*http.Response, error) {
-						return p.RoundTrip(req.WithContext(context.WithoutCancel(req.Context())))
-					})
-				}
-				rt := p.transport(nil)
-				rt.Source = pr.config(account).TokenSource()
-				get(t, rt, "/")
-				time.Sleep(22 * time.Hour)
-				get(t, rt, "/") // begins the renewal
-				time.Sleep(c.sent)
-				var code int
-				took := elapsed(func() { code = get(t, rt, "/rejected") }) - (c.answer - c.sent)
-				errorIf(t, code != 200, "got %d, want 200 with another token", code)
-				errorIf(t, took > c.most, "the call went on for %v after its 401, want %v", took, c.most)
-				time.Sleep(time.Minute) // all that was overtaken has ended
-				code = get(t, rt, "/")
-				last := p.seen()[len(p.seen())-1]
-				errorIf(t, code != 200 || last.token != "token-2",
-					"a minute later: got %d with %q, want that of the login", code, last.token)
-				want := "login " + pr.renews + " login"
-				if pr.name == "acme" {
-					want = "login refresh refresh" // its refresh token is good still
-				}
-				errorIf(t, p.ops() != want, "got %q, want %q", p.ops(), want)
-				for _, a := range p.seen() {
-					errorIf(t, a.op == "call" && a.token == "new", "the token of the overtaken renewal was sent")
-				}
-			})
-		}
+			}
+			rt := p.transport(nil)
+			source := pr.config(account).TokenSource()
+			rt.Source = source
+			get(t, rt, "/")
+			first, _ := source.Token()
+			time.Sleep(22 * time.Hour)
+			get(t, rt, "/") // begins the renewal
+			time.Sleep(c.sent)
+			if c.byHand {
+				source.Invalidate(first)
+			}
+			var code int
+			took := elapsed(func() { code = get(t, rt, "/rejected") }) - (c.answer - c.sent)
+			errorIf(t, code != 200, "%s: got %d, want 200 with another token", c.name, code)
+			errorIf(t, took > most, "%s: the call went on for %v after its 401, want %v", c.name, took, most)
+			time.Sleep(time.Minute) // all that was overtaken has ended
+			get(t, rt, "/")
+			last := p.seen()[len(p.seen())-1]
+			errorIf(t, last.status != 200 || last.token != "token-2", "%s: a minute later: %d with %q", c.name, last.status, last.token)
+			want := "login " + pr.renews + " login"
+			if pr.name == "acme" {
+				want = "login refresh refresh" // its refresh token is good still
+			}
+			errorIf(t, p.ops() != want, "%s: got %q, want %q", c.name, p.ops(), want)
+		})
 	}
 }
 
@@ -194,53 +168,6 @@ func TestInvalidateForgetsOnlyTheCurrentToken(t *testing.T) {
 		errorIf(t, third != second, "an older token invalidated the current one")
 		errorIf(t, p.ops() != "login login", "got %s, want two logins", p.ops())
 	})
-}
-
-// A renewal that fails is nothing to callers until the token ends. Then they
-// get its error, and with the next that succeeds a token again.
-func TestFailedRenewalServesTheOldToken(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		name   string
-		of     func(*partner) *partnerauth.Source
-		fails  reply
-		least  int           // requests in the last minutes of the token
-		most   int           // likewise
-		within time.Duration // of the partner's recovery there is a token
-	}{
-		{name: "NowPost 503", of: (*partner).nowPost, fails: reply{status: 503}, least: 20, most: 120, within: time.Minute},
-		{name: "Ndovu 503", of: (*partner).ndovu, fails: reply{status: 503}, least: 20, most: 80, within: time.Minute},
-		{name: "Ndovu 401", of: (*partner).ndovu, fails: reply{status: 401}, least: 4, most: 30, within: 25 * time.Minute},
-		{name: "Ndovu no token", of: (*partner).ndovu, fails: reply{body: "{}"}, least: 20, most: 60, within: time.Minute},
-		{name: "Ndovu network", of: (*partner).ndovu, fails: reply{err: io.EOF}, least: 20, most: 80, within: time.Minute},
-	} {
-		bubble(t, c.name, func(t *testing.T) {
-			p := &partner{lifetime: time.Hour}
-			began := time.Now()
-			p.script = func(a asked) reply {
-				if a.n > 0 && time.Since(began) < 2*time.Hour {
-					return c.fails
-				}
-				return reply{}
-			}
-			source := c.of(p)
-			for ; time.Since(began) < 2*time.Hour+c.within+time.Minute; time.Sleep(time.Second) {
-				token, err := source.Token()
-				switch age := time.Since(began); {
-				case age < time.Hour && (err != nil || token.AccessToken != "token-1"):
-					t.Fatalf("got %v, %v after %v, want the first token", token, err, age)
-				case age == time.Hour:
-					n := len(p.seen()) - 1
-					errorIf(t, n < c.least || n > c.most,
-						"got %d requests in about 12 minutes of failing, want %d to %d", n, c.least, c.most)
-				case age > time.Hour && age < 2*time.Hour && err == nil:
-					t.Fatalf("got %v after %v", token, age)
-				case age > 2*time.Hour+c.within && err != nil:
-					t.Fatalf("got %v after %v", err, age)
-				}
-			}
-		})
-	}
 }
 
 // A Source that a Transport has used keeps to its quota when asked by hand.
