@@ -75,6 +75,7 @@ type fetch struct {
 	store     Store         // nil: there is none, or it has failed
 	refreshes *oauth2.Token // that Refresh is called with; nil: none
 	refusal   refusal       // of sign-ins so far
+	mayAsk    bool          // SignIn, though that refusal holds
 	used      time.Duration // on the wire
 }
 
@@ -180,7 +181,7 @@ func (f *fetch) stored(ctx context.Context) (*lease, *AuthError) {
 	f.note(ctx, err)
 	switch {
 	case sendable(r.Token) && left >= minLifetime && r.Token != f.last.text() && !slices.Contains(f.unusable, r.Token):
-	case f.refusal.holds(f.began) && f.refusal.asked != f.began:
+	case f.refusal.holds(f.began) && !f.mayAsk:
 		return nil, f.refusal.err.again(time.Now())
 	case r.Refused && f.refreshes == nil:
 		return nil, f.refusedElsewhere(ctx, r, left)
