@@ -453,23 +453,17 @@ func (q *queue) wait(now time.Time, t ticket) time.Duration {
 	return q.estimate(now, q.rank(t)+1, t.low())
 }
 
-// gaveUp returns the error of a waiter whose context has ended.
+// gaveUp returns the error of a waiter whose context has ended: the Limiter's problem, if
+// there is one.
 func (q *queue) gaveUp(w *waiter) error {
-	if cause := q.trouble(w.ctx); cause != nil {
-		return cause
+	if q.asker != nil {
+		if cause := q.asker.trouble(w.ctx); cause != nil {
+			return cause
+		}
 	}
 	if !errors.Is(w.ctx.Err(), context.DeadlineExceeded) {
 		return fmt.Errorf("partnerauth: waiting for the rate limit: %w", ended(w.ctx))
 	}
 	now := time.Now()
 	return &RateLimitError{wait: q.wait(now, w.ticket), left: min(0, w.deadline.Sub(now))}
-}
-
-// trouble returns the Limiter's problem, for a caller whose context has ended; nil if
-// there is none, or it is unknown.
-func (q *queue) trouble(ctx context.Context) error {
-	if q.asker == nil {
-		return nil
-	}
-	return q.asker.trouble(ctx)
 }
