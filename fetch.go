@@ -75,7 +75,6 @@ type fetch struct {
 	store     Store         // nil: there is none, or it has failed
 	refreshes *oauth2.Token // that Refresh is called with; nil: none
 	refusal   refusal       // of sign-ins so far
-	mayAsk    bool          // SignIn, though that refusal holds
 	used      time.Duration // on the wire
 }
 
@@ -181,7 +180,7 @@ func (f *fetch) stored(ctx context.Context) (*lease, *AuthError) {
 	f.note(ctx, err)
 	switch {
 	case sendable(r.Token) && left >= minLifetime && r.Token != f.last.text() && !slices.Contains(f.unusable, r.Token):
-	case f.refusal.holds(f.began) && !f.mayAsk:
+	case f.refusal.holds(f.began) && !f.refusal.asks:
 		return nil, f.refusal.err.again(time.Now())
 	case r.Refused && f.refreshes == nil:
 		return nil, f.refusedElsewhere(ctx, r, left)
@@ -637,7 +636,8 @@ type refusal struct {
 	setback
 	digest    string    // of the request that was refused
 	varies    bool      // SignIn returns another request each time, so time alone counts
-	asked     time.Time // when a fetch last began that asks SignIn for another request
+	asks      bool      // the fetch that has it may ask SignIn for another request
+	asked     time.Time // when such a fetch last began
 	ofRefresh bool      // the last token's RefreshToken was refused
 }
 

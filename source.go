@@ -183,13 +183,12 @@ func (s *Source) currentLocked(now time.Time) *lease {
 // startLocked starts the fetch of a new token. No other is under way.
 func (s *Source) startLocked(ctx context.Context, via *sender, now time.Time) {
 	s.way = cmp.Or(via, s.way)
-	mayAsk := s.refusal.mayAsk(now)
-	if mayAsk {
+	if s.refusal.asks = s.refusal.mayAsk(now); s.refusal.asks {
 		s.refusal.asked = now
 	}
 	f := &fetch{
 		account: s.account, sender: s.way, began: now, trigger: expiring, last: s.last, unusable: s.unusable,
-		store: s.account.Store, refusal: s.refusal, mayAsk: mayAsk,
+		store: s.account.Store, refusal: s.refusal,
 	}
 	f.ctx, f.end = context.WithCancelCause(context.Background())
 	switch {
