@@ -140,25 +140,33 @@ func policies(fields []string) (wait time.Duration, found bool) {
 	}
 	left, reset := -1, -1 // of the policy at hand
 	for member := range strings.SplitSeq(withoutQuoted(field), ",") {
-		for i, param := range strings.Split(member, ";") {
-			key, value, pair := strings.Cut(strings.TrimSpace(param), "=")
-			if i == 0 && !pair {
-				left, reset = -1, -1
-			}
-			var err error
-			switch key {
-			case "r", "remaining":
-				left, err = strconv.Atoi(value)
-			case "t", "reset":
-				reset, err = strconv.Atoi(value)
-			}
-			if key == "" || err != nil {
-				return 0, false
-			}
+		if first, _, _ := strings.Cut(member, ";"); !strings.Contains(first, "=") {
+			left, reset = -1, -1
+		}
+		if !readPolicy(member, &left, &reset) {
+			return 0, false
 		}
 		if left == 0 && reset >= 0 {
 			wait, found = max(wait, time.Duration(min(reset, 1000))*time.Second), true
 		}
 	}
 	return min(wait, maxPause), found
+}
+
+// readPolicy reads the parameters of a policy, and reports whether they are well formed.
+func readPolicy(params string, left, reset *int) bool {
+	for param := range strings.SplitSeq(params, ";") {
+		key, value, _ := strings.Cut(strings.TrimSpace(param), "=")
+		var err error
+		switch key {
+		case "r", "remaining":
+			*left, err = strconv.Atoi(value)
+		case "t", "reset":
+			*reset, err = strconv.Atoi(value)
+		}
+		if key == "" || err != nil {
+			return false
+		}
+	}
+	return true
 }
