@@ -445,8 +445,6 @@ func (p *partner) source(pr provider) *partnerauth.Source { return pr.config(goo
 
 func (p *partner) nowPost() *partnerauth.Source { return p.source(providers[0]) }
 
-func (p *partner) ndovu() *partnerauth.Source { return p.source(providers[1]) }
-
 // transport is a Transport for p as NowPost; nil is a limiter that nothing here reaches.
 func (p *partner) transport(limiter partnerauth.Limiter) *partnerauth.Transport {
 	return p.transportOf(providers[0], limiter)

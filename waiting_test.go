@@ -234,8 +234,7 @@ func TestNoCircle(t *testing.T) {
 		}).Wait()
 	}
 	// a Base may use the client for something else meanwhile
-	var rt *partnerauth.Transport
-	rt = &partnerauth.Transport{Source: static("t"), Origins: []string{apiURL}}
+	rt := &partnerauth.Transport{Source: static("t"), Origins: []string{apiURL}}
 	rt.Base = roundTripFunc(func(req *http.Request) (*http.Response, error) {
 		if req.URL.Path == "/outer" {
 			get(t, rt, "/inner")
