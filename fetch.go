@@ -228,11 +228,12 @@ func (f *fetch) fromPartner(ctx context.Context) (*lease, *AuthError) {
 		if l != nil {
 			return l, nil
 		}
+		f.refusal.ofRefresh = err.isRefusal() || f.renews() == nil
 		wait := err.RetryAfter // which counts for a login as well
 		if wait > 0 && (!f.wanted.Load() || wait > maxUnavailable || !sleep(ctx, wait)) {
 			return nil, err
 		}
-		f.refusal.ofRefresh, f.refreshes = err.isRefusal(), nil
+		f.refreshes = nil
 		if l, err := f.stored(ctx); l != nil || err != nil { // what was no use for a refresh
 			return l, err
 		}
@@ -255,7 +256,7 @@ func (f *fetch) try(ctx context.Context, op string) (*lease, *AuthError) {
 		case errors.Is(err, errFrozen):
 			pauses++
 			wait = 0
-		case !f.wanted.Load():
+		case !f.wanted.Load() || op == refresh && err.StatusCode == http.StatusTooManyRequests:
 			return nil, err
 		case err.StatusCode == http.StatusTooManyRequests:
 			pauses++
@@ -638,7 +639,7 @@ type refusal struct {
 	varies    bool      // SignIn returns another request each time, so time alone counts
 	asks      bool      // the fetch that has it may ask SignIn for another request
 	asked     time.Time // when such a fetch last began
-	ofRefresh bool      // the last token's RefreshToken was refused
+	ofRefresh bool      // the last token's RefreshToken is of no use
 }
 
 // refusalTimes are how long refused credentials are not sent again, the last for all

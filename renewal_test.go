@@ -243,3 +243,25 @@ func TestOvertakenRenewalIsNotTakenFromTheStore(t *testing.T) {
 		errorIf(t, token.AccessToken != "token-3", "got %q after %s, want the token of a login after the rejection", token.AccessToken, p.ops())
 	})
 }
+
+// A token that has ended is refreshed if it has a RefreshToken. Where that fails, whatever
+// the partner says, the account signs in after the pause that it asks for.
+func TestRefreshOfAnEndedTokenFails(t *testing.T) {
+	for name, r := range map[string]reply{
+		"limited": {status: 429, header: headers("Retry-After: 60")}, "limited for a moment": {status: 429, header: headers("Retry-After: 5")},
+		"away": {status: 503, header: headers("Retry-After: 60")}, "broken": {err: errTest}, "refused": {status: 404, body: "{}"},
+	} {
+		everyProvider(t, func(t *testing.T, pr provider) {
+			p := (&partner{lifetime: time.Hour}).on("refresh", r)
+			rt := p.transportOf(pr, nil)
+			get(t, rt, "/")
+			time.Sleep(time.Hour)
+			for began := time.Now(); time.Since(began) < 70*time.Second; time.Sleep(time.Second) {
+				try(deadline(t, 10*time.Second), rt, "/")
+			}
+			code := get(t, rt, "/")
+			errorIf(t, code != 200 || p.count("login") != 2, "%s: got %d after %s, want a second login", name, code, p.ops())
+			errorIf(t, p.count("refresh") > 3, "%s: %d refreshes, want 3 at most", name, p.count("refresh"))
+		})
+	}
+}
