@@ -30,7 +30,9 @@ func TestOneAuthorization(t *testing.T) {
 		return nil
 	}
 	for _, authorize := range []func(*http.Request, *oauth2.Token) error{nil, authorize} {
-		source := acmeAccount(new(partner), func(p *partnerauth.Provider) { p.BaseURL, p.Authorize = server.URL, authorize }).TokenSource()
+		account := acme(good(new(partner)))
+		account.BaseURL, account.Authorize = server.URL, authorize
+		source := account.TokenSource()
 		for _, spelling := range []string{"Authorization", "authorization", "AUTHORIZATION", "aUthorization"} {
 			req := newRequest(t, "GET", server.URL, "")
 			req.Header = http.Header{spelling: {"mine"}, "Other": {"x"}}
@@ -40,29 +42,6 @@ func TestOneAuthorization(t *testing.T) {
 			errorIf(t, len(req.Header) != 2 || req.Header[spelling][0] != "mine",
 				"%s: the caller's header was changed: %v", spelling, req.Header)
 		}
-	}
-}
-
-// acmeAccount is an account at acme, a partner of the user's own that signs in to p.
-func acmeAccount(p *partner, change ...func(*partnerauth.Provider)) partnerauth.Provider {
-	acme := partnerauth.Provider{Name: "acme", Account: "shop", BaseURL: apiURL, Base: p,
-		SignIn: func(ctx context.Context) (*http.Request, error) {
-			return http.NewRequestWithContext(ctx, "POST", apiURL+authPath, strings.NewReader("secret=Planted-Secret"))
-		}}
-	for _, f := range change {
-		f(&acme)
-	}
-	return acme
-}
-
-// everybody is every provider's Source, all with the same Base and Store.
-func (p *partner) everybody(store partnerauth.Store) map[string]*partnerauth.Source {
-	return map[string]*partnerauth.Source{
-		"nowpost": partnerauth.NowPost{Email: "shop@example.com", Password: "Planted-Secret", BaseURL: apiURL, Base: p,
-			Store: store}.TokenSource(),
-		"ndovu": partnerauth.Ndovu{ClientID: "shop", ClientSecret: "Planted-Secret", BaseURL: apiURL, Base: p,
-			Store: store}.TokenSource(),
-		"acme": acmeAccount(p, func(a *partnerauth.Provider) { a.Store = store }).TokenSource(),
 	}
 }
 
@@ -98,11 +77,14 @@ func TestAnswersAsTheyCome(t *testing.T) {
 		{name: "0 in a string", reply: reply{body: success(`"0"`)}, nowPost: true, want: " success is false"},
 	} {
 		p := &partner{script: always(c.reply)}
-		for name, source := range p.everybody(nil) {
+		byDefault := acme(good(p)) // reads RFC 6749's answer
+		byDefault.ReadToken = nil
+		nowPost, ndovu := providers[0].config(good(p)), providers[1].config(good(p))
+		for name, account := range map[string]config{"nowpost": nowPost, "ndovu": ndovu, "acme": byDefault} {
 			if c.nowPost && name != "nowpost" {
 				continue
 			}
-			got, err := source.Token()
+			got, err := account.TokenSource().Token()
 			if text, bad := strings.CutPrefix(c.want, " "); bad {
 				errorIf(t, err == nil || !strings.Contains(err.Error(), text), "%s, %s: got %v, want %q in it", c.name, name, err, text)
 				errorIf(t, err != nil && strings.Contains(err.Error(), "Planted"),
@@ -152,14 +134,15 @@ func TestBodyThatIsMissing(t *testing.T) {
 		_, err = io.ReadAll(resp.Body)
 		errorIf(t, !errors.Is(err, c.want), "%s of %d B: got %v, want %v", c.method, c.length, err, c.want)
 	}
-	p := &partner{script: always(reply{})}
-	base := roundTripFunc(func(req *http.Request) (*http.Response, error) {
-		resp, err := p.RoundTrip(req)
-		resp.Body, resp.ContentLength = nil, 5
-		return resp, err
+	everyProvider(t, func(t *testing.T, pr provider) {
+		p := new(partner)
+		_, err := pr.config(good(roundTripFunc(func(req *http.Request) (*http.Response, error) {
+			resp, err := p.RoundTrip(req)
+			resp.Body, resp.ContentLength = nil, 5
+			return resp, err
+		}))).TokenSource().Token()
+		errorIf(t, !errors.Is(err, io.ErrUnexpectedEOF), "a token request got %v, want %v", err, io.ErrUnexpectedEOF)
 	})
-	_, err := partnerauth.NowPost{Email: "e", Password: "p", BaseURL: apiURL, Base: base}.TokenSource().Token()
-	errorIf(t, !errors.Is(err, io.ErrUnexpectedEOF), "a token request got %v, want %v", err, io.ErrUnexpectedEOF)
 }
 
 // What rule 17 says beyond what pauseCases have.

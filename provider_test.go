@@ -1,14 +1,12 @@
 package partnerauth_test
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 
@@ -76,30 +74,6 @@ func TestReadTokenThatReturnsNothing(t *testing.T) {
 	account.ReadToken = func(http.Header, []byte) (*oauth2.Token, error) { return nil, nil }
 	_, err := account.TokenSource().Token()
 	errorIf(t, err == nil || !strings.Contains(err.Error(), "no token"), "got %v, want an error that says so", err)
-}
-
-// A Transport whose Base leads back to it fails at once, for token requests, calls,
-// and what goes elsewhere.
-func TestOwnBase(t *testing.T) {
-	before := http.DefaultTransport
-	defer func() { http.DefaultTransport = before }()
-	everyProvider(t, func(t *testing.T, pr provider) {
-		rt := &partnerauth.Transport{Source: pr.config(good(nil)).TokenSource()}
-		http.DefaultTransport = roundTripFunc(func(req *http.Request) (*http.Response, error) {
-			return rt.RoundTrip(req.Clone(context.WithValue(req.Context(), foreignKey{}, "wrapped")))
-		})
-		for _, target := range []string{apiURL, "https://elsewhere.example"} {
-			body := watched("x")
-			req := posting(t, body)
-			req.URL, _ = url.Parse(target)
-			_, err := rt.RoundTrip(req)
-			errorIf(t, err == nil || !strings.Contains(err.Error(), "its own Base"), "%s: got %v, want an error that says so", target, err)
-			errorIf(t, body.closed.Load() == 0, "%s: the body was not closed", target)
-		}
-		rt.Source, rt.Origins = static("t"), []string{apiURL}
-		_, err := try(t.Context(), &partnerauth.Transport{Source: rt.Source, Origins: rt.Origins, Base: new(partner)}, "/")
-		must(t, err) // another Transport is not concerned
-	})
 }
 
 // What a server's certificate says is not repeated, and what an error of another

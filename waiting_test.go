@@ -54,11 +54,10 @@ func TestWaitersLearnWhatFor(t *testing.T) {
 		{"a PermitLimiter that hangs", &permits{before: hangs}, nil, true},
 	} {
 		for _, warm := range []bool{true, false} {
-			for provider := range new(partner).everybody(nil) {
-				bubble(t, fmt.Sprintf("%s, %s, warm %t", c.name, provider, warm), func(t *testing.T) {
+			for _, pr := range providers {
+				bubble(t, fmt.Sprintf("%s, %s, warm %t", c.name, pr.name, warm), func(t *testing.T) {
 					p := &partner{open: true}
-					rt := p.transport(c.limiter)
-					rt.Source = p.everybody(nil)[provider]
+					rt := p.transportOf(pr, c.limiter)
 					if warm {
 						other := p.transport(nil)
 						other.Source = rt.Source
@@ -170,9 +169,9 @@ func (p passing) RoundTrip(req *http.Request) (*http.Response, error) {
 	return p.RoundTripper.RoundTrip(req.Clone(context.WithValue(req.Context(), foreignKey{}, 1)))
 }
 
-// A Transport that is its own Base says so at once, for whichever request, and without
-// spending the quota.
-func TestTransportIsItsOwnBase(t *testing.T) {
+// A Transport that is its own Base says so at once, for token requests, calls, and what
+// goes elsewhere, and without spending the quota.
+func TestOwnBase(t *testing.T) {
 	before := http.DefaultTransport
 	defer func() { http.DefaultTransport = before }()
 	var depth int
@@ -192,7 +191,11 @@ func TestTransportIsItsOwnBase(t *testing.T) {
 		"as it, wrapped":           func(rt *partnerauth.Transport) { http.DefaultTransport = passing{rt} },
 	} {
 		for _, url := range []string{apiURL, "https://elsewhere.example"} {
-			for kind, source := range map[string]oauth2.TokenSource{"static": static("t"), "account": account()} {
+			sources := map[string]oauth2.TokenSource{"static": static("t")}
+			for _, pr := range providers {
+				sources[pr.name] = pr.config(good(nil)).TokenSource()
+			}
+			for kind, source := range sources {
 				http.DefaultTransport = before
 				depth = 0
 				rt := &partnerauth.Transport{Source: source, Origins: []string{apiURL}}
