@@ -126,6 +126,7 @@ func TestReplayWaitsForTheBase(t *testing.T) {
 		status   int
 		closes   time.Duration // the body, after the answer
 		reads    time.Duration // how long a Read takes that began before
+		closing  time.Duration // how long Close takes
 		deadline time.Duration
 		want     int
 		took     time.Duration
@@ -135,6 +136,8 @@ func TestReplayWaitsForTheBase(t *testing.T) {
 		{name: "closed too late", closes: 1100 * time.Millisecond, want: 401, took: time.Second},
 		{name: "never closed", closes: forEver, want: 401, took: time.Second},
 		{name: "closed in the middle of a Read", reads: 800 * time.Millisecond, want: 200, took: 800 * time.Millisecond},
+		{name: "a Close that lasts", reads: 500 * time.Millisecond, closing: 800 * time.Millisecond, want: 200,
+			took: 800 * time.Millisecond},
 		{name: "a Read that does not end", reads: forEver, want: 401, took: time.Second},
 		{name: "429, closed soon", status: 429, closes: 900 * time.Millisecond, want: 200, took: 900 * time.Millisecond},
 		{name: "429, never closed", status: 429, closes: forEver, want: 429, took: time.Second},
@@ -154,9 +157,12 @@ func TestReplayWaitsForTheBase(t *testing.T) {
 					go req.Body.Read(make([]byte, 4))
 					synctest.Wait()
 				}
-				if c.closes > 0 {
+				switch {
+				case c.closes > 0:
 					time.AfterFunc(c.closes, func() { req.Body.Close() })
-				} else {
+				case c.closing > 0:
+					go req.Body.Close()
+				default:
 					req.Body.Close()
 				}
 				resp := answer(req, max(c.status, 401), "refused")
@@ -164,7 +170,7 @@ func TestReplayWaitsForTheBase(t *testing.T) {
 				return resp, nil
 			})
 			text := strings.NewReader("0123456789")
-			slow := &slowBody{Reader: text, first: c.reads}
+			slow := &slowBody{Reader: text, first: c.reads, closing: c.closing}
 			req := newRequest(t, "POST", apiURL, "").WithContext(deadline(t, cmp.Or(c.deadline, time.Minute)))
 			req.Body, req.ContentLength = slow, 10
 			req.GetBody = func() (io.ReadCloser, error) {
@@ -188,10 +194,10 @@ func TestReplayWaitsForTheBase(t *testing.T) {
 	}
 }
 
-// A slowBody takes its time for the first Read.
+// A slowBody takes its time for the first Read, and for Close.
 type slowBody struct {
 	io.Reader
-	first           time.Duration
+	first, closing  time.Duration
 	reading, closed atomic.Int32
 }
 
@@ -202,7 +208,11 @@ func (b *slowBody) Read(p []byte) (int, error) {
 	return b.Reader.Read(p)
 }
 
-func (b *slowBody) Close() error { b.closed.Add(1); return nil }
+func (b *slowBody) Close() error {
+	time.Sleep(b.closing)
+	b.closed.Add(1)
+	return nil
+}
 
 // connect-go's GetBody returns the same payload again, which counts what was read of it
 // for all (connect-go #541).
