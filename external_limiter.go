@@ -126,7 +126,7 @@ func (l *externalLimiter) estimate(now time.Time, pause time.Duration, k int, _ 
 }
 
 func (l *externalLimiter) take(now time.Time, low bool) permit {
-	p := permit{at: now, low: low}
+	p := permit{at: now}
 	p.pace, _ = l.pace()
 	if l.permit != nil {
 		p.external = l.permit
@@ -189,4 +189,10 @@ func (l *externalLimiter) trouble(ended context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// untilTokens returns how long it takes l to have k tokens.
+func untilTokens(l *rate.Limiter, now time.Time, k int) time.Duration {
+	seconds := max(0, float64(k)-l.TokensAt(now)) / float64(l.Limit())
+	return time.Duration(min(seconds, (never/4).Seconds()) * float64(time.Second))
 }

@@ -33,7 +33,6 @@ type permit struct {
 	pace float64   // the share of the full pace that was left then
 
 	full bool // by our own books the server's window was full then
-	low  bool // granted to a request of low priority
 
 	external interface { // the Permit of a PermitLimiter; nil otherwise
 		Settle(status int, pause time.Duration)

@@ -145,7 +145,7 @@ func (q *Quota) init() {
 		q.err = fmt.Errorf("partnerauth: Quota.Burst is %d, want 1 to Requests, %d", burst, requests)
 	default:
 		w := newWindow(requests, window, burst, q.FixedRate)
-		q.queue.window, q.queue.round, q.queue.pacer = window, window+w.guard, w
+		q.queue.window, q.queue.round, q.queue.pacer = window, w.limits.round(), w
 	}
 }
 
