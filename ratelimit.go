@@ -117,11 +117,17 @@ func (q *Quota) Wait(ctx context.Context) error {
 		return ended(ctx)
 	}
 	t := queue.newTicket(priorityOf(ctx))
-	if queue.tryByHand(time.Now(), t) {
+	queue.mu.Lock()
+	now := time.Now()
+	p, ok := queue.tryAcquireLocked(now, t)
+	if ok {
+		queue.pacer.release(now, p, byHand, 0, false) // while it has the lock: nobody waits for it
+	}
+	queue.mu.Unlock()
+	if ok {
 		return nil
 	}
-	p, err := queue.acquire(ctx, t, nil)
-	if err == nil {
+	if p, err = queue.acquire(ctx, t, nil); err == nil {
 		queue.release(time.Now(), p, byHand, 0, 0, 0, false)
 	}
 	return err

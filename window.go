@@ -1,6 +1,7 @@
 package partnerauth
 
 import (
+	"context"
 	"math"
 	"slices"
 	"time"
@@ -46,6 +47,12 @@ func (w *slidingWindow) ready(now time.Time, low bool) time.Duration {
 	w.pace.held = now.Add(wait)
 	return max(wait, w.pace.wait(now))
 }
+
+// Nobody has to be asked, and nothing is granted before somebody takes it.
+
+func (*slidingWindow) ask(*waiter, int)              {}
+func (*slidingWindow) idle()                         {}
+func (*slidingWindow) trouble(context.Context) error { return nil }
 
 func (w *slidingWindow) interval() time.Duration {
 	return w.limits.window / time.Duration(w.limits.requests)
