@@ -118,7 +118,11 @@ func (l *externalLimiter) estimate(now time.Time, pause time.Duration, k int, _ 
 	if l.asking || l.granted {
 		k--
 	}
-	return pause + untilTokens(r, now.Add(pause), k)
+	missing := float64(k) - r.TokensAt(now.Add(pause))
+	if missing <= 0 {
+		return pause
+	}
+	return pause + time.Duration(min(missing/float64(r.Limit()), (never/4).Seconds())*float64(time.Second))
 }
 
 func (l *externalLimiter) take(now time.Time, _ bool) permit {
@@ -141,9 +145,7 @@ func (l *externalLimiter) release(_ time.Time, p permit, o outcome, _ time.Durat
 // pace returns what a limiter with a method for it says, else full pace and an
 // unknown burst. The method must not block.
 func (l *externalLimiter) pace() (share float64, burst int) {
-	if paced, ok := l.limiter.(interface {
-		Pace() (share float64, burst int)
-	}); ok {
+	if paced, ok := l.limiter.(interface{ Pace() (float64, int) }); ok {
 		return paced.Pace()
 	}
 	return 1, 0
@@ -156,8 +158,7 @@ func (l *externalLimiter) idle() {
 	l.granted, l.permit = false, nil
 }
 
-// giveUp returns a permit that nobody waits for, so that nobody is left to be told of a
-// panic.
+// giveUp returns a permit that nobody waits for. Nobody is left to be told of a panic.
 func giveUp(p Permit) {
 	defer func() { recover() }()
 	p.Return()
@@ -176,10 +177,4 @@ func (l *externalLimiter) trouble(ended context.Context) error {
 		return err
 	}
 	return nil
-}
-
-// untilTokens returns how long it takes l to have k tokens.
-func untilTokens(l *rate.Limiter, now time.Time, k int) time.Duration {
-	seconds := max(0, float64(k)-l.TokensAt(now)) / float64(l.Limit())
-	return time.Duration(min(seconds, (never/4).Seconds()) * float64(time.Second))
 }

@@ -32,7 +32,7 @@ const (
 // burst that it is known to bear is back once nobody has waited for long enough.
 // From there it grows, more slowly each time that growing was refused.
 type pace struct {
-	limits limits
+	limits
 
 	// tokens are how many requests may be sent at once, if limited. None are added
 	// while somebody waits for a slot or for the end of a pause of ours, since
@@ -56,7 +56,6 @@ type pace struct {
 	interval time.Duration // from shrunk until the burst grows by 1, then by 2, 4, 8
 	taught   volley        // the volley that was refused then
 	known    int           // largest burst that was borne before it, 0 if none was
-	before   int           // what bears returned before it
 }
 
 // limits are what a Quota is configured to.
@@ -86,22 +85,15 @@ type volley struct {
 
 func (v volley) borne() int { return min(v.peak, v.served) }
 
-// bears returns the largest burst that the server is known to bear. A volley of
-// which nothing was served says nothing about that.
-func (p *pace) bears() int {
-	if n := max(p.known, p.taught.borne()); n > 0 {
-		return n
-	}
-	return p.before
-}
-
-// size returns the largest burst that is allowed at now.
+// size returns the largest burst that is allowed at now. A volley of which nothing
+// was served says nothing about that.
 func (p *pace) size(now time.Time) int {
-	if p.shrunk.IsZero() {
-		return p.limits.burst
+	known := max(p.known, p.taught.borne())
+	if p.shrunk.IsZero() || known == 0 {
+		return p.burst
 	}
 	k := now.Sub(p.shrunk) / p.interval
-	return min(p.limits.burst, p.bears()+1<<min(k, 20)-1)
+	return min(p.burst, known+1<<min(k, 20)-1)
 }
 
 // share returns the share of the full pace that is allowed at then.
@@ -109,7 +101,7 @@ func (p *pace) share(then time.Time) float64 {
 	if p.lost == 0 {
 		return 1
 	}
-	windows := float64(then.Sub(p.slowed)) / float64(p.limits.window)
+	windows := float64(then.Sub(p.slowed)) / float64(p.window)
 	if lost := p.lost * math.Exp2(-windows/halfLife); lost > 0.01 {
 		return 1 - lost
 	}
@@ -118,7 +110,7 @@ func (p *pace) share(then time.Time) float64 {
 
 // limited reports whether more than the window limits bursts and pace.
 func (p *pace) limited() bool {
-	return p.limits.burst < p.limits.requests || p.lost > 0 || !p.shrunk.IsZero()
+	return p.burst < p.requests || p.lost > 0 || !p.shrunk.IsZero()
 }
 
 // fill brings tokens and ahead up to now.
@@ -129,15 +121,15 @@ func (p *pace) fill(now time.Time) {
 	}
 	waited, size := min(past, max(0, p.held.Sub(p.filled))), p.size(p.filled)
 	p.filled = now
-	p.ahead = max(0, p.ahead-p.limits.full()*past.Seconds())
+	p.ahead = max(0, p.ahead-p.full()*past.Seconds())
 	if !p.limited() {
 		return
 	}
 	share := p.share(now)
-	perSecond := p.limits.full() * share
+	perSecond := p.full() * share
 	p.tokens = max(p.tokens, min(1, p.tokens+perSecond*waited.Seconds()))
 	p.tokens = min(float64(size), p.tokens+perSecond*(past-waited).Seconds())
-	if share == 1 && p.tokens == float64(p.limits.requests) {
+	if share == 1 && p.tokens == float64(p.requests) {
 		p.lost, p.shrunk, p.interval = 0, time.Time{}, 0 // everything is regained
 	}
 }
@@ -155,7 +147,7 @@ func (p *pace) wait(now time.Time) time.Duration {
 // will have been regained by the end.
 func (p *pace) time(then time.Time, tokens float64) time.Duration {
 	at := func(share float64) time.Duration {
-		seconds := max(0, tokens) / (p.limits.full() * share)
+		seconds := max(0, tokens) / (p.full() * share)
 		return time.Duration(min(seconds, (never/4).Seconds()) * float64(time.Second))
 	}
 	return at(p.share(then.Add(at(p.share(then)))))
@@ -178,14 +170,20 @@ func (p *pace) learn(now time.Time, sent permit, o outcome, named time.Duration,
 	size, fresh := p.size(now), sent.at.After(p.refused)
 	p.count(now, sent.at, o)
 	// A full window and a daily limit say nothing about bursts and pace.
-	if fresh && !sent.full && !(isNamed && named > p.limits.window+longPause) {
+	if fresh && !sent.full && !(isNamed && named > p.window+longPause) {
 		share, shrink, reason := p.decide(now, o)
-		p.apply(now, o, share, shrink)
 		v.reason = reason
+		if o == throttled || reason != "" {
+			p.refused = now
+			p.again++
+		}
+		if share > 0 {
+			p.slowDown(now, share, shrink)
+		}
 	}
 	if o == throttled && !isNamed {
-		if v.pause = p.limits.window; !sent.full { // one interval, doubling
-			v.pause = time.Duration(min(1, math.Exp2(float64(p.again-1))/float64(p.limits.requests)) * float64(p.limits.window))
+		if v.pause = p.window; !sent.full { // one interval, doubling
+			v.pause = time.Duration(min(1, math.Exp2(float64(p.again-1))/float64(p.requests)) * float64(p.window))
 		}
 		p.held = now.Add(v.pause)
 	}
@@ -199,7 +197,7 @@ func (p *pace) count(now, sent time.Time, o outcome) {
 	v := &p.volley
 	switch {
 	case o == overloaded:
-		if now.Sub(v.sickAt) > p.limits.window/soon {
+		if now.Sub(v.sickAt) > p.window/soon {
 			v.sick, v.sickAt = 0, now
 		}
 		v.sick++
@@ -218,13 +216,13 @@ func (p *pace) decide(now time.Time, o outcome) (share float64, shrink bool, rea
 	burst := p.volley.peak > 1
 	share = p.share(now)
 	switch {
-	case p.limits.fixed:
+	case p.fixed:
 		return 0, false, ""
 	case o == throttled && p.again > 0: // nothing was served since the last refusal; the pauses grow
 		return share, false, ""
 	case o == throttled && burst:
 		return min(share, slowShare), true, "burst_refused"
-	case o == throttled && now.Sub(p.refused) < p.limits.window/soon:
+	case o == throttled && now.Sub(p.refused) < p.window/soon:
 		return max(share*soonShare, leastShare), false, "single_refused"
 	case o == throttled:
 		return max(share*slowShare, leastShare), false, "single_refused"
@@ -234,20 +232,12 @@ func (p *pace) decide(now time.Time, o outcome) (share float64, shrink bool, rea
 	return 0, false, ""
 }
 
-// apply makes requests go in single file, and as was decided.
-func (p *pace) apply(now time.Time, o outcome, share float64, shrink bool) {
-	if o == throttled {
-		p.refused = now
-		p.again++
-	}
-	if share == 0 {
-		return
-	}
+// slowDown makes requests go in single file, at a share of the full pace.
+func (p *pace) slowDown(now time.Time, share float64, shrink bool) {
 	if shrink {
-		p.before, p.known, p.taught, p.borne = p.bears(), p.borne, p.volley, 0
-		p.shrunk, p.interval = now, min(max(p.limits.window/4, 2*p.interval), maxInterval*p.limits.window)
+		p.known, p.taught, p.borne = p.borne, p.volley, 0
+		p.shrunk, p.interval = now, min(max(p.window/4, 2*p.interval), maxInterval*p.window)
 	}
-	p.lost, p.slowed, p.refused = 1-share, now, now
-	p.volley, p.ahead = volley{}, 0
-	p.tokens = 0
+	p.lost, p.slowed = 1-share, now
+	p.volley, p.ahead, p.tokens = volley{}, 0, 0
 }

@@ -15,9 +15,9 @@ const maxLookback = 256
 // answer is in, and then busy until the server has stopped counting it. Times are
 // durations since start.
 type slidingWindow struct {
-	limits limits
-	start  time.Time
-	pace   pace
+	limits
+	start time.Time
+	pace  pace
 
 	inFlight []time.Duration // sorted: when the requests were sent
 	busy     []time.Duration // sorted: when the slots are free again, some of them by now
@@ -31,7 +31,7 @@ type slidingWindow struct {
 
 func newWindow(requests int, window time.Duration, burst int, fixedRate bool) *slidingWindow {
 	l, now := limits{requests, window, burst, fixedRate}, time.Now()
-	return &slidingWindow{limits: l, start: now, pace: pace{limits: l, tokens: float64(burst), filled: now, before: burst}}
+	return &slidingWindow{limits: l, start: now, pace: pace{limits: l, tokens: float64(burst), filled: now}}
 }
 
 func (w *slidingWindow) ready(now time.Time, low bool) time.Duration {
@@ -55,31 +55,31 @@ func (*slidingWindow) idle()                         {}
 func (*slidingWindow) trouble(context.Context) error { return nil }
 
 func (w *slidingWindow) interval() time.Duration {
-	return w.limits.window / time.Duration(w.limits.requests)
+	return w.window / time.Duration(w.requests)
 }
 
 // tenth returns how many slots low priority always leaves to others.
-func (w *slidingWindow) tenth() int { return min(max(1, w.limits.requests/10), w.limits.requests-1) }
+func (w *slidingWindow) tenth() int { return min(max(1, w.requests/10), w.requests-1) }
 
 // reserve returns how many slots a call of low priority leaves to others now: a
 // tenth, and while they have sent for less than a window, as many as they will
 // take in the rest of it if they go on like that.
 func (w *slidingWindow) reserve(since time.Duration) int {
 	reserve := w.tenth()
-	if age := since - w.first; age < w.limits.window {
-		reserve += int(float64(w.others) * (float64(w.limits.window)/float64(max(age, w.limits.window/1000)) - 1))
+	if age := since - w.first; age < w.window {
+		reserve += int(float64(w.others) * (float64(w.window)/float64(max(age, w.window/1000)) - 1))
 	}
-	return min(reserve, w.limits.requests-1)
+	return min(reserve, w.requests-1)
 }
 
 // vacant returns how many slots are free. It looks for those that have become
 // free only where fewer than want would be, since it moves all others then.
 func (w *slidingWindow) vacant(since time.Duration, want int) int {
-	if n := w.limits.requests - len(w.inFlight) - len(w.busy); n >= want {
+	if n := w.requests - len(w.inFlight) - len(w.busy); n >= want {
 		return n
 	}
 	w.expire(since)
-	return w.limits.requests - len(w.inFlight) - len(w.busy)
+	return w.requests - len(w.inFlight) - len(w.busy)
 }
 
 // untilFree returns how long it takes until there is a slot for one who leaves so
@@ -94,12 +94,12 @@ func (w *slidingWindow) untilTaken(since time.Duration, i int) time.Duration {
 	if i < 0 {
 		return 0
 	}
-	sooner, _ := slices.BinarySearch(w.busy, since+w.limits.round())
+	sooner, _ := slices.BinarySearch(w.busy, since+w.round())
 	switch {
 	case i < sooner:
 		return w.busy[i] - since
 	case i < sooner+len(w.inFlight):
-		return w.limits.round()
+		return w.round()
 	}
 	return w.busy[i-len(w.inFlight)] - since
 }
@@ -113,7 +113,7 @@ func (w *slidingWindow) estimate(now time.Time, pause time.Duration, k int, low 
 	if low {
 		k += w.tenth()
 	}
-	since, rounds, last := now.Sub(w.start), (k-1)/w.limits.requests, (k-1)%w.limits.requests
+	since, rounds, last := now.Sub(w.start), (k-1)/w.requests, (k-1)%w.requests
 	if w.pace.limited() {
 		pace := w.pace
 		pace.fill(now.Add(pause))
@@ -126,7 +126,7 @@ func (w *slidingWindow) estimate(now time.Time, pause time.Duration, k int, low 
 	wait := float64(pause) + max(0, float64(k-look)-tokens)*perToken
 	tokens = max(0, tokens-float64(k-look))
 	for i := last - look + 1; i <= last; i++ {
-		slot := float64(max(pause, w.untilTaken(since, i))) + float64(rounds)*float64(w.limits.round())
+		slot := float64(max(pause, w.untilTaken(since, i))) + float64(rounds)*float64(w.round())
 		if slot > wait {
 			tokens = max(tokens, min(1, tokens+(slot-wait)/perToken))
 			wait = slot
@@ -140,7 +140,7 @@ func (w *slidingWindow) estimate(now time.Time, pause time.Duration, k int, low 
 // expire frees the slots whose time has come. A request that has had no answer
 // for a window counts as answered then, or hung calls would use up the quota.
 func (w *slidingWindow) expire(since time.Duration) {
-	late, _ := slices.BinarySearch(w.inFlight, since-w.limits.window+1)
+	late, _ := slices.BinarySearch(w.inFlight, since-w.window+1)
 	for _, sent := range w.inFlight[:late] {
 		w.busy = insert(w.busy, w.latest(sent))
 	}
@@ -152,7 +152,7 @@ func (w *slidingWindow) expire(since time.Duration) {
 // latest returns when the slot of a request that was sent then is free, answered
 // or not.
 func (w *slidingWindow) latest(sent time.Duration) time.Duration {
-	return sent + w.limits.window + w.limits.round()
+	return sent + w.window + w.round()
 }
 
 func (w *slidingWindow) take(now time.Time, low bool) permit {
@@ -160,7 +160,7 @@ func (w *slidingWindow) take(now time.Time, low bool) permit {
 	if low {
 		w.lowNext = since + w.interval()
 	} else {
-		if since-w.last > w.limits.window {
+		if since-w.last > w.window {
 			w.others, w.first = 0, since
 		}
 		w.others, w.last = w.others+1, since
@@ -172,8 +172,8 @@ func (w *slidingWindow) take(now time.Time, low bool) permit {
 
 // full reports whether all slots are taken, the guard not counted.
 func (w *slidingWindow) full(since time.Duration) bool {
-	over, _ := slices.BinarySearch(w.busy, since+w.limits.guard()+1)
-	return len(w.inFlight)+len(w.busy)-over >= w.limits.requests
+	over, _ := slices.BinarySearch(w.busy, since+w.guard()+1)
+	return len(w.inFlight)+len(w.busy)-over >= w.requests
 }
 
 func (w *slidingWindow) release(now time.Time, p permit, o outcome, named time.Duration, isNamed bool) verdict {
@@ -183,11 +183,11 @@ func (w *slidingWindow) release(now time.Time, p permit, o outcome, named time.D
 	case unused:
 		w.pace.spend(now, -1)
 	case byHand: // it may be sent up to a second from now, which may be more than a window
-		w.busy = insert(w.busy, since+w.limits.window+maxGuard)
+		w.busy = insert(w.busy, since+w.window+maxGuard)
 	case unanswered: // it may still be on its way
-		w.busy = insert(w.busy, min(since+w.limits.window+maxGuard, w.latest(sent)))
+		w.busy = insert(w.busy, min(since+w.window+maxGuard, w.latest(sent)))
 	default:
-		w.busy = insert(w.busy, min(since+w.limits.round(), w.latest(sent)))
+		w.busy = insert(w.busy, min(since+w.round(), w.latest(sent)))
 	}
 	return w.pace.learn(now, p, o, named, isNamed)
 }
