@@ -134,18 +134,19 @@ type waiter struct {
 // newTicket returns the next ticket of a priority.
 func (q *queue) newTicket(priority ticket) ticket { return priority + ticket(q.tickets.Add(1)) }
 
-// tryAcquire returns a permit if nobody waits and there is one at once.
-func (q *queue) tryAcquire(now time.Time, t ticket) (permit, bool) {
+// tryAcquire returns a permit if nobody waits and there is one at once. That of a request
+// that is sent by hand has ended then, so that this takes the lock once.
+func (q *queue) tryAcquire(now time.Time, t ticket, hand bool) (p permit, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.tryAcquireLocked(now, t)
-}
-
-func (q *queue) tryAcquireLocked(now time.Time, t ticket) (permit, bool) {
 	if len(q.waiters) > 0 || q.resume.After(now) || q.pacer.ready(now, t.low()) > 0 {
 		return permit{}, false
 	}
-	return q.pacer.take(now, t.low()), true
+	p = q.pacer.take(now, t.low())
+	if hand {
+		q.pacer.release(now, p, byHand, 0, false)
+	}
+	return p, true
 }
 
 // acquire waits for a permit. If the turn would come after ctx's deadline, by the queue's

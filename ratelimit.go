@@ -117,13 +117,7 @@ func (q *Quota) Wait(ctx context.Context) error {
 		return ended(ctx)
 	}
 	t := queue.newTicket(priorityOf(ctx))
-	queue.mu.Lock()
-	now := time.Now()
-	p, ok := queue.tryAcquireLocked(now, t)
-	if ok {
-		queue.pacer.release(now, p, byHand, 0, false) // while it has the lock: nobody waits for it
-	}
-	queue.mu.Unlock()
+	p, ok := queue.tryAcquire(time.Now(), t, true)
 	if ok {
 		return nil
 	}
@@ -151,7 +145,7 @@ func (q *Quota) init() {
 		q.err = fmt.Errorf("partnerauth: Quota.Burst is %d, want 1 to Requests, %d", burst, requests)
 	default:
 		w := newWindow(requests, window, burst, q.FixedRate)
-		q.queue.window, q.queue.round, q.queue.pacer = window, w.limits.round(), w
+		q.queue.window, q.queue.round, q.queue.pacer = window, w.round(), w
 	}
 }
 
