@@ -14,7 +14,6 @@ import (
 // is the head by then. The queue's lock guards its fields.
 type externalLimiter struct {
 	limiter Limiter
-	permits PermitLimiter // limiter, if it is one
 	queue   *queue
 
 	asking  bool   // a goroutine waits for the limiter
@@ -31,14 +30,12 @@ func queueOf(l Limiter) (*queue, error) {
 		return new(Quota).made()
 	}
 	q := &queue{window: defaultWindow}
-	e := &externalLimiter{limiter: l, queue: q}
+	q.pacer = &externalLimiter{limiter: l, queue: q}
 	if permits, ok := l.(PermitLimiter); ok {
-		e.permits = permits
 		if period := permits.Period(); period > 0 {
 			q.window = period
 		}
 	}
-	q.pacer, q.asker = e, e
 	return q, nil
 }
 
@@ -83,8 +80,8 @@ func (l *externalLimiter) wait(head *waiter, waiting int) {
 		}
 		q.dispatchLocked(time.Now())
 	}()
-	if l.permits != nil {
-		granted, err = l.permits.Permit(head.ctx, waiting)
+	if permits, ok := l.limiter.(PermitLimiter); ok {
+		granted, err = permits.Permit(head.ctx, waiting)
 	} else {
 		err = l.limiter.Wait(head.ctx)
 	}
@@ -101,9 +98,8 @@ func (l *externalLimiter) explain(head *waiter, err error) error {
 	case head.ctx.Err() != nil:
 		return l.queue.gaveUp(head)
 	}
-	now := time.Now()
-	if wait := l.queue.wait(now, head.ticket); !head.deadline.IsZero() && now.Add(wait).After(head.deadline) {
-		return &RateLimitError{wait: wait, left: head.deadline.Sub(now)}
+	if late := l.queue.tooLate(head); late != nil {
+		return late
 	}
 	return fmt.Errorf("partnerauth: limiter: %w", err)
 }
@@ -111,8 +107,8 @@ func (l *externalLimiter) explain(head *waiter, err error) error {
 // estimate knows what a *rate.Limiter will do, what a PermitLimiter says, and nothing
 // about others.
 func (l *externalLimiter) estimate(now time.Time, pause time.Duration, k int, _ bool) time.Duration {
-	if l.permits != nil {
-		return max(pause, l.permits.Estimate(k))
+	if permits, ok := l.limiter.(PermitLimiter); ok {
+		return max(pause, permits.Estimate(k))
 	}
 	r, ok := l.limiter.(*rate.Limiter)
 	if !ok || r.Limit() == rate.Inf || r.Burst() < 1 {
@@ -122,45 +118,37 @@ func (l *externalLimiter) estimate(now time.Time, pause time.Duration, k int, _ 
 	if l.asking || l.granted {
 		k--
 	}
-	return pause + untilTokens(r, now.Add(pause), k)
+	missing := float64(k) - r.TokensAt(now.Add(pause))
+	if missing <= 0 {
+		return pause
+	}
+	return pause + time.Duration(min(missing/float64(r.Limit()), (never/4).Seconds())*float64(time.Second))
 }
 
-func (l *externalLimiter) take(now time.Time, low bool) permit {
-	p := permit{at: now, low: low}
+func (l *externalLimiter) take(now time.Time, _ bool) permit {
+	p := permit{at: now, external: l.permit}
 	p.pace, _ = l.pace()
-	if l.permit != nil {
-		p.external = l.permit
-	}
 	l.granted, l.permit = false, nil
 	return p
 }
 
 func (l *externalLimiter) release(_ time.Time, p permit, o outcome, _ time.Duration, _ bool) verdict {
-	if o == unused && p.external == nil && len(l.queue.waiters) > 0 && !l.asking && !l.granted {
-		l.granted = true // it stays with the queue, or who comes back costs another
-	}
 	v := verdict{pause: l.queue.window}
 	v.pace, v.burst = l.pace()
+	if o == unused && len(l.queue.waiters) > 0 && !l.asking && !l.granted {
+		// It stays with the queue, or who comes back costs another.
+		l.granted, l.permit, v.kept = true, p.external, true
+	}
 	return v
 }
 
 // pace returns what a limiter with a method for it says, else full pace and an
 // unknown burst. The method must not block.
 func (l *externalLimiter) pace() (share float64, burst int) {
-	if paced, ok := l.limiter.(interface {
-		Pace() (share float64, burst int)
-	}); ok {
+	if paced, ok := l.limiter.(interface{ Pace() (float64, int) }); ok {
 		return paced.Pace()
 	}
 	return 1, 0
-}
-
-func (l *externalLimiter) keep(p permit) bool {
-	permit, ok := p.external.(Permit)
-	if ok = ok && !l.asking && !l.granted; ok {
-		l.granted, l.permit = true, permit
-	}
-	return ok
 }
 
 func (l *externalLimiter) idle() {
@@ -170,8 +158,7 @@ func (l *externalLimiter) idle() {
 	l.granted, l.permit = false, nil
 }
 
-// giveUp returns a permit that nobody waits for, so that nobody is left to be told of a
-// panic.
+// giveUp returns a permit that nobody waits for. Nobody is left to be told of a panic.
 func giveUp(p Permit) {
 	defer func() { recover() }()
 	p.Return()
@@ -179,10 +166,11 @@ func giveUp(p Permit) {
 
 // trouble asks a PermitLimiter with a context that has ended what is wrong with it.
 func (l *externalLimiter) trouble(ended context.Context) error {
-	if l.permits == nil || ended.Err() != context.DeadlineExceeded {
+	permits, ok := l.limiter.(PermitLimiter)
+	if !ok || ended.Err() != context.DeadlineExceeded {
 		return nil
 	}
-	permit, err := l.permits.Permit(ended, 1)
+	permit, err := permits.Permit(ended, 1)
 	if err == nil {
 		giveUp(permit)
 	} else if errors.Is(err, ErrRateLimited) || !errors.Is(err, ended.Err()) {

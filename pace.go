@@ -3,8 +3,6 @@ package partnerauth
 import (
 	"math"
 	"time"
-
-	"golang.org/x/time/rate"
 )
 
 const (
@@ -20,6 +18,10 @@ const (
 	// longPause is how much a pause exceeds the window if it has to do with
 	// something else, such as a daily limit.
 	longPause = 2 * time.Second
+
+	// maxGuard is added to the window. Servers that count in whole seconds or
+	// whose clock is slow refuse a request that comes after exactly one window.
+	maxGuard = time.Second
 )
 
 // A pace limits bursts, as configured by Quota.Burst and as taught by refusals. A
@@ -30,19 +32,19 @@ const (
 // burst that it is known to bear is back once nobody has waited for long enough.
 // From there it grows, more slowly each time that growing was refused.
 type pace struct {
-	limits paceLimits
+	limits
 
-	// bucket is nil where only the window limits bursts and pace. It does not
-	// fill while somebody waits for a slot or for the end of a pause of ours,
-	// since requests then come as fast as they may, and the server's bucket, if
-	// it has one, does not fill either.
-	bucket *rate.Limiter
-	held   time.Time // the bucket does not fill until then
+	// tokens are how many requests may be sent at once, if limited. None are added
+	// while somebody waits for a slot or for the end of a pause of ours, since
+	// requests then come as fast as they may, and the server's bucket, if it has one,
+	// does not fill either.
+	tokens float64
+	filled time.Time // when tokens were last added
+	held   time.Time // until when somebody waits
 
-	ahead  float64   // requests sent ahead of the full pace
-	sent   time.Time // when the last request was sent
-	volley volley    // what was sent since ahead was 0, or since the last lesson
-	borne  int       // largest burst that was borne since one was refused
+	ahead  float64 // requests sent ahead of the full pace
+	volley volley  // what was sent since ahead was 0, or since the last lesson
+	borne  int     // largest burst that was borne since one was refused
 
 	refused time.Time // last refusal; those of requests sent before belong to it
 	again   int       // refusals since a request was served
@@ -54,17 +56,24 @@ type pace struct {
 	interval time.Duration // from shrunk until the burst grows by 1, then by 2, 4, 8
 	taught   volley        // the volley that was refused then
 	known    int           // largest burst that was borne before it, 0 if none was
-	before   int           // what bears returned before it
 }
 
-// paceLimits are what a pace is configured to. They do not change.
-type paceLimits struct {
+// limits are what a Quota is configured to.
+type limits struct {
 	requests int // in a window
-	burst    int
 	window   time.Duration
-	full     float64 // requests a second
-	fixed    bool    // FixedRate
+	burst    int
+	fixed    bool // FixedRate
 }
+
+// full returns the full pace: requests a second.
+func (l limits) full() float64 { return float64(l.requests) / l.window.Seconds() }
+
+// guard returns how much longer than a window a slot stays busy.
+func (l limits) guard() time.Duration { return min(maxGuard, l.window/20) }
+
+// round returns how soon a slot serves again.
+func (l limits) round() time.Duration { return l.window + l.guard() }
 
 // A volley is a run of requests that are ahead of the full pace.
 type volley struct {
@@ -76,31 +85,15 @@ type volley struct {
 
 func (v volley) borne() int { return min(v.peak, v.served) }
 
-func newPace(requests int, window time.Duration, burst int, fixed bool) *pace {
-	full := float64(requests) / window.Seconds()
-	p := &pace{limits: paceLimits{requests, burst, window, full, fixed}, before: burst}
-	if burst < requests {
-		p.bucket = rate.NewLimiter(rate.Limit(p.limits.full), burst)
-	}
-	return p
-}
-
-// bears returns the largest burst that the server is known to bear. A volley of
-// which nothing was served says nothing about that.
-func (p *pace) bears() int {
-	if n := max(p.known, p.taught.borne()); n > 0 {
-		return n
-	}
-	return p.before
-}
-
-// size returns the largest burst that is allowed at now.
+// size returns the largest burst that is allowed at now. A volley of which nothing
+// was served says nothing about that.
 func (p *pace) size(now time.Time) int {
-	if p.shrunk.IsZero() {
-		return p.limits.burst
+	known := max(p.known, p.taught.borne())
+	if p.shrunk.IsZero() || known == 0 {
+		return p.burst
 	}
 	k := now.Sub(p.shrunk) / p.interval
-	return min(p.limits.burst, p.bears()+1<<min(k, 20)-1)
+	return min(p.burst, known+1<<min(k, 20)-1)
 }
 
 // share returns the share of the full pace that is allowed at then.
@@ -108,99 +101,94 @@ func (p *pace) share(then time.Time) float64 {
 	if p.lost == 0 {
 		return 1
 	}
-	windows := float64(then.Sub(p.slowed)) / float64(p.limits.window)
+	windows := float64(then.Sub(p.slowed)) / float64(p.window)
 	if lost := p.lost * math.Exp2(-windows/halfLife); lost > 0.01 {
 		return 1 - lost
 	}
 	return 1
 }
 
-// recover sets the bucket to what is allowed at now.
-func (p *pace) recover(now time.Time) {
-	if p.bucket == nil {
+// limited reports whether more than the window limits bursts and pace.
+func (p *pace) limited() bool {
+	return p.burst < p.requests || p.lost > 0 || !p.shrunk.IsZero()
+}
+
+// fill brings tokens and ahead up to now.
+func (p *pace) fill(now time.Time) {
+	past := now.Sub(p.filled)
+	if past <= 0 {
 		return
 	}
-	from, share, size := now, p.share(now), p.size(now)
-	if !p.held.IsZero() && p.held.Before(now) { // nobody has waited since
-		from = p.held
+	waited, size := min(past, max(0, p.held.Sub(p.filled))), p.size(p.filled)
+	p.filled = now
+	p.ahead = max(0, p.ahead-p.full()*past.Seconds())
+	if !p.limited() {
+		return
 	}
-	p.held = time.Time{}
-	p.bucket.SetLimitAt(from, rate.Limit(p.limits.full*share))
-	p.bucket.SetBurstAt(from, size)
-	if share == 1 && size == p.limits.requests && p.tokens(now) == float64(size) {
-		p.bucket, p.lost, p.shrunk, p.interval = nil, 0, time.Time{}, 0
-	}
-}
-
-// hold keeps the bucket from filling while somebody waits.
-func (p *pace) hold(now time.Time, wait time.Duration) {
-	if p.bucket != nil {
-		p.bucket.SetBurstAt(now, max(1, int(p.tokens(now))))
-		p.held = now.Add(wait)
+	share := p.share(now)
+	perSecond := p.full() * share
+	p.tokens = max(p.tokens, min(1, p.tokens+perSecond*waited.Seconds()))
+	p.tokens = min(float64(size), p.tokens+perSecond*(past-waited).Seconds())
+	if share == 1 && p.tokens == float64(p.requests) {
+		p.lost, p.shrunk, p.interval = 0, time.Time{}, 0 // everything is regained
 	}
 }
 
-func (p *pace) tokens(then time.Time) float64 {
-	if p.bucket == nil {
-		return math.Inf(1)
+// wait returns how long it takes at least from now, when tokens were filled, until
+// there is one.
+func (p *pace) wait(now time.Time) time.Duration {
+	if !p.limited() {
+		return 0
 	}
-	return p.bucket.TokensAt(then)
-}
-
-// wait returns how long it takes at least until k requests may have been sent,
-// the first of them after a pause.
-func (p *pace) wait(now time.Time, pause time.Duration, k int) time.Duration {
-	if p.bucket == nil {
-		return pause
-	}
-	then := now.Add(pause)
-	return pause + p.time(then, float64(k)-p.tokens(then))
+	return p.time(now, 1-p.tokens)
 }
 
 // time returns how long so many tokens take from then at least: at the pace that
 // will have been regained by the end.
 func (p *pace) time(then time.Time, tokens float64) time.Duration {
 	at := func(share float64) time.Duration {
-		seconds := max(0, tokens) / (p.limits.full * share)
+		seconds := max(0, tokens) / (p.full() * share)
 		return time.Duration(min(seconds, (never/4).Seconds()) * float64(time.Second))
 	}
 	return at(p.share(then.Add(at(p.share(then)))))
 }
 
 // spend notes that n requests are sent, or that one was not if n is -1.
-func (p *pace) spend(now time.Time, n int) {
-	p.ahead = max(0, p.ahead-p.limits.full*now.Sub(p.sent).Seconds())
-	if p.sent = now; p.ahead == 0 {
+func (p *pace) spend(now time.Time, n float64) {
+	p.fill(now)
+	if p.ahead == 0 {
 		p.volley = volley{}
 	}
-	p.ahead = max(0, p.ahead+float64(n))
+	p.ahead = max(0, p.ahead+n)
 	p.volley.peak = max(p.volley.peak, int(math.Round(p.ahead)))
-	if p.bucket != nil {
-		p.bucket.ReserveN(now, n)
-	}
+	p.tokens -= n
 }
 
 // learn draws the lesson from the end of a permit.
 func (p *pace) learn(now time.Time, sent permit, o outcome, named time.Duration, isNamed bool) (v verdict) {
-	fresh := sent.at.After(p.refused)
+	p.fill(now)
+	size, fresh := p.size(now), sent.at.After(p.refused)
 	p.count(now, sent.at, o)
 	// A full window and a daily limit say nothing about bursts and pace.
-	if fresh && (o == answered || !sent.full && !(isNamed && named > p.limits.window+longPause)) {
+	if fresh && !sent.full && !(isNamed && named > p.window+longPause) {
 		share, shrink, reason := p.decide(now, o)
-		p.apply(now, o, share, shrink)
 		v.reason = reason
+		if o == throttled || reason != "" {
+			p.refused = now
+			p.again++
+		}
+		if share > 0 {
+			p.slowDown(now, share, shrink)
+		}
 	}
 	if o == throttled && !isNamed {
-		if v.pause = p.limits.window; !sent.full { // one interval, doubling
-			v.pause = time.Duration(min(1, math.Exp2(float64(p.again-1))/float64(p.limits.requests)) * float64(p.limits.window))
+		if v.pause = p.window; !sent.full { // one interval, doubling
+			v.pause = time.Duration(min(1, math.Exp2(float64(p.again-1))/float64(p.requests)) * float64(p.window))
 		}
-		p.hold(now, v.pause)
+		p.held = now.Add(v.pause)
 	}
-	v.pace, v.burst, v.slower = p.share(now), p.size(now), v.reason != ""
-	if p.bucket != nil && v.burst < p.bucket.Burst() { // as after a late answer to the volley that was refused
-		p.bucket.SetBurstAt(now, v.burst)
-		v.slower = true
-	}
+	v.pace, v.burst = p.share(now), p.size(now)
+	v.slower = v.reason != "" || v.burst < size // as after a late answer to the volley that was refused
 	return v
 }
 
@@ -209,7 +197,7 @@ func (p *pace) count(now, sent time.Time, o outcome) {
 	v := &p.volley
 	switch {
 	case o == overloaded:
-		if now.Sub(v.sickAt) > p.limits.window/soon {
+		if now.Sub(v.sickAt) > p.window/soon {
 			v.sick, v.sickAt = 0, now
 		}
 		v.sick++
@@ -228,13 +216,13 @@ func (p *pace) decide(now time.Time, o outcome) (share float64, shrink bool, rea
 	burst := p.volley.peak > 1
 	share = p.share(now)
 	switch {
-	case p.limits.fixed:
+	case p.fixed:
 		return 0, false, ""
 	case o == throttled && p.again > 0: // nothing was served since the last refusal; the pauses grow
 		return share, false, ""
 	case o == throttled && burst:
 		return min(share, slowShare), true, "burst_refused"
-	case o == throttled && now.Sub(p.refused) < p.limits.window/soon:
+	case o == throttled && now.Sub(p.refused) < p.window/soon:
 		return max(share*soonShare, leastShare), false, "single_refused"
 	case o == throttled:
 		return max(share*slowShare, leastShare), false, "single_refused"
@@ -244,38 +232,12 @@ func (p *pace) decide(now time.Time, o outcome) (share float64, shrink bool, rea
 	return 0, false, ""
 }
 
-// apply makes requests go in single file, and as was decided.
-func (p *pace) apply(now time.Time, o outcome, share float64, shrink bool) {
-	if o == throttled {
-		p.refused = now
-		p.again++
-	}
-	if share == 0 {
-		return
-	}
+// slowDown makes requests go in single file, at a share of the full pace.
+func (p *pace) slowDown(now time.Time, share float64, shrink bool) {
 	if shrink {
-		p.before, p.known, p.taught, p.borne = p.bears(), p.borne, p.volley, 0
-		p.shrunk, p.interval = now, min(max(p.limits.window/4, 2*p.interval), maxInterval*p.limits.window)
+		p.known, p.taught, p.borne = p.borne, p.volley, 0
+		p.shrunk, p.interval = now, min(max(p.window/4, 2*p.interval), maxInterval*p.window)
 	}
-	p.lost, p.slowed, p.refused = 1-share, now, now
-	p.volley, p.ahead = volley{}, 0
-	if p.bucket == nil {
-		p.bucket = rate.NewLimiter(0, p.limits.requests)
-	}
-	p.bucket.SetLimitAt(now, rate.Limit(p.limits.full*share))
-	p.bucket.SetBurstAt(now, p.size(now))
-	p.bucket.ReserveN(now, max(0, int(p.tokens(now))))
-}
-
-// untilTokens returns how long it takes l to have k tokens.
-func untilTokens(l *rate.Limiter, now time.Time, k int) time.Duration {
-	missing := float64(k) - l.TokensAt(now)
-	if missing <= 0 {
-		return 0
-	}
-	seconds := missing / float64(l.Limit())
-	if seconds > (never / 4).Seconds() {
-		return never / 4
-	}
-	return time.Duration(seconds * float64(time.Second))
+	p.lost, p.slowed = 1-share, now
+	p.volley, p.ahead, p.tokens = volley{}, 0, 0
 }

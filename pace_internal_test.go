@@ -176,8 +176,8 @@ func TestLateAnswerLowersTheBurst(t *testing.T) {
 		t.Errorf("burst is %d while nothing has been served, want 100", v.burst)
 	}
 	v = w.release(now.Add(2), served, answered, 0, false)
-	if got := w.pace.bucket.Burst(); v.burst != 1 || got != 1 {
-		t.Errorf("burst is %d, and %d in the bucket, after one was served, want 1", v.burst, got)
+	if v.burst != 1 || !v.slower {
+		t.Errorf("burst is %d after one was served, want 1; slower %t", v.burst, v.slower)
 	}
 }
 
@@ -197,10 +197,10 @@ func TestLessonIsForgotten(t *testing.T) {
 		w := newWindow(100, time.Minute, 100, false)
 		w.release(w.start.Add(1), w.take(w.start, false), throttled, time.Second, true)
 		if c.waits {
-			w.pace.hold(w.start.Add(1), c.windows*time.Minute)
+			w.pace.held = w.start.Add(c.windows * time.Minute)
 		}
 		w.ready(w.start.Add(c.windows*time.Minute), false)
-		if got := w.pace.bucket == nil; got != c.want {
+		if got := !w.pace.limited(); got != c.want {
 			t.Errorf("%s: forgotten: %t, want %t", c.name, got, c.want)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/http"
 	"slices"
+	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,7 +34,6 @@ type permit struct {
 	pace float64   // the share of the full pace that was left then
 
 	full bool // by our own books the server's window was full then
-	low  bool // granted to a request of low priority
 
 	external interface { // the Permit of a PermitLimiter; nil otherwise
 		Settle(status int, pause time.Duration)
@@ -60,13 +60,17 @@ type verdict struct {
 	burst  int           // most requests at once; 0: unknown
 	reason string        // why pace or burst were lowered by this permit; "": they were not
 	slower bool          // turns come later than was known
+	kept   bool          // the permit stays with the pacer, for the head
 }
 
 // A pacer decides when the head of a queue may go. Its methods are called with the
-// queue's lock held.
+// queue's lock held, but for trouble.
 type pacer interface {
 	// ready returns how long the head has to wait from now; 0: it may go.
 	ready(now time.Time, low bool) time.Duration
+	// ask asks, where ready returned never, somebody else on behalf of the head, unless
+	// that is under way already.
+	ask(head *waiter, waiting int)
 	// estimate returns how long the k-th request from now (1 is the next) has to
 	// wait at least, where everybody is paused for a while.
 	estimate(now time.Time, pause time.Duration, k int, low bool) time.Duration
@@ -75,6 +79,11 @@ type pacer interface {
 	// release ends a permit. named is the pause that the answer asks of everybody,
 	// isNamed whether it names one.
 	release(now time.Time, p permit, o outcome, named time.Duration, isNamed bool) verdict
+	// idle gives back what was granted and nobody can take now.
+	idle()
+	// trouble returns the Limiter's problem, for a caller whose context has ended; nil
+	// if there is none.
+	trouble(ended context.Context) error
 }
 
 // never is a wait whose end something other than a timer announces.
@@ -94,7 +103,6 @@ type queue struct {
 	window time.Duration // a request is sent again after a 429 within two of them
 	round  time.Duration // after which a slot serves again at the earliest; 0: it has none
 	pacer  pacer         // set before first use
-	asker  asker         // the pacer, if it has to ask somebody; else nil
 
 	tickets atomic.Uint64
 
@@ -112,81 +120,59 @@ type queue struct {
 	doubt   int       // grows with those that came again after that, shrinks with other answers
 }
 
-// An asker is a pacer that learns from somebody else when the head may go.
-type asker interface {
-	// ask starts to ask on behalf of the head, unless that is under way already.
-	ask(head *waiter, waiting int)
-	// idle gives back what was granted and nobody can take.
-	idle()
-	// keep keeps a permit that was given back for the head, and reports whether it
-	// could.
-	keep(p permit) bool
-	// trouble returns the Limiter's problem, for a caller whose context has ended; nil
-	// if there is none. It is called without the queue's lock.
-	trouble(ended context.Context) error
-}
-
 // A waiter is one request in a queue, until done is closed. Then it has a permit or
 // an error.
 type waiter struct {
-	ticket   ticket
-	ctx      context.Context
-	deadline time.Time   // of ctx; zero: none
-	usable   func() bool // whether it still wants the permit; nil: yes
-	done     chan struct{}
-	permit   permit
-	err      error
+	ticket ticket
+	ctx    context.Context
+	usable func() bool // whether it still wants the permit; nil: yes
+	done   chan struct{}
+	permit permit
+	err    error
 }
 
 // newTicket returns the next ticket of a priority.
 func (q *queue) newTicket(priority ticket) ticket { return priority + ticket(q.tickets.Add(1)) }
 
-// tryAcquire returns a permit if nobody waits and there is one at once.
-func (q *queue) tryAcquire(now time.Time, t ticket) (permit, bool) {
+// tryAcquire returns a permit if nobody waits and there is one at once. That of a request
+// that is sent by hand has ended then, so that this takes the lock once.
+func (q *queue) tryAcquire(now time.Time, t ticket, hand bool) (p permit, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.tryAcquireLocked(now, t)
-}
-
-// tryByHand is tryAcquire for a request that no Transport sends: the permit has ended.
-func (q *queue) tryByHand(now time.Time, t ticket) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	p, ok := q.tryAcquireLocked(now, t)
-	if ok {
-		q.pacer.release(now, p, byHand, 0, false)
-	}
-	return ok
-}
-
-func (q *queue) tryAcquireLocked(now time.Time, t ticket) (permit, bool) {
 	if len(q.waiters) > 0 || q.resume.After(now) || q.pacer.ready(now, t.low()) > 0 {
 		return permit{}, false
 	}
-	return q.pacer.take(now, t.low()), true
+	p = q.pacer.take(now, t.low())
+	if hand {
+		q.pacer.release(now, p, byHand, 0, false)
+	}
+	return p, true
 }
 
 // acquire waits for a permit. If the turn would come after ctx's deadline, by the queue's
 // own estimate, it returns a *RateLimitError at once.
 func (q *queue) acquire(ctx context.Context, t ticket, usable func() bool) (permit, error) {
 	w := &waiter{ticket: t, ctx: ctx, usable: usable, done: make(chan struct{})}
-	w.deadline, _ = ctx.Deadline()
 	if ctx.Err() != nil {
 		return permit{}, q.gaveUp(w)
 	}
-	q.join(w)
+	if err := q.join(w); err != nil {
+		return permit{}, err
+	}
 	for {
 		var recheck <-chan time.Time
-		if !w.deadline.IsZero() && q.round > 0 {
+		if deadline, ok := ctx.Deadline(); ok && q.round > 0 {
 			// While answers are out, turns come later with time, and too late when
 			// only so many whole rounds are left.
-			recheck = time.After(time.Until(w.deadline)%q.round + 1)
+			recheck = time.After(time.Until(deadline)%q.round + 1)
 		}
 		select {
 		case <-w.done:
 			return w.permit, w.err
 		case <-recheck:
-			q.refuse(w)
+			if err := q.tooLate(w); err != nil && q.leave(w) {
+				return permit{}, err
+			}
 		case <-ctx.Done():
 			if q.leave(w) {
 				return permit{}, q.gaveUp(w)
@@ -197,20 +183,19 @@ func (q *queue) acquire(ctx context.Context, t ticket, usable func() bool) (perm
 }
 
 // join puts w into the queue, or refuses it.
-func (q *queue) join(w *waiter) {
+func (q *queue) join(w *waiter) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	now := time.Now()
-	i := q.rank(w.ticket)
-	if w.err = q.tooLate(now, w, i+1); w.err != nil {
-		close(w.done)
-		return
+	now, i := time.Now(), q.rank(w.ticket)
+	if err := q.tooLateLocked(now, w, i+1); err != nil {
+		return err
 	}
 	q.waiters = slices.Insert(q.waiters, i, w)
 	if i+1 < len(q.waiters) && len(q.waiters) <= maxLookedAt {
 		q.refuseAllLocked(now)
 	}
 	q.dispatchLocked(now)
+	return nil
 }
 
 // maxLookedAt is how many waiters there may be at most for one that goes ahead of others
@@ -219,27 +204,18 @@ const maxLookedAt = 1000
 
 // rank returns how many waiters go before a ticket.
 func (q *queue) rank(t ticket) int {
-	i, _ := slices.BinarySearchFunc(q.waiters, t, func(w *waiter, t ticket) int {
-		switch {
-		case w.ticket < t:
-			return -1
-		case w.ticket > t:
-			return 1
-		}
-		return 0
-	})
-	return i
+	return sort.Search(len(q.waiters), func(i int) bool { return q.waiters[i].ticket >= t })
 }
 
 // leave takes w out of the queue, and reports whether it was still in it.
 func (q *queue) leave(w *waiter) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.removeLocked(w) {
-		return false
+	removed := q.removeLocked(w)
+	if removed {
+		q.dispatchLocked(time.Now())
 	}
-	q.dispatchLocked(time.Now())
-	return true
+	return removed
 }
 
 func (q *queue) removeLocked(w *waiter) bool {
@@ -247,20 +223,8 @@ func (q *queue) removeLocked(w *waiter) bool {
 	if i == len(q.waiters) || q.waiters[i] != w {
 		return false
 	}
-	if i == 0 {
-		q.popLocked()
-	} else {
-		q.waiters = slices.Delete(q.waiters, i, i+1)
-	}
+	q.waiters = slices.Delete(q.waiters, i, i+1)
 	return true
-}
-
-// popLocked removes the head.
-func (q *queue) popLocked() {
-	q.waiters[0] = nil
-	if q.waiters = q.waiters[1:]; len(q.waiters) == 0 {
-		q.waiters = nil // a long queue must not be kept for ever
-	}
 }
 
 // dispatchLocked grants what can be granted now, and sees to it that the rest is
@@ -269,37 +233,32 @@ func (q *queue) dispatchLocked(now time.Time) {
 	for len(q.waiters) > 0 {
 		head := q.waiters[0]
 		if head.usable != nil && !head.usable() {
-			q.popLocked()
 			head.err = errNotUsable
-			close(head.done)
-			continue
-		}
-		if wait := q.waitOf(now, head); wait > 0 {
+		} else if wait := q.waitOf(now, head); wait > 0 {
 			q.wakeIn(wait)
 			return
+		} else {
+			head.permit = q.pacer.take(now, head.ticket.low())
 		}
-		q.popLocked()
-		head.permit = q.pacer.take(now, head.ticket.low())
+		q.waiters[0] = nil
+		q.waiters = q.waiters[1:]
 		close(head.done)
 	}
-	if q.asker != nil {
-		q.asker.idle()
-	}
+	q.waiters = nil // a long queue must not be kept for ever
+	q.pacer.idle()
 }
 
-// waitOf returns how long the head has to wait. In a pause the pacer is not asked.
+// waitOf returns how long the head has to wait.
 func (q *queue) waitOf(now time.Time, head *waiter) time.Duration {
-	if d := q.resume.Sub(now); d > 0 {
-		if q.asker != nil {
-			q.asker.idle() // a permit would be one too many for later
-		}
-		return d
+	if pause := q.resume.Sub(now); pause > 0 {
+		q.pacer.idle() // a permit would be one too many for later
+		return pause
 	}
-	d := q.pacer.ready(now, head.ticket.low())
-	if d > 0 && q.asker != nil {
-		q.asker.ask(head, len(q.waiters))
+	wait := q.pacer.ready(now, head.ticket.low())
+	if wait == never {
+		q.pacer.ask(head, len(q.waiters))
 	}
-	return d
+	return wait
 }
 
 func (q *queue) wakeIn(d time.Duration) {
@@ -324,25 +283,20 @@ func (q *queue) dispatch() {
 func (q *queue) release(now time.Time, p permit, o outcome, status int, named, most time.Duration, isNamed bool) (pause time.Duration, v verdict) {
 	defer func() { // outside the lock: this may be foreign code
 		switch {
-		case p.external == nil:
-		case o != unused:
-			p.external.Settle(status, min(pause, most))
-		case !q.kept(p):
+		case p.external == nil || v.kept:
+		case o == unused:
 			p.external.Return()
+		default:
+			p.external.Settle(status, min(pause, most))
 		}
 	}()
-	return q.releaseLocked(now, p, o, status, named, most, isNamed)
-}
-
-func (q *queue) releaseLocked(now time.Time, p permit, o outcome, status int, named, most time.Duration, isNamed bool) (time.Duration, verdict) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if !q.believedLocked(now, p, status, min(named, most), isNamed) {
 		named, isNamed = 0, false
 	}
-	v := q.pacer.release(now, p, o, named, isNamed)
-	pause := named
-	if o == throttled && !isNamed {
+	v = q.pacer.release(now, p, o, named, isNamed)
+	if pause = named; o == throttled && !isNamed {
 		pause = v.pause
 	}
 	if resume := now.Add(min(pause, most)); pause > 0 && resume.After(q.resume) {
@@ -382,40 +336,20 @@ func (q *queue) believedLocked(now time.Time, p permit, status int, pause time.D
 	return true
 }
 
-// kept keeps a PermitLimiter's permit that was not used for the next in the queue, and
-// reports whether there is one.
-func (q *queue) kept(p permit) bool {
+// tooLate returns a *RateLimitError if w's turn comes after its deadline.
+func (q *queue) tooLate(w *waiter) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	now := time.Now()
-	kept := len(q.waiters) > 0 && !q.resume.After(now) && q.asker.keep(p)
-	q.dispatchLocked(now)
-	return kept
+	return q.tooLateLocked(time.Now(), w, q.rank(w.ticket)+1)
 }
 
-// refuse ends w's wait if its turn comes after its deadline.
-func (q *queue) refuse(w *waiter) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	now := time.Now()
-	i := q.rank(w.ticket)
-	if i == len(q.waiters) || q.waiters[i] != w {
-		return
-	}
-	if w.err = q.tooLate(now, w, i+1); w.err != nil {
-		q.removeLocked(w)
-		close(w.done)
-		q.dispatchLocked(now)
-	}
-}
-
-// tooLate returns a *RateLimitError if w's turn, the k-th from now, comes after its
-// deadline.
-func (q *queue) tooLate(now time.Time, w *waiter, k int) error {
-	if w.deadline.IsZero() {
+// tooLateLocked is tooLate where w's turn is the k-th from now.
+func (q *queue) tooLateLocked(now time.Time, w *waiter, k int) error {
+	deadline, ok := w.ctx.Deadline()
+	if !ok {
 		return nil
 	}
-	wait, left := q.estimate(now, k, w.ticket.low()), w.deadline.Sub(now)
+	wait, left := q.estimateLocked(now, k, w.ticket.low()), deadline.Sub(now)
 	if wait <= left {
 		return nil
 	}
@@ -428,7 +362,7 @@ func (q *queue) tooLate(now time.Time, w *waiter, k int) error {
 func (q *queue) refuseAllLocked(now time.Time) {
 	var refused []*waiter
 	for i, w := range q.waiters {
-		if w.err = q.tooLate(now, w, i+1-len(refused)); w.err != nil {
+		if w.err = q.tooLateLocked(now, w, i+1-len(refused)); w.err != nil {
 			refused = append(refused, w)
 		}
 	}
@@ -440,30 +374,29 @@ func (q *queue) refuseAllLocked(now time.Time) {
 	}
 }
 
-// estimate returns how long the k-th request from now has to wait at least, if nobody
-// ahead of it leaves.
-func (q *queue) estimate(now time.Time, k int, low bool) time.Duration {
+// estimateLocked returns how long the k-th request from now has to wait at least, if
+// nobody ahead of it leaves.
+func (q *queue) estimateLocked(now time.Time, k int, low bool) time.Duration {
 	return q.pacer.estimate(now, max(0, q.resume.Sub(now)), k, low)
 }
 
-// wait returns the estimate for a ticket whose holder does not wait yet.
+// wait returns the estimate for a ticket.
 func (q *queue) wait(now time.Time, t ticket) time.Duration {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.estimate(now, q.rank(t)+1, t.low())
+	return q.estimateLocked(now, q.rank(t)+1, t.low())
 }
 
 // gaveUp returns the error of a waiter whose context has ended: the Limiter's problem, if
 // there is one.
 func (q *queue) gaveUp(w *waiter) error {
-	if q.asker != nil {
-		if cause := q.asker.trouble(w.ctx); cause != nil {
-			return cause
-		}
+	if cause := q.pacer.trouble(w.ctx); cause != nil {
+		return cause
 	}
 	if !errors.Is(w.ctx.Err(), context.DeadlineExceeded) {
 		return fmt.Errorf("partnerauth: waiting for the rate limit: %w", ended(w.ctx))
 	}
 	now := time.Now()
-	return &RateLimitError{wait: q.wait(now, w.ticket), left: min(0, w.deadline.Sub(now))}
+	deadline, _ := w.ctx.Deadline()
+	return &RateLimitError{wait: q.wait(now, w.ticket), left: min(0, deadline.Sub(now))}
 }

@@ -193,14 +193,30 @@ func TestWaitersAreTold(t *testing.T) {
 	}
 	bubble(t, "a late answer to a refused volley", func(t *testing.T) { // which bore less than was thought
 		p := (&partner{open: true}).on("/late", reply{after: 3 * time.Second}).
-			on("/refused", reply{after: time.Millisecond, status: 429, header: headers("Retry-After: 30")}, reply{})
-		rt := p.custom(static("t"), &partnerauth.Quota{Requests: 4, Window: 32 * time.Second})
+			on("/refused", reply{after: time.Millisecond, status: 429, header: headers("Retry-After: 9")}, reply{})
+		rt := p.custom(static("t"), nil)
 		wg := atOnce(1, func(int) { get(t, rt, "/late") })
 		wg.Go(func() { get(t, rt, "/refused") })
 		time.Sleep(2 * time.Millisecond)
-		wg.Go(func() { get(t, rt, "/ahead") })
+		for range 10 {
+			wg.Go(func() { get(t, rt, "/ahead") })
+		}
 		synctest.Wait()
-		refused(t, deadline(t, 36*time.Second), rt, 3*time.Second-2*time.Millisecond)
+		refused(t, deadline(t, 12*time.Second), rt, 3*time.Second-2*time.Millisecond)
+		wg.Wait()
+	})
+	bubble(t, "tokens that do not add up while slots are awaited", func(t *testing.T) {
+		p := (&partner{open: true}).on("/last", reply{after: 10 * time.Millisecond}).
+			on("/refused", reply{after: time.Millisecond, status: 429, header: headers("Retry-After: 30")}, reply{})
+		rt := p.custom(static("t"), &partnerauth.Quota{Requests: 4, Window: 40 * time.Second})
+		atOnce(4, func(i int) { get(t, rt, []string{"/", "/last"}[i/3]) }).Wait()
+		time.Sleep(41*time.Second - 9*time.Millisecond)
+		wg := atOnce(1, func(int) { get(t, rt, "/refused") })
+		for range 4 {
+			wg.Go(func() { get(t, rt, "/") })
+		}
+		time.Sleep(2 * time.Millisecond)
+		refused(t, deadline(t, 45*time.Second), rt, 0)
 		wg.Wait()
 	})
 	bubble(t, "a login comes first", func(t *testing.T) {

@@ -117,11 +117,11 @@ func (q *Quota) Wait(ctx context.Context) error {
 		return ended(ctx)
 	}
 	t := queue.newTicket(priorityOf(ctx))
-	if queue.tryByHand(time.Now(), t) {
+	p, ok := queue.tryAcquire(time.Now(), t, true)
+	if ok {
 		return nil
 	}
-	p, err := queue.acquire(ctx, t, nil)
-	if err == nil {
+	if p, err = queue.acquire(ctx, t, nil); err == nil {
 		queue.release(time.Now(), p, byHand, 0, 0, 0, false)
 	}
 	return err
@@ -145,7 +145,7 @@ func (q *Quota) init() {
 		q.err = fmt.Errorf("partnerauth: Quota.Burst is %d, want 1 to Requests, %d", burst, requests)
 	default:
 		w := newWindow(requests, window, burst, q.FixedRate)
-		q.queue.window, q.queue.round, q.queue.pacer = window, window+w.guard, w
+		q.queue.window, q.queue.round, q.queue.pacer = window, w.round(), w
 	}
 }
 

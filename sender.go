@@ -43,7 +43,7 @@ func (s *sender) roundTripper() http.RoundTripper {
 
 // tryAcquire returns a permit if there is one at once.
 func (s *sender) tryAcquire(ctx context.Context, now time.Time, t ticket) (permit, bool) {
-	p, ok := s.queue.tryAcquire(now, t)
+	p, ok := s.queue.tryAcquire(now, t, false)
 	if ok {
 		s.told(p, func() { s.telemetry.metrics.recordWait(ctx, 0, acquired, t.low()) })
 	}

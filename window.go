@@ -1,29 +1,23 @@
 package partnerauth
 
 import (
+	"context"
+	"math"
 	"slices"
 	"time"
 )
 
-const (
-	// maxGuard is added to the window. Servers that count in whole seconds or
-	// whose clock is slow refuse a request that comes after exactly one window.
-	maxGuard = time.Second
-
-	// maxLookback is how many of those ahead an estimate looks at one by one.
-	maxLookback = 256
-)
+// maxLookback is how many of those ahead an estimate looks at one by one.
+const maxLookback = 256
 
 // A slidingWindow is the pacer of a Quota. It has one slot for each request that
 // the server accepts in a window. A request takes one: it is in flight until its
 // answer is in, and then busy until the server has stopped counting it. Times are
 // durations since start.
 type slidingWindow struct {
-	requests int
-	window   time.Duration
-	guard    time.Duration // how much longer than a window a slot stays busy
-	start    time.Time
-	pace     *pace
+	limits
+	start time.Time
+	pace  pace
 
 	inFlight []time.Duration // sorted: when the requests were sent
 	busy     []time.Duration // sorted: when the slots are free again, some of them by now
@@ -36,26 +30,33 @@ type slidingWindow struct {
 }
 
 func newWindow(requests int, window time.Duration, burst int, fixedRate bool) *slidingWindow {
-	return &slidingWindow{
-		requests: requests, window: window, guard: min(maxGuard, window/20), start: time.Now(),
-		pace: newPace(requests, window, burst, fixedRate),
-	}
+	l, now := limits{requests, window, burst, fixedRate}, time.Now()
+	return &slidingWindow{limits: l, start: now, pace: pace{limits: l, tokens: float64(burst), filled: now}}
 }
 
 func (w *slidingWindow) ready(now time.Time, low bool) time.Duration {
 	since := now.Sub(w.start)
-	w.pace.recover(now)
-	var wait time.Duration
+	w.pace.fill(now)
 	if low {
 		// The reserve shrinks with time, so a wait for it ends soon.
-		wait = max(w.lowNext-since, min(w.untilFree(since, w.reserve(since)), w.interval()))
-	} else if wait = w.untilFree(since, 0); wait > 0 {
-		w.pace.hold(now, wait)
+		w.pace.held = time.Time{}
+		wait := max(w.lowNext-since, min(w.untilFree(since, w.reserve(since)), w.interval()))
+		return max(wait, w.pace.wait(now))
 	}
-	return max(wait, w.pace.wait(now, 0, 1))
+	wait := w.untilFree(since, 0)
+	w.pace.held = now.Add(wait)
+	return max(wait, w.pace.wait(now))
 }
 
-func (w *slidingWindow) interval() time.Duration { return w.window / time.Duration(w.requests) }
+// Nobody has to be asked, and nothing is granted before somebody takes it.
+
+func (*slidingWindow) ask(*waiter, int)              {}
+func (*slidingWindow) idle()                         {}
+func (*slidingWindow) trouble(context.Context) error { return nil }
+
+func (w *slidingWindow) interval() time.Duration {
+	return w.window / time.Duration(w.requests)
+}
 
 // tenth returns how many slots low priority always leaves to others.
 func (w *slidingWindow) tenth() int { return min(max(1, w.requests/10), w.requests-1) }
@@ -84,51 +85,56 @@ func (w *slidingWindow) vacant(since time.Duration, want int) int {
 // untilFree returns how long it takes until there is a slot for one who leaves so
 // many to others.
 func (w *slidingWindow) untilFree(since time.Duration, reserve int) time.Duration {
-	if i := reserve - w.vacant(since, reserve+1); i >= 0 {
-		return w.untilTaken(since, w.sooner(since), i)
-	}
-	return 0
-}
-
-// sooner returns how many busy slots are free before any that is in flight.
-func (w *slidingWindow) sooner(since time.Duration) int {
-	n, _ := slices.BinarySearch(w.busy, since+w.window+w.guard)
-	return n
+	return w.untilTaken(since, reserve-w.vacant(since, reserve+1))
 }
 
 // untilTaken returns how long it takes until the i-th of the taken slots is free,
-// counted from 0. Those in flight are answered now at the earliest.
-func (w *slidingWindow) untilTaken(since time.Duration, sooner, i int) time.Duration {
+// counted from 0; 0 if i is negative. Those in flight are answered now at the earliest.
+func (w *slidingWindow) untilTaken(since time.Duration, i int) time.Duration {
+	if i < 0 {
+		return 0
+	}
+	sooner, _ := slices.BinarySearch(w.busy, since+w.round())
 	switch {
 	case i < sooner:
 		return w.busy[i] - since
 	case i < sooner+len(w.inFlight):
-		return w.window + w.guard
+		return w.round()
 	}
 	return w.busy[i-len(w.inFlight)] - since
 }
 
 // estimate counts whole rounds of all slots, since each is free again after a
-// window at the earliest, and then the slots of the last round. Those ahead wait
-// for a slot and then for the pace, so each of them may be what delays k.
+// window at the earliest, and then the slots of the last round. Where the pace is
+// limited, those ahead wait for a slot and then for a token, and tokens add up only
+// before the first of them has to wait for a slot.
 func (w *slidingWindow) estimate(now time.Time, pause time.Duration, k int, low bool) time.Duration {
+	look, tokens, perToken := 1, math.Inf(1), 0.0
 	if low {
 		k += w.tenth()
 	}
 	since, rounds, last := now.Sub(w.start), (k-1)/w.requests, (k-1)%w.requests
+	if w.pace.limited() {
+		pace := w.pace
+		pace.fill(now.Add(pause))
+		tokens, perToken = pace.tokens, float64(pace.time(now.Add(pause), float64(k)))/float64(k)
+		if !low {
+			look = min(last+1, maxLookback)
+		}
+	}
 	last -= w.vacant(since, last+1)
-	first := last
-	if rounds == 0 && w.pace.bucket != nil {
-		first -= maxLookback
+	wait := float64(pause) + max(0, float64(k-look)-tokens)*perToken
+	tokens = max(0, tokens-float64(k-look))
+	for i := last - look + 1; i <= last; i++ {
+		slot := float64(max(pause, w.untilTaken(since, i))) + float64(rounds)*float64(w.round())
+		if slot > wait {
+			tokens = max(tokens, min(1, tokens+(slot-wait)/perToken))
+			wait = slot
+		}
+		wait += max(0, 1-tokens) * perToken
+		tokens = max(0, tokens-1)
 	}
-	wait, sooner, tokens := pause, w.sooner(since), max(1, w.pace.tokens(now.Add(pause)))
-	perToken := float64(w.pace.time(now, maxLookback)) / maxLookback
-	for i := max(0, first); i <= last; i++ {
-		behind := time.Duration(max(0, float64(last-i+1)-tokens) * perToken)
-		wait = max(wait, w.untilTaken(since, sooner, i)+behind)
-	}
-	wait += time.Duration(min(float64(rounds)*float64(w.window+w.guard), float64(never/4)))
-	return max(wait, w.pace.wait(now, pause, k))
+	return time.Duration(min(wait, float64(never/4)))
 }
 
 // expire frees the slots whose time has come. A request that has had no answer
@@ -145,31 +151,29 @@ func (w *slidingWindow) expire(since time.Duration) {
 
 // latest returns when the slot of a request that was sent then is free, answered
 // or not.
-func (w *slidingWindow) latest(sent time.Duration) time.Duration { return sent + 2*w.window + w.guard }
+func (w *slidingWindow) latest(sent time.Duration) time.Duration {
+	return sent + w.window + w.round()
+}
 
 func (w *slidingWindow) take(now time.Time, low bool) permit {
 	since := now.Sub(w.start)
-	switch {
-	case low:
+	if low {
 		w.lowNext = since + w.interval()
-	case w.others == 0 || since-w.last > w.window:
-		w.others, w.first, w.last = 1, since, since
-	default:
+	} else {
+		if since-w.last > w.window {
+			w.others, w.first = 0, since
+		}
 		w.others, w.last = w.others+1, since
 	}
 	w.pace.spend(now, 1)
 	w.inFlight = insert(w.inFlight, since)
-	return permit{at: now, low: low, full: w.full(since), pace: w.pace.share(now)}
+	return permit{at: now, full: w.full(since), pace: w.pace.share(now)}
 }
 
 // full reports whether all slots are taken, the guard not counted.
 func (w *slidingWindow) full(since time.Duration) bool {
-	taken := len(w.inFlight) + len(w.busy)
-	if taken < w.requests {
-		return false
-	}
-	over, _ := slices.BinarySearch(w.busy, since+w.guard+1)
-	return taken-over >= w.requests
+	over, _ := slices.BinarySearch(w.busy, since+w.guard()+1)
+	return len(w.inFlight)+len(w.busy)-over >= w.requests
 }
 
 func (w *slidingWindow) release(now time.Time, p permit, o outcome, named time.Duration, isNamed bool) verdict {
@@ -178,15 +182,12 @@ func (w *slidingWindow) release(now time.Time, p permit, o outcome, named time.D
 	switch o {
 	case unused:
 		w.pace.spend(now, -1)
-		if !p.low {
-			w.others--
-		}
 	case byHand: // it may be sent up to a second from now, which may be more than a window
 		w.busy = insert(w.busy, since+w.window+maxGuard)
 	case unanswered: // it may still be on its way
 		w.busy = insert(w.busy, min(since+w.window+maxGuard, w.latest(sent)))
 	default:
-		w.busy = insert(w.busy, min(since+w.window+w.guard, w.latest(sent)))
+		w.busy = insert(w.busy, min(since+w.round(), w.latest(sent)))
 	}
 	return w.pace.learn(now, p, o, named, isNamed)
 }

@@ -34,7 +34,7 @@ func TestSlotIsFreeAgain(t *testing.T) {
 		{name: "unused late, looked", window: time.Minute, outcome: unused, looked: between, after: 70 * time.Second, want: 70 * time.Second},
 	} {
 		w := newWindow(1, c.window, 1, true)
-		w.pace.bucket = nil // only the window counts here
+
 		p := w.take(w.start, false)
 		if c.looked > 0 {
 			w.ready(w.start.Add(c.looked), false)
@@ -53,13 +53,11 @@ func TestReserve(t *testing.T) {
 		name   string
 		quota  int
 		others []time.Duration // when they took a slot each
-		unused int             // how many of these they gave back
 		at     time.Duration
 		want   time.Duration
 	}{
 		{name: "nobody else", quota: 100, want: 0},
 		{name: "others have just begun", quota: 100, others: []time.Duration{0, 0, 0}, at: time.Millisecond, want: interval},
-		{name: "others have given half back", quota: 100, others: at(40, 0), unused: 20, at: 20 * time.Second, want: 0},
 		{name: "others send little", quota: 100, others: []time.Duration{0, 10 * time.Second}, at: 20 * time.Second, want: 0},
 		{name: "others send much", quota: 100, others: at(40, 0), at: 20 * time.Second, want: interval},
 		{name: "and for a window by now", quota: 100, others: at(40, 0), at: time.Minute, want: 0},
@@ -70,12 +68,8 @@ func TestReserve(t *testing.T) {
 		{name: "none of one can be left", quota: 1, at: time.Minute, want: 0},
 	} {
 		w := newWindow(c.quota, time.Minute, c.quota, false)
-		for i, at := range c.others {
-			o := answered
-			if i < c.unused {
-				o = unused
-			}
-			w.release(w.start.Add(at), w.take(w.start.Add(at), false), o, 0, false)
+		for _, at := range c.others {
+			w.release(w.start.Add(at), w.take(w.start.Add(at), false), answered, 0, false)
 		}
 		if got := w.ready(w.start.Add(c.at), true); got != c.want {
 			t.Errorf("%s: low priority waits for %v, want %v", c.name, got, c.want)
@@ -120,6 +114,8 @@ func TestEstimateComesTrue(t *testing.T) {
 		{name: "burst, slots taken, paused", requests: 10, burst: 9, taken: 10, pause: 3 * pause, waiting: 5},
 		{name: "refused", requests: 100, burst: 100, taken: 5, lesson: throttled, waiting: 90},
 		{name: "refused, paused", requests: 100, burst: 100, taken: 5, lesson: throttled, pause: pause, waiting: 90},
+		{name: "refused, slots taken, paused", requests: 4, burst: 4, taken: 3, lesson: throttled, pause: 3 * pause, waiting: 4},
+		{name: "refused, slots taken, long paused", requests: 4, burst: 4, taken: 3, lesson: throttled, pause: 50 * time.Second, waiting: 4},
 		{name: "refused, many wait", requests: 100, burst: 100, lesson: throttled, waiting: 3000},
 	} {
 		w := newWindow(c.requests, time.Minute, c.burst, false)
