@@ -332,7 +332,8 @@ func TestTwoProgramsOnOneAccount(t *testing.T) {
 					get(t, programs[i%2], "/")
 				}
 			}).Wait()
-			errorIf(t, float64(refused) > 0.02*float64(answers), "%d of %d refused, want 2 %% at most", refused, answers)
+			// 1.5 to 1.7 % as a rule; who of two goes first in one instant is chance
+			errorIf(t, float64(refused) > 0.025*float64(answers), "%d of %d refused, want 2.5 %% at most", refused, answers)
 			errorIf(t, answers < 19*80, "%d answers, want 80 a window", answers)
 		})
 	}
