@@ -3,7 +3,6 @@ package partnerauth_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -110,22 +109,6 @@ func TestHungAndGivenUpCalls(t *testing.T) {
 			giveUp()
 			wg.Wait()
 		})
-	}
-}
-
-// A refusal by a Limiter goes to the caller as it is; any other error names it.
-func TestLimiterThatFails(t *testing.T) {
-	for _, want := range []error{fmt.Errorf("away: %w", partnerauth.ErrRateLimited), errTest} {
-		fails := func(context.Context) error { return want }
-		for _, l := range []partnerauth.Limiter{limiterFunc(fails), &permits{before: fails}} {
-			p := new(partner)
-			for name, rt := range map[string]*partnerauth.Transport{"with a token": p.custom(static("t"), l), "cold": p.transport(l)} {
-				err := p.sentNothing(t, t.Context(), rt)
-				errorIf(t, !errors.Is(err, want), "%T, %s: got %v, want %v", l, name, err, want)
-				asIs := name != "cold" && want != errTest // there it is inside an AuthError
-				errorIf(t, (err == want) != asIs, "%T, %s: got %v", l, name, err)
-			}
-		}
 	}
 }
 
