@@ -199,18 +199,3 @@ func TestBatchAlone(t *testing.T) {
 		}
 	})
 }
-
-// A deadline that low priority cannot meet is refused at once, too, and one that
-// it can meet is not.
-func TestLowPriorityWithADeadline(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &partner{open: true}
-		rt := p.custom(static("t"), nil)
-		for range 95 {
-			get(t, rt, "/")
-		}
-		refused(t, partnerauth.WithLowPriority(deadline(t, 10*time.Second)), rt, 0)
-		_, err := try(partnerauth.WithLowPriority(deadline(t, 2*time.Minute)), rt, "/")
-		errorIf(t, err != nil, "got %v with two minutes", err)
-	})
-}
