@@ -1,7 +1,6 @@
 package partnerauth_test
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"testing"
@@ -39,9 +38,7 @@ func (c schedule) run(t *testing.T, s *simServer, limiter partnerauth.Limiter) (
 		atOnce(c.calls, func(i int) {
 			ctx := t.Context()
 			if c.deadline > 0 {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, c.deadline)
-				defer cancel()
+				ctx = deadline(t, c.deadline)
 			}
 			began := time.Now()
 			if code, _ := try(ctx, rt, "/"); code == 200 {
@@ -104,7 +101,6 @@ func TestStrayRefusalUnderLightLoad(t *testing.T) {
 // A new process starts while the server still counts what the old one has sent.
 func TestDeployUnderLoad(t *testing.T) {
 	t.Parallel()
-	plain := func() partnerauth.Limiter { return rate.NewLimiter(80./60, 20) }
 	bad := func(t *testing.T, before int, header http.Header, limiter partnerauth.Limiter) (n int) {
 		counted := slidingLog()
 		for range before {
@@ -118,24 +114,22 @@ func TestDeployUnderLoad(t *testing.T) {
 		return n
 	}
 	for _, c := range []struct {
-		name   string
 		before int
+		burst  int
 		header http.Header
 	}{
-		{name: "60", before: 60},
-		{name: "90", before: 90},
-		{name: "90, Retry-After", before: 90, header: headers("Retry-After: 1")},
-		{name: "100, Retry-After", before: 100, header: headers("Retry-After: 1")},
+		{before: 60},
+		{before: 90},
+		{before: 90, burst: 10},
+		{before: 90, header: headers("Retry-After: 1")},
+		{before: 100, header: headers("Retry-After: 1")},
 	} {
-		peer := 0
-		bubble(t, c.name+", rate.Limiter", func(t *testing.T) { peer = bad(t, c.before, c.header, plain()) })
-		for _, burst := range []int{0, 20} {
-			bubble(t, fmt.Sprintf("%s, Burst %d", c.name, burst), func(t *testing.T) {
-				ours := bad(t, c.before, c.header, &partnerauth.Quota{Burst: burst})
-				t.Logf("%d calls failed or took a second, %d with rate.Limiter", ours, peer)
-				errorIf(t, float64(ours) > 1.3*float64(peer)+10, "%d calls failed or took a second, want 1.3 times %d and 10 at most", ours, peer)
-			})
-		}
+		bubble(t, fmt.Sprintf("%d before, Burst %d, %v", c.before, c.burst, c.header), func(t *testing.T) {
+			peer := bad(t, c.before, c.header, rate.NewLimiter(80./60, 20))
+			ours := bad(t, c.before, c.header, &partnerauth.Quota{Burst: c.burst})
+			t.Logf("%d calls failed or took a second, %d with rate.Limiter", ours, peer)
+			errorIf(t, float64(ours) > 1.3*float64(peer)+10, "%d calls failed or took a second, want 1.3 times %d and 10 at most", ours, peer)
+		})
 	}
 }
 

@@ -309,10 +309,9 @@ func (q *queue) release(now time.Time, p permit, o outcome, status int, named, m
 	return pause, v
 }
 
-const (
-	doubtOfClaim = 4
-	mostDoubt    = 3 * doubtOfClaim // from then on they are not believed
-)
+// Each claim that nothing remains, again after the last one, is worth four other answers.
+// Beyond most, claims are not believed.
+const doubtOfClaim, mostDoubt = 4, 12
 
 // believedLocked reports whether to keep the pause that an answer of that status names,
 // if it names one.
@@ -325,10 +324,10 @@ func (q *queue) believedLocked(now time.Time, p permit, status int, pause time.D
 	case !isNamed:
 		q.doubt = max(0, q.doubt-1)
 	case !p.at.Before(q.claimed): // else it was sent before the last one was known
-		trusted := q.doubt < mostDoubt
-		if q.doubt = min(q.doubt+doubtOfClaim, 2*mostDoubt); !trusted {
-			return false
-		}
+		q.doubt = min(q.doubt+doubtOfClaim, 2*mostDoubt)
+	}
+	if q.doubt > mostDoubt {
+		return false
 	}
 	if isNamed {
 		q.claimed = now.Add(pause)

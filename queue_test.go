@@ -51,20 +51,14 @@ func TestQueueIsInOrder(t *testing.T) {
 			must(t, err)
 			wg.Wait()
 			var arrived []string
-			var login time.Duration
-			for _, a := range p.seen()[before:] {
-				if a.op == "login" {
-					login = a.at
-				}
-			}
-			for _, a := range p.seen()[before:] {
+			seen := p.seen()
+			login := seen[before+slices.IndexFunc(seen[before:], func(a asked) bool { return a.op == "login" })].at
+			for i, a := range seen {
+				errorIf(t, a.at > since && a.at < login, "%s went %v before the login", a.path, login-a.at)
 				// who goes in the instant of the login has waited for its token, with all the others
-				if a.op != "login" && a.at != login {
+				if i >= before && a.at != login {
 					arrived = append(arrived, fmt.Sprintf("%06d %s", a.at/time.Millisecond, a.path))
 				}
-			}
-			for _, a := range p.seen() {
-				errorIf(t, a.at > since && a.at < login, "%s went %v before the login", a.path, login-a.at)
 			}
 			slices.Sort(arrived) // by time, then path: what goes in one instant arrives in any order
 			inOrder := slices.IsSortedFunc(arrived, func(a, b string) int { return strings.Compare(a[7:], b[7:]) })
@@ -244,7 +238,8 @@ func TestGivingUpCostsNothing(t *testing.T) {
 					mu.Unlock()
 					// a cancellation, not a deadline, or it would be refused at once
 					_, err := try(leaving(t, patience), rt, "/")
-					errorIf(t, err != nil && !errors.Is(err, context.Canceled), "got %v", err)
+					limited := errors.Is(err, partnerauth.ErrRateLimited) // of which one who leaves is not told
+					errorIf(t, err != nil && !errors.Is(err, context.Canceled) || limited, "got %v", err)
 				}
 			}).Wait()
 			served := float64(p.count("call 200")) / length.Minutes()
@@ -253,19 +248,24 @@ func TestGivingUpCostsNothing(t *testing.T) {
 	}
 }
 
+// Who cannot go before its deadline is told so at once, and who can, goes.
 func TestRefusedAtOnce(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	every30s := rate.Every(30 * time.Second)
 	for _, c := range []struct {
 		name    string
 		limiter partnerauth.Limiter
 		before  int // calls that use up what there is
 		queued  int
+		low     bool
 		wait    time.Duration // that the refusal tells
 	}{
 		{name: "Quota", limiter: &partnerauth.Quota{}, before: 100, wait: 61 * time.Second},
 		{name: "Quota, one round of others ahead", limiter: &partnerauth.Quota{}, before: 100, queued: 150, wait: 122 * time.Second},
-		{name: "rate.Limiter", limiter: rate.NewLimiter(rate.Every(30*time.Second), 1), before: 1, wait: 30 * time.Second},
-		{name: "rate.Limiter, one ahead", limiter: rate.NewLimiter(rate.Every(30*time.Second), 1), before: 1, queued: 1, wait: time.Minute},
-		{name: "rate.Limiter that allows nothing", limiter: rate.NewLimiter(0, 2), before: 2, wait: time.Hour},
+		{name: "Quota, low priority", limiter: &partnerauth.Quota{}, before: 95, low: true, wait: 61 * time.Second},
+		{name: "rate.Limiter", limiter: rate.NewLimiter(every30s, 1), before: 1, wait: 30 * time.Second},
+		{name: "rate.Limiter, one ahead", limiter: rate.NewLimiter(every30s, 1), before: 1, queued: 1, wait: time.Minute},
+		{name: "rate.Limiter that allows nothing", limiter: rate.NewLimiter(0, 2), before: 2, wait: year},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
 			p := &partner{open: true}
@@ -276,18 +276,29 @@ func TestRefusedAtOnce(t *testing.T) {
 			waiting, leave := context.WithCancel(t.Context())
 			wg := atOnce(c.queued, func(int) { try(waiting, rt, "/") })
 			synctest.Wait()
+			with := func(patience time.Duration) context.Context {
+				if c.low {
+					return partnerauth.WithLowPriority(deadline(t, patience))
+				}
+				return deadline(t, patience)
+			}
 			var err error
-			took := elapsed(func() { err = p.sentNothing(t, deadline(t, 10*time.Second), rt) })
-			var told interface {
+			took := elapsed(func() { err = p.sentNothing(t, with(c.wait-time.Second), rt) })
+			told, ok := errors.AsType[interface {
+				error
 				RetryAfter() time.Duration
 				Timeout() bool
+			}](err)
+			if !ok || !told.Timeout() || !errors.Is(err, partnerauth.ErrRateLimited) || !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatalf("got %v, want ErrRateLimited and a deadline exceeded", err)
 			}
-			if !errors.Is(err, partnerauth.ErrRateLimited) || !errors.Is(err, context.DeadlineExceeded) || !errors.As(err,
-				&told) || !told.Timeout() || took > 0 {
-				t.Fatalf("got %v after %v, want ErrRateLimited and a deadline exceeded at once", err, took)
-			}
+			errorIf(t, took > 0, "refused after %v, want at once", took)
 			d := told.RetryAfter()
-			errorIf(t, d < c.wait || d > c.wait+time.Second && c.wait < time.Hour, "told to wait %v, want %v", d, c.wait)
+			errorIf(t, d < c.wait || d > c.wait+time.Second && c.wait < year, "told to wait %v, want %v", d, c.wait)
+			if c.wait < year {
+				_, err = try(with(c.wait+time.Second), rt, "/")
+				errorIf(t, err != nil, "got %v with a deadline in time", err)
+			}
 			leave()
 			wg.Wait()
 		})

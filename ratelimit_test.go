@@ -3,7 +3,6 @@ package partnerauth_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -113,22 +112,6 @@ func TestHungAndGivenUpCalls(t *testing.T) {
 	}
 }
 
-// A refusal by a Limiter goes to the caller as it is; any other error names it.
-func TestLimiterThatFails(t *testing.T) {
-	for _, want := range []error{fmt.Errorf("away: %w", partnerauth.ErrRateLimited), errTest} {
-		fails := func(context.Context) error { return want }
-		for _, l := range []partnerauth.Limiter{limiterFunc(fails), &permits{before: fails}} {
-			p := new(partner)
-			for name, rt := range map[string]*partnerauth.Transport{"with a token": p.custom(static("t"), l), "cold": p.transport(l)} {
-				err := p.sentNothing(t, t.Context(), rt)
-				errorIf(t, !errors.Is(err, want), "%T, %s: got %v, want %v", l, name, err, want)
-				asIs := name != "cold" && want != errTest // there it is inside an AuthError
-				errorIf(t, (err == want) != asIs, "%T, %s: got %v", l, name, err)
-			}
-		}
-	}
-}
-
 // Low priority comes after all others that wait, through any Limiter, and in its
 // own order.
 func TestLowPriorityGoesLast(t *testing.T) {
@@ -214,20 +197,5 @@ func TestBatchAlone(t *testing.T) {
 		for i := 90; i < len(log); i++ {
 			errorIf(t, log[i]-log[i-90] < time.Minute, "more than 90 of low priority within %v", log[i]-log[i-90])
 		}
-	})
-}
-
-// A deadline that low priority cannot meet is refused at once, too, and one that
-// it can meet is not.
-func TestLowPriorityWithADeadline(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &partner{open: true}
-		rt := p.custom(static("t"), nil)
-		for range 95 {
-			get(t, rt, "/")
-		}
-		refused(t, partnerauth.WithLowPriority(deadline(t, 10*time.Second)), rt, 0)
-		_, err := try(partnerauth.WithLowPriority(deadline(t, 2*time.Minute)), rt, "/")
-		errorIf(t, err != nil, "got %v with two minutes", err)
 	})
 }

@@ -79,9 +79,9 @@ func (n *nginx) allow(at time.Duration) bool {
 	return true
 }
 
-// haproxy counts in its stick table, that is the requests that it refuses, too,
-// and weighs the count of the period before.
-func haproxy() policy {
+// slidingCounter weighs the count of the period before, as haproxy does in its stick
+// table, which counts what is refused, too, and go-chi's httprate, which does not.
+func slidingCounter(countsRefused bool) policy {
 	var period time.Duration
 	var now, before float64
 	return func(at time.Duration) bool {
@@ -91,28 +91,11 @@ func haproxy() policy {
 		case p > period:
 			before, now, period = now, 0, p
 		}
-		now++
-		return now+before*(1-(at%minute).Minutes()) <= 100
-	}
-}
-
-// httprate is go-chi's: a sliding window counter like haproxy's that does not
-// count what it refuses.
-func httprate() policy {
-	var period time.Duration
-	var now, before float64
-	return func(at time.Duration) bool {
-		switch p := at / minute; {
-		case p > period+1:
-			before, now, period = 0, 0, p
-		case p > period:
-			before, now, period = now, 0, p
+		inside := now+1+before*(1-(at%minute).Minutes()) <= 100
+		if inside || countsRefused {
+			now++
 		}
-		if now+1+before*(1-(at%minute).Minutes()) > 100 {
-			return false
-		}
-		now++
-		return true
+		return inside
 	}
 }
 
@@ -274,8 +257,8 @@ func TestStrictServers(t *testing.T) {
 		{name: "nginx burst=20 nodelay, 503", make: limitReq(20, 503), least: 97, soon: 38, later: 1, returned: 38},
 		{name: "nginx, 429", make: limitReq(0, 429), least: 80, soon: 41, later: 3, again: 4, returned: 5},
 		{name: "nginx, 429, far", make: counting(far, withoutBurst), least: 42, soon: 49, later: 15, again: 22, returned: 8},
-		{name: "haproxy", make: counting(usual, haproxy), least: 96, soon: 25, later: 1, again: 1, returned: 6},
-		{name: "httprate", make: counting(usual, httprate), least: 96, soon: 25, later: 1, again: 1, returned: 2},
+		{name: "haproxy", make: counting(usual, func() policy { return slidingCounter(true) }), least: 96, soon: 25, later: 1, again: 1, returned: 6},
+		{name: "httprate", make: counting(usual, func() policy { return slidingCounter(false) }), least: 96, soon: 25, later: 1, again: 1, returned: 2},
 		{name: "one in 10 for no reason", make: counting(usual, func() policy { return sometimes(10) }), least: 40,
 			soon: 25, later: 60, again: 90, returned: 30},
 	} {

@@ -28,7 +28,7 @@ func (limitedError) RetryAfter() time.Duration { return 3 * time.Second }
 func hangs(ctx context.Context) error { return sleep(ctx, 30*time.Minute) }
 
 // Whoever waits learns what for, on a cold Source as on a warm one, within its deadline:
-// the error of the Limiter is in its own.
+// the error of the Limiter is in its own, and a refusal by it goes to a caller as it is.
 func TestWaitersLearnWhatFor(t *testing.T) {
 	t.Parallel()
 	fails := func(err error, hang bool) func(context.Context) error {
@@ -46,6 +46,7 @@ func TestWaitersLearnWhatFor(t *testing.T) {
 		limited bool // ErrRateLimited
 	}{
 		{"a Limiter that fails", limiterFunc(fails(errTest, false)), errTest, false},
+		{"a Limiter that refuses", limiterFunc(fails(limitedError{}, false)), limitedError{}, true},
 		{"a Limiter that hangs", limiterFunc(hangs), nil, true},
 		{"a PermitLimiter that fails", &permits{before: fails(errTest, false)}, errTest, false},
 		{"a PermitLimiter that fails in the end", &permits{before: fails(errTest, true)}, errTest, false},
@@ -70,6 +71,7 @@ func TestWaitersLearnWhatFor(t *testing.T) {
 					errorIf(t, took > 5*time.Second, "it took %v, want 5 s at most", took)
 					errorIf(t, err == nil || c.want != nil && !errors.Is(err, c.want), "got %v, want %v", err, c.want)
 					errorIf(t, errors.Is(err, partnerauth.ErrRateLimited) != c.limited, "got %v, want ErrRateLimited %t", err, c.limited)
+					errorIf(t, warm && c.want == limitedError{} && err != c.want, "got %v, want it as it is", err)
 					auth := authOf(err)
 					errorIf(t, warm != (auth.Op == ""), "got %v, want an AuthError where there is no token", err)
 					time.Sleep(time.Hour)
@@ -79,48 +81,40 @@ func TestWaitersLearnWhatFor(t *testing.T) {
 	}
 }
 
-// Who leaves for another reason than the time is not told of limits.
-func TestWaitersWhoLeave(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		rt := new(partner).transport(limiterFunc(hangs))
-		_, err := try(leaving(t, time.Second), rt, "/")
-		errorIf(t, !errors.Is(err, context.Canceled) || errors.Is(err, partnerauth.ErrRateLimited), "got %v, want context.Canceled", err)
-		time.Sleep(time.Hour)
-	})
-}
-
 // A Token of the user's own that hangs does not hold its caller, and is asked one
 // question at a time.
 func TestTokenThatHangs(t *testing.T) {
-	for _, requests := range []int{0, 10} {
-		bubble(t, fmt.Sprintf("Quota of %d", requests), func(t *testing.T) {
-			p, asked, atOnceMost, now := &partner{open: true}, 0, 0, 0
-			rt := p.custom(tokenFunc(func() (*oauth2.Token, error) {
-				asked++
-				now++
-				atOnceMost = max(atOnceMost, now)
-				if asked == 1 {
-					time.Sleep(time.Hour)
-				}
-				now--
-				return static("t").Token()
-			}), &partnerauth.Quota{Requests: requests})
-			for i, patience := range []time.Duration{5 * time.Second, time.Second} {
-				var err error
-				took := elapsed(func() { err = p.sentNothing(t, deadline(t, patience), rt) })
-				late := authOf(err).Op == "token" && errors.Is(err, context.DeadlineExceeded)
-				errorIf(t, took != patience, "caller %d left after %v, want %v", i, took, patience)
-				errorIf(t, !late, "caller %d got %v, want an AuthError of its deadline", i, err)
-				errorIf(t, errors.Is(err, partnerauth.ErrRateLimited), "caller %d got %v, which is no matter of limits", i, err)
+	synctest.Test(t, func(t *testing.T) {
+		p, asked, asking, most := &partner{open: true}, 0, 0, 0
+		rt := p.custom(tokenFunc(func() (*oauth2.Token, error) {
+			asked++
+			asking++
+			most = max(most, asking)
+			if asked == 1 {
+				time.Sleep(time.Hour)
 			}
-			err := p.sentNothing(t, leaving(t, time.Second), rt)
-			left := authOf(err).Op == "token" && errors.Is(err, context.Canceled)
-			errorIf(t, !left, "got %v, want an AuthError of the cancellation", err)
-			time.Sleep(2 * time.Hour)
-			errorIf(t, get(t, rt, "/") != 200, "the next call failed")
-			errorIf(t, atOnceMost != 1, "%d questions at once, want one", atOnceMost)
-		})
-	}
+			asking--
+			return static("t").Token()
+		}), nil)
+		for _, c := range []struct {
+			ctx  context.Context
+			took time.Duration
+			want error
+		}{
+			{deadline(t, 5*time.Second), 5 * time.Second, context.DeadlineExceeded},
+			{deadline(t, 6*time.Second), time.Second, context.DeadlineExceeded},
+			{leaving(t, 7*time.Second), time.Second, context.Canceled},
+		} {
+			var err error
+			took := elapsed(func() { err = p.sentNothing(t, c.ctx, rt) })
+			errorIf(t, took != c.took, "left after %v, want %v", took, c.took)
+			errorIf(t, authOf(err).Op != "token" || !errors.Is(err, c.want), "got %v, want an AuthError with %v", err, c.want)
+			errorIf(t, errors.Is(err, partnerauth.ErrRateLimited), "got %v, which is no matter of limits", err)
+		}
+		time.Sleep(2 * time.Hour)
+		errorIf(t, get(t, rt, "/") != 200, "the next call failed")
+		errorIf(t, most != 1, "%d questions at once, want one", most)
+	})
 }
 
 // What x/oauth2's own sources say of an answer is in the error.

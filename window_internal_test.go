@@ -34,7 +34,6 @@ func TestSlotIsFreeAgain(t *testing.T) {
 		{name: "unused late, looked", window: time.Minute, outcome: unused, looked: between, after: 70 * time.Second, want: 70 * time.Second},
 	} {
 		w := newWindow(1, c.window, 1, true)
-
 		p := w.take(w.start, false)
 		if c.looked > 0 {
 			w.ready(w.start.Add(c.looked), false)
@@ -181,23 +180,6 @@ func TestUnusedBurst(t *testing.T) {
 	w.release(w.start, w.take(w.start, false), unused, 0, false)
 	if got := w.ready(w.start, false); got != 0 {
 		t.Errorf("the next waits for %v", got)
-	}
-}
-
-// Two requests in flight at a time cost no allocation.
-func TestSlotsAllocateNothing(t *testing.T) {
-	w := newWindow(100, time.Minute, 100, false)
-	now := w.start
-	n := testing.AllocsPerRun(1000, func() {
-		now = now.Add(10 * time.Second)
-		a := w.take(now, false)
-		b := w.take(now.Add(1), false)
-		w.release(now.Add(2), a, answered, 0, false)
-		w.release(now.Add(3), b, answered, 0, false)
-		w.ready(now, true)
-	})
-	if n > 0 {
-		t.Errorf("%v allocations, want 0", n)
 	}
 }
 
