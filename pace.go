@@ -182,14 +182,21 @@ func (p *pace) learn(now time.Time, sent permit, o outcome, named time.Duration,
 		}
 	}
 	if o == throttled && !isNamed {
-		if v.pause = p.window; !sent.full { // one interval, doubling
-			v.pause = time.Duration(min(1, math.Exp2(float64(p.again-1))/float64(p.requests)) * float64(p.window))
-		}
+		v.pause = p.pause(sent)
 		p.held = now.Add(v.pause)
 	}
 	v.pace, v.burst = p.share(now), p.size(now)
 	v.slower = v.reason != "" || v.burst < size // as after a late answer to the volley that was refused
 	return v
+}
+
+// pause returns how long everybody pauses after a 429 that names no time: a window if it
+// was full, else an interval, doubling.
+func (p *pace) pause(sent permit) time.Duration {
+	if sent.full {
+		return p.window
+	}
+	return time.Duration(min(1, math.Exp2(float64(p.again-1))/float64(p.requests)) * float64(p.window))
 }
 
 // count adds an answer to the volley that it belongs to.

@@ -160,16 +160,10 @@ func (q *queue) acquire(ctx context.Context, t ticket, usable func() bool) (perm
 		return permit{}, err
 	}
 	for {
-		var recheck <-chan time.Time
-		if deadline, ok := ctx.Deadline(); ok && q.round > 0 {
-			// While answers are out, turns come later with time, and too late when
-			// only so many whole rounds are left.
-			recheck = time.After(time.Until(deadline)%q.round + 1)
-		}
 		select {
 		case <-w.done:
 			return w.permit, w.err
-		case <-recheck:
+		case <-q.recheck(ctx):
 			if err := q.tooLate(w); err != nil && q.leave(w) {
 				return permit{}, err
 			}
@@ -180,6 +174,15 @@ func (q *queue) acquire(ctx context.Context, t ticket, usable func() bool) (perm
 			return w.permit, w.err // it came at the same instant
 		}
 	}
+}
+
+// recheck returns when to look at the deadline of a waiter again: while answers are out,
+// turns come later with time, and too late when only so many whole rounds are left.
+func (q *queue) recheck(ctx context.Context) <-chan time.Time {
+	if deadline, ok := ctx.Deadline(); ok && q.round > 0 {
+		return time.After(time.Until(deadline)%q.round + 1)
+	}
+	return nil
 }
 
 // join puts w into the queue, or refuses it.

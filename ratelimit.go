@@ -117,11 +117,11 @@ func (q *Quota) Wait(ctx context.Context) error {
 		return ended(ctx)
 	}
 	t := queue.newTicket(priorityOf(ctx))
-	p, ok := queue.tryAcquire(time.Now(), t, true)
-	if ok {
+	if _, ok := queue.tryAcquire(time.Now(), t, true); ok {
 		return nil
 	}
-	if p, err = queue.acquire(ctx, t, nil); err == nil {
+	p, err := queue.acquire(ctx, t, nil)
+	if err == nil {
 		queue.release(time.Now(), p, byHand, 0, 0, 0, false)
 	}
 	return err
