@@ -225,8 +225,8 @@ func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Durati
 func (f *fetch) fromPartner(ctx context.Context) (*lease, *AuthError) {
 	if f.refreshes != nil {
 		l, err := f.try(ctx, refresh)
-		if l != nil {
-			return l, nil
+		if l != nil || ctx.Err() != nil {
+			return l, err
 		}
 		f.refusal.ofRefresh = err.isRefusal() || f.renews() == nil
 		wait := err.RetryAfter // which counts for a login as well
