@@ -228,7 +228,7 @@ func (f *fetch) fromPartner(ctx context.Context) (*lease, *AuthError) {
 		if l != nil || ctx.Err() != nil {
 			return l, err
 		}
-		f.refusal.ofRefresh = err.isRefusal() || f.renews() == nil
+		f.refusal.ofRefresh = err.isRefusal() || err.RetryAfter > 0 && f.renews() == nil
 		wait := err.RetryAfter // which counts for a login as well
 		if wait > 0 && (!f.wanted.Load() || wait > maxUnavailable || !sleep(ctx, wait)) {
 			return nil, err
