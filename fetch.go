@@ -473,7 +473,7 @@ func (f *fetch) readToken(resp *http.Response, body []byte) (*oauth2.Token, erro
 	switch {
 	case err != nil:
 		return nil, err
-	case read == nil:
+	case read == nil || read.AccessToken == "":
 		return nil, errors.New("no token")
 	}
 	token := *read
