@@ -225,10 +225,10 @@ func (f *fetch) refusedElsewhere(ctx context.Context, r record, left time.Durati
 func (f *fetch) fromPartner(ctx context.Context) (*lease, *AuthError) {
 	if f.refreshes != nil {
 		l, err := f.try(ctx, refresh)
-		if l != nil {
-			return l, nil
+		if l != nil || ctx.Err() != nil {
+			return l, err
 		}
-		f.refusal.ofRefresh = err.isRefusal() || f.renews() == nil
+		f.refusal.ofRefresh = err.isRefusal() || err.RetryAfter > 0 && f.renews() == nil
 		wait := err.RetryAfter // which counts for a login as well
 		if wait > 0 && (!f.wanted.Load() || wait > maxUnavailable || !sleep(ctx, wait)) {
 			return nil, err
@@ -473,7 +473,7 @@ func (f *fetch) readToken(resp *http.Response, body []byte) (*oauth2.Token, erro
 	switch {
 	case err != nil:
 		return nil, err
-	case read == nil:
+	case read == nil || read.AccessToken == "":
 		return nil, errors.New("no token")
 	}
 	token := *read

@@ -121,6 +121,8 @@ func TestFailedRenewalServesTheOldToken(t *testing.T) {
 					t.Fatalf("%s: got %v after %v", c.name, err, age)
 				}
 			}
+			kept := pr.name == "acme" && c.name != "401" // its refresh token, which nobody has refused
+			errorIf(t, kept && !strings.HasSuffix(p.ops(), "refresh"), "%s: ended with a login, want a refresh", c.name)
 		})
 	}
 }

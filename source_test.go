@@ -96,7 +96,8 @@ func TestRevokedDuringRenewal(t *testing.T) {
 	} {
 		everyProvider(t, func(t *testing.T, pr provider) {
 			p, account := new(partner), good(nil)
-			var fetches, saves atomic.Int64
+			var fetches, saves, secrets atomic.Int64
+			account.secret, account.ask = "", func(context.Context) (string, error) { secrets.Add(1); return "secret", nil }
 			p.script = func(a asked) reply {
 				switch {
 				case a.op != "call" && fetches.Add(1) == 2:
@@ -148,6 +149,7 @@ func TestRevokedDuringRenewal(t *testing.T) {
 				want = "login refresh refresh" // its refresh token is good still
 			}
 			errorIf(t, p.ops() != want, "%s: got %q, want %q", c.name, p.ops(), want)
+			errorIf(t, int(secrets.Load()) != p.count("login"), "%s: the Func was asked %d times, want once a login", c.name, secrets.Load())
 		})
 	}
 }
