@@ -229,8 +229,7 @@ func (f *fetch) fromPartner(ctx context.Context) (*lease, *AuthError) {
 			return l, err
 		}
 		f.refusal.ofRefresh = err.isRefusal() || err.RetryAfter > 0 && f.renews() == nil
-		wait := err.RetryAfter // which counts for a login as well
-		if wait > 0 && (!f.wanted.Load() || wait > maxUnavailable || !sleep(ctx, wait)) {
+		if !f.sitsOut(ctx, err.RetryAfter) {
 			return nil, err
 		}
 		f.refreshes = nil
@@ -239,6 +238,12 @@ func (f *fetch) fromPartner(ctx context.Context) (*lease, *AuthError) {
 		}
 	}
 	return f.try(ctx, login)
+}
+
+// sitsOut waits for the pause that the answer to a refresh asks for, which counts for a
+// login as well, and reports whether it did: not if nobody waits for f, or for long.
+func (f *fetch) sitsOut(ctx context.Context, wait time.Duration) bool {
+	return wait <= 0 || f.wanted.Load() && wait <= maxUnavailable && sleep(ctx, wait)
 }
 
 // try repeats one operation while that may help and somebody waits for it: after a
