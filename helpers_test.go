@@ -1,16 +1,11 @@
 package partnerauth_test
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
-	"go/types"
 	"io"
 	"math"
 	"net"
@@ -18,6 +13,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -107,22 +103,18 @@ const (
 func acme(c credentials) partnerauth.Provider {
 	baseURL := cmp.Or(c.baseURL, apiURL)
 	post := func(ctx context.Context, path string, fields map[string]string) (*http.Request, error) {
-		body, err := json.Marshal(fields)
-		if err != nil {
-			return nil, err
-		}
-		url := strings.TrimRight(baseURL, "/") + path
-		return http.NewRequestWithContext(partnerauth.WithURLTemplate(ctx, path), "POST", url, bytes.NewReader(body))
+		ctx = partnerauth.WithURLTemplate(ctx, path)
+		return http.NewRequestWithContext(ctx, "POST", strings.TrimRight(baseURL, "/")+path, strings.NewReader(jsonOf(fields)))
 	}
 	return partnerauth.Provider{
 		Name: "acme", Account: c.id, BaseURL: baseURL, Base: c.base, Store: c.store,
 		SignIn: func(ctx context.Context) (*http.Request, error) {
-			secret := c.secret
+			secret, err := c.secret, error(nil)
 			if c.ask != nil {
-				var err error
-				if secret, err = c.ask(ctx); err != nil {
-					return nil, err
-				}
+				secret, err = c.ask(ctx)
+			}
+			if err != nil {
+				return nil, err
 			}
 			return post(ctx, acmeLogin, map[string]string{"user": c.id, "secret": secret})
 		},
@@ -149,27 +141,17 @@ func acme(c credentials) partnerauth.Provider {
 
 // Every type that has a TokenSource must be in the table.
 func TestProvidersAreInTheTable(t *testing.T) {
-	inTable := map[string]bool{}
+	var table []string
 	for _, pr := range providers {
-		inTable[reflect.TypeOf(pr.config(good(nil))).Name()] = true
+		table = append(table, reflect.TypeOf(pr.config(good(nil))).Name())
 	}
 	files, err := filepath.Glob("*.go")
 	must(t, err)
 	found := 0
 	for _, name := range files {
-		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
-		must(t, err)
-		if file.Name.Name != "partnerauth" {
-			continue
-		}
-		for _, decl := range file.Decls {
-			f, ok := decl.(*ast.FuncDecl)
-			if !ok || f.Recv == nil || f.Name.Name != "TokenSource" {
-				continue
-			}
+		for _, m := range regexp.MustCompile(`(?m)^func \((?:\w+ )?\*?([A-Z]\w*)\) TokenSource\(`).FindAllStringSubmatch(document(t, name), -1) {
 			found++
-			receiver := strings.TrimPrefix(types.ExprString(f.Recv.List[0].Type), "*")
-			errorIf(t, ast.IsExported(receiver) && !inTable[receiver], "%s is not in the table of providers", receiver)
+			errorIf(t, !slices.Contains(table, m[1]), "%s is not in the table of providers", m[1])
 		}
 	}
 	errorIf(t, found < 3, "found %d types with a TokenSource, want 3 at least", found)
@@ -280,16 +262,7 @@ func (p *partner) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	a := p.enter(req, string(body))
-	var r reply
-	if p.script != nil {
-		r = p.script(a)
-	}
-	if r.usual() && r.after == 0 {
-		r = p.turn(a)
-	}
-	if r.usual() {
-		r = p.healthy(a, r)
-	}
+	r := p.replyTo(a)
 	if r.after > 0 {
 		if err := sleep(req.Context(), r.after); err != nil {
 			return nil, err
@@ -346,24 +319,26 @@ func (p *partner) enter(req *http.Request, body string) asked {
 	return a
 }
 
-func (p *partner) turn(a asked) (r reply) {
+// replyTo returns what is said by the script or else by on, completed by what the partner
+// answers in good health.
+func (p *partner) replyTo(a asked) (r reply) {
+	if p.script != nil {
+		r = p.script(a)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, what := range []string{a.path, a.op} {
+	if r.usual() && r.after == 0 {
+		what := a.path
+		if p.turns[what] == nil {
+			what = a.op
+		}
 		if replies := p.turns[what]; len(replies) > 0 {
-			if len(replies) > 1 {
-				p.turns[what] = replies[1:]
-			}
-			return replies[0]
+			r, p.turns[what] = replies[0], replies[min(1, len(replies)-1):]
 		}
 	}
-	return reply{}
-}
-
-// healthy completes a reply of which only the delay is known.
-func (p *partner) healthy(a asked, r reply) reply {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	if !r.usual() {
+		return r
+	}
 	now := time.Now()
 	good := p.open && a.op == "call" || now.Before(p.tokens[a.token])
 	for token := range p.tokens {
@@ -673,11 +648,10 @@ func onSockets(t *testing.T, o partnertest.Options) (*partnertest.NowPost, *part
 		base.CloseIdleConnections()
 		server.Close()
 	})
-	account := partnerauth.NowPost{
-		Email: cmp.Or(o.Email, partnertest.Email), Password: cmp.Or(o.Password, partnertest.Password),
-		BaseURL: server.URL, Base: base,
-	}
-	return server, &partnerauth.Transport{Source: account.TokenSource(), Base: base, Limiter: &partnerauth.Quota{Requests: 10_000}}
+	source := providers[0].config(credentials{
+		id: cmp.Or(o.Email, partnertest.Email), secret: cmp.Or(o.Password, partnertest.Password), baseURL: server.URL, base: base,
+	}).TokenSource()
+	return server, &partnerauth.Transport{Source: source, Base: base, Limiter: &partnerauth.Quota{Requests: 10_000}}
 }
 
 // must ends the test if there is an error.

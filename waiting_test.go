@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -240,38 +239,3 @@ func TestNoCircle(t *testing.T) {
 	})
 	errorIf(t, get(t, rt, "/outer") != 200, "a call inside a call failed")
 }
-
-// A panic in foreign code is an error with its type and the stack, and without its value.
-func TestPanicsAreTold(t *testing.T) {
-	type secretive struct{ text string }
-	for name, value := range map[string]any{
-		"partnerauth_test.secretive": secretive{"Planted-Secret"},
-		"string":                     "Planted-Secret",
-		"*errors.errorString":        errors.New("Planted-Secret"),
-		"*runtime.PanicNilError":     nil,
-	} {
-		for where, c := range userCode {
-			if c.own || where == "Store" {
-				continue
-			}
-			bubble(t, name+", "+where, func(t *testing.T) {
-				p := &partner{open: true}
-				r, rt := &trap{do: func() { blow(value) }, RoundTripper: p}, p.transport(nil)
-				c.set(rt, r)
-				if c.warm {
-					get(t, rt, "/")
-				}
-				r.set.Store(true)
-				_, err := try(t.Context(), rt, "/")
-				text := fmt.Sprintf("%v %+v", err, err)
-				errorIf(t, err == nil || !strings.Contains(text, name), "got %v, want the type %s", err, name)
-				errorIf(t, !strings.Contains(text, ".blow("), "got %v, want the stack", err)
-				errorIf(t, strings.Contains(text, "Planted"), "got %v, which has the value", err)
-				time.Sleep(time.Minute)
-				errorIf(t, get(t, rt, "/") != 200, "the next call failed")
-			})
-		}
-	}
-}
-
-func blow(value any) { defer runtime.KeepAlive(value); panic(value) }
