@@ -257,8 +257,10 @@ func TestStrictServers(t *testing.T) {
 		{name: "nginx burst=20 nodelay, 503", make: limitReq(20, 503), least: 97, soon: 38, later: 1, returned: 38},
 		{name: "nginx, 429", make: limitReq(0, 429), least: 80, soon: 41, later: 3, again: 4, returned: 5},
 		{name: "nginx, 429, far", make: counting(far, withoutBurst), least: 42, soon: 49, later: 15, again: 22, returned: 8},
-		{name: "haproxy", make: counting(usual, func() policy { return slidingCounter(true) }), least: 96, soon: 25, later: 1, again: 1, returned: 6},
-		{name: "httprate", make: counting(usual, func() policy { return slidingCounter(false) }), least: 96, soon: 25, later: 1, again: 1, returned: 2},
+		{name: "haproxy", make: counting(usual, func() policy { return slidingCounter(true) }), least: 96,
+			soon: 25, later: 1, again: 1, returned: 6},
+		{name: "httprate", make: counting(usual, func() policy { return slidingCounter(false) }), least: 96,
+			soon: 25, later: 1, again: 1, returned: 2},
 		{name: "one in 10 for no reason", make: counting(usual, func() policy { return sometimes(10) }), least: 40,
 			soon: 25, later: 60, again: 90, returned: 30},
 	} {
