@@ -174,6 +174,24 @@ func TestEstimateWithRequestsInFlight(t *testing.T) {
 	}
 }
 
+// Low priority leaves slots to others, but no tokens, and has those that came meanwhile.
+func TestEstimateOfLowPriority(t *testing.T) {
+	w := newWindow(100, time.Minute, 1, false)
+	for k, want := range []time.Duration{0, 600 * time.Millisecond, 1200 * time.Millisecond} {
+		if got := w.estimate(w.start, 0, k+1, true).Round(time.Microsecond); got != want {
+			t.Errorf("number %d waits for %v, want %v", k+1, got, want)
+		}
+	}
+	w = newWindow(10, time.Minute, 10, false)
+	for range 10 {
+		w.release(w.start, w.take(w.start, false), answered, 0, false)
+	}
+	w.pace.lost, w.pace.slowed = 0.5, w.start
+	if got := w.estimate(w.start, 0, 2, true); got != 61*time.Second {
+		t.Errorf("at half the pace, the second waits for %v, want 61 s", got)
+	}
+}
+
 // A permit that is given back is there for somebody else.
 func TestUnusedBurst(t *testing.T) {
 	w := newWindow(100, time.Minute, 1, false)
