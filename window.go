@@ -31,12 +31,13 @@ type slidingWindow struct {
 
 func newWindow(requests int, window time.Duration, burst int, fixedRate bool) *slidingWindow {
 	l, now := limits{requests, window, burst, fixedRate}, time.Now()
-	return &slidingWindow{limits: l, start: now, pace: pace{limits: l, tokens: float64(burst), filled: now}}
+	return &slidingWindow{limits: l, start: now, pace: pace{limits: l, tokens: float64(burst), most: burst, filled: now}}
 }
 
 func (w *slidingWindow) ready(now time.Time, low bool) time.Duration {
 	since := now.Sub(w.start)
 	w.pace.fill(now)
+	w.pace.most = w.pace.size(now)
 	var wait time.Duration
 	if low {
 		// The reserve shrinks with time, so a wait for it ends soon.
