@@ -132,13 +132,11 @@ func (l *externalLimiter) take(now time.Time, _ bool) permit {
 	return p
 }
 
-func (l *externalLimiter) release(_ time.Time, p permit, o outcome, _ time.Duration, _ bool) verdict {
+// release keeps no permit that was not used: where somebody waits, the limiter has been
+// asked for another already.
+func (l *externalLimiter) release(time.Time, permit, outcome, time.Duration, bool) verdict {
 	v := verdict{pause: l.queue.window}
 	v.pace, v.burst = l.pace()
-	if o == unused && len(l.queue.waiters) > 0 && !l.asking && !l.granted {
-		// It stays with the queue, or who comes back costs another.
-		l.granted, l.permit, v.kept = true, p.external, true
-	}
 	return v
 }
 

@@ -40,6 +40,7 @@ type pace struct {
 	// does not fill either.
 	tokens float64
 	filled time.Time // when tokens were last added
+	most   int       // tokens at most: the burst when somebody last asked, or less by a lesson
 	held   time.Time // until when somebody waits
 
 	ahead  float64 // requests sent ahead of the full pace
@@ -119,7 +120,7 @@ func (p *pace) fill(now time.Time) {
 	if past <= 0 {
 		return
 	}
-	waited, size := min(past, max(0, p.held.Sub(p.filled))), p.size(p.filled)
+	waited := min(past, max(0, p.held.Sub(p.filled)))
 	p.filled = now
 	p.ahead = max(0, p.ahead-p.full()*past.Seconds())
 	if !p.limited() {
@@ -128,7 +129,7 @@ func (p *pace) fill(now time.Time) {
 	share := p.share(now)
 	perSecond := p.full() * share
 	p.tokens = max(p.tokens, min(1, p.tokens+perSecond*waited.Seconds()))
-	p.tokens = min(float64(size), p.tokens+perSecond*(past-waited).Seconds())
+	p.tokens = min(float64(p.most), p.tokens+perSecond*(past-waited).Seconds())
 	if share == 1 && p.tokens == float64(p.requests) {
 		p.lost, p.shrunk, p.interval = 0, time.Time{}, 0 // everything is regained
 	}
@@ -167,7 +168,7 @@ func (p *pace) spend(now time.Time, n float64) {
 // learn draws the lesson from the end of a permit.
 func (p *pace) learn(now time.Time, sent permit, o outcome, named time.Duration, isNamed bool) (v verdict) {
 	p.fill(now)
-	size, fresh := p.size(now), sent.at.After(p.refused)
+	fresh := sent.at.After(p.refused)
 	p.count(now, sent.at, o)
 	// A full window and a daily limit say nothing about bursts and pace.
 	if fresh && !sent.full && !(isNamed && named > p.window+longPause) {
@@ -186,7 +187,8 @@ func (p *pace) learn(now time.Time, sent permit, o outcome, named time.Duration,
 		p.held = now.Add(v.pause)
 	}
 	v.pace, v.burst = p.share(now), p.size(now)
-	v.slower = v.reason != "" || v.burst < size // as after a late answer to the volley that was refused
+	v.slower = v.reason != "" || v.burst < p.most // as after a late answer to the volley that was refused
+	p.most = min(p.most, v.burst)
 	return v
 }
 

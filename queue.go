@@ -60,7 +60,6 @@ type verdict struct {
 	burst  int           // most requests at once; 0: unknown
 	reason string        // why pace or burst were lowered by this permit; "": they were not
 	slower bool          // turns come later than was known
-	kept   bool          // the permit stays with the pacer, for the head
 }
 
 // A pacer decides when the head of a queue may go. Its methods are called with the
@@ -286,7 +285,7 @@ func (q *queue) dispatch() {
 func (q *queue) release(now time.Time, p permit, o outcome, status int, named, most time.Duration, isNamed bool) (pause time.Duration, v verdict) {
 	defer func() { // outside the lock: this may be foreign code
 		switch {
-		case p.external == nil || v.kept:
+		case p.external == nil:
 		case o == unused:
 			p.external.Return()
 		default:

@@ -235,36 +235,27 @@ func TestStrayRefusal(t *testing.T) {
 // Gateways that are stricter than a count, as they are set up by default.
 func TestStrictServers(t *testing.T) {
 	t.Parallel()
-	limitReq := func(burst int64, status int) func() *simServer {
-		return func() *simServer {
-			return &simServer{policy: (&nginx{burst: burst}).allow, status: status, jitter: 100 * time.Millisecond}
-		}
-	}
-	counting := func(jitter time.Duration, counts func() policy) func() *simServer {
-		return func() *simServer { return &simServer{policy: counts(), jitter: jitter} }
-	}
-	withoutBurst := func() policy { return (&nginx{}).allow }
 	const callers, learnt, length, end = 40, 2 * minute, 12 * minute, 27 * minute
 	const usual, far = 100 * time.Millisecond, 800 * time.Millisecond
+	bursts := func() policy { return (&nginx{burst: 20}).allow }
 	for _, c := range []struct {
 		name               string
-		make               func() *simServer
+		policy             policy
+		status             int
+		jitter             time.Duration
 		least              float64 // served a minute once it has been learnt
 		soon, later, again int     // refused at most until it has been learnt, until length, and until end
 		returned           int     // to callers in all
 	}{
-		{name: "nginx burst=20 nodelay, 429", make: limitReq(20, 429), least: 96, soon: 35, later: 1},
-		{name: "nginx burst=20 nodelay, 503", make: limitReq(20, 503), least: 97, soon: 38, later: 1, returned: 38},
-		{name: "nginx, 429", make: limitReq(0, 429), least: 80, soon: 41, later: 3, again: 4, returned: 5},
-		{name: "nginx, 429, far", make: counting(far, withoutBurst), least: 42, soon: 49, later: 15, again: 22, returned: 8},
-		{name: "haproxy", make: counting(usual, func() policy { return slidingCounter(true) }), least: 96,
-			soon: 25, later: 1, again: 1, returned: 6},
-		{name: "httprate", make: counting(usual, func() policy { return slidingCounter(false) }), least: 96,
-			soon: 25, later: 1, again: 1, returned: 2},
-		{name: "one in 10 for no reason", make: counting(usual, func() policy { return sometimes(10) }), least: 40,
-			soon: 25, later: 60, again: 90, returned: 30},
+		{name: "nginx burst=20 nodelay, 429", policy: bursts(), jitter: usual, least: 96, soon: 35, later: 1},
+		{name: "nginx burst=20 nodelay, 503", policy: bursts(), status: 503, jitter: usual, least: 97, soon: 38, later: 1, returned: 38},
+		{name: "nginx, 429", policy: new(nginx).allow, jitter: usual, least: 80, soon: 41, later: 3, again: 4, returned: 5},
+		{name: "nginx, 429, far", policy: new(nginx).allow, jitter: far, least: 42, soon: 49, later: 15, again: 22, returned: 8},
+		{name: "haproxy", policy: slidingCounter(true), jitter: usual, least: 96, soon: 25, later: 1, again: 1, returned: 6},
+		{name: "httprate", policy: slidingCounter(false), jitter: usual, least: 96, soon: 25, later: 1, again: 1, returned: 2},
+		{name: "one in 10 for no reason", policy: sometimes(10), jitter: usual, least: 40, soon: 25, later: 60, again: 90, returned: 30},
 	} {
-		s := c.make()
+		s := &simServer{policy: c.policy, status: c.status, jitter: c.jitter}
 		returned := len(s.simulate(t, callers, 0, end))
 		served := s.perMinute(learnt, end)
 		soon, later, again := within(s.refused, 0, learnt), within(s.refused, learnt, length), within(s.refused, length, end)

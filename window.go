@@ -31,20 +31,21 @@ type slidingWindow struct {
 
 func newWindow(requests int, window time.Duration, burst int, fixedRate bool) *slidingWindow {
 	l, now := limits{requests, window, burst, fixedRate}, time.Now()
-	return &slidingWindow{limits: l, start: now, pace: pace{limits: l, tokens: float64(burst), filled: now}}
+	return &slidingWindow{limits: l, start: now, pace: pace{limits: l, tokens: float64(burst), most: burst, filled: now}}
 }
 
 func (w *slidingWindow) ready(now time.Time, low bool) time.Duration {
 	since := now.Sub(w.start)
 	w.pace.fill(now)
+	w.pace.most = w.pace.size(now)
+	var wait time.Duration
 	if low {
 		// The reserve shrinks with time, so a wait for it ends soon.
-		w.pace.held = time.Time{}
-		wait := max(w.lowNext-since, min(w.untilFree(since, w.reserve(since)), w.interval()))
-		return max(wait, w.pace.wait(now))
+		wait = max(w.lowNext-since, min(w.untilFree(since, w.reserve(since)), w.interval()))
+	} else {
+		wait = w.untilFree(since, 0)
+		w.pace.held = now.Add(wait)
 	}
-	wait := w.untilFree(since, 0)
-	w.pace.held = now.Add(wait)
 	return max(wait, w.pace.wait(now))
 }
 
@@ -107,13 +108,14 @@ func (w *slidingWindow) untilTaken(since time.Duration, i int) time.Duration {
 // estimate counts whole rounds of all slots, since each is free again after a
 // window at the earliest, and then the slots of the last round. Where the pace is
 // limited, those ahead wait for a slot and then for a token, and tokens add up only
-// before the first of them has to wait for a slot.
+// before the first of them has to wait for a slot. For low priority only its own slot
+// counts, since tokens add up while it waits.
 func (w *slidingWindow) estimate(now time.Time, pause time.Duration, k int, low bool) time.Duration {
-	look, tokens, perToken := 1, math.Inf(1), 0.0
+	look, tokens, perToken, reserve := 1, math.Inf(1), 0.0, 0
 	if low {
-		k += w.tenth()
+		reserve = w.tenth()
 	}
-	since, rounds, last := now.Sub(w.start), (k-1)/w.requests, (k-1)%w.requests
+	since, rounds, last := now.Sub(w.start), (k-1+reserve)/w.requests, (k-1+reserve)%w.requests
 	if w.pace.limited() {
 		pace := w.pace
 		pace.fill(now.Add(pause))

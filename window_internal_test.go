@@ -2,6 +2,7 @@ package partnerauth
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -82,13 +83,7 @@ func TestReserve(t *testing.T) {
 }
 
 // at is so many times the same time.
-func at(n int, t time.Duration) []time.Duration {
-	times := make([]time.Duration, n)
-	for i := range times {
-		times[i] = t
-	}
-	return times
-}
+func at(n int, t time.Duration) []time.Duration { return slices.Repeat([]time.Duration{t}, n) }
 
 // An estimate is what comes if nobody leaves and every answer takes no time, and
 // never more than that.
@@ -98,8 +93,8 @@ func TestEstimateComesTrue(t *testing.T) {
 		name     string
 		requests int
 		burst    int
-		taken    int // slots, a second after each other before now
-		lesson   outcome
+		taken    int  // slots, a second after each other before now
+		lesson   bool // one more slot, and a refusal
 		pause    time.Duration
 		waiting  int
 	}{
@@ -111,11 +106,10 @@ func TestEstimateComesTrue(t *testing.T) {
 		{name: "burst, paused", requests: 10, burst: 3, taken: 3, pause: pause, waiting: 7},
 		{name: "burst, slots taken", requests: 10, burst: 3, taken: 7, waiting: 7},
 		{name: "burst, slots taken, paused", requests: 10, burst: 9, taken: 10, pause: 3 * pause, waiting: 5},
-		{name: "refused", requests: 100, burst: 100, taken: 5, lesson: throttled, waiting: 90},
-		{name: "refused, paused", requests: 100, burst: 100, taken: 5, lesson: throttled, pause: pause, waiting: 90},
-		{name: "refused, slots taken, paused", requests: 4, burst: 4, taken: 3, lesson: throttled, pause: 3 * pause, waiting: 4},
-		{name: "refused, slots taken, long paused", requests: 4, burst: 4, taken: 3, lesson: throttled, pause: 50 * time.Second, waiting: 4},
-		{name: "refused, many wait", requests: 100, burst: 100, lesson: throttled, waiting: 3000},
+		{name: "refused", requests: 100, burst: 100, taken: 5, lesson: true, waiting: 90},
+		{name: "refused, paused", requests: 100, burst: 100, taken: 5, lesson: true, pause: pause, waiting: 90},
+		{name: "refused, slots taken, paused", requests: 4, burst: 4, taken: 3, lesson: true, pause: 3 * pause, waiting: 4},
+		{name: "refused, many wait", requests: 100, burst: 100, lesson: true, waiting: 3000},
 	} {
 		w := newWindow(c.requests, time.Minute, c.burst, false)
 		now := w.start
@@ -126,7 +120,7 @@ func TestEstimateComesTrue(t *testing.T) {
 			}
 			w.release(now, w.take(now, false), answered, 0, false)
 		}
-		if c.lesson == throttled {
+		if c.lesson {
 			now = now.Add(time.Second)
 			w.release(now, w.take(now, false), throttled, time.Second, true)
 		}
@@ -171,6 +165,24 @@ func TestEstimateWithRequestsInFlight(t *testing.T) {
 	w.take(w.start, false)
 	if got := w.estimate(w.start.Add(70*time.Second), 0, 1, false); got != 51*time.Second {
 		t.Errorf("behind a request that hangs for 70 s, the next waits for %v, want 51 s", got)
+	}
+}
+
+// Low priority leaves slots to others, but no tokens, and has those that came meanwhile.
+func TestEstimateOfLowPriority(t *testing.T) {
+	w := newWindow(100, time.Minute, 1, false)
+	for k, want := range []time.Duration{0, 600 * time.Millisecond, 1200 * time.Millisecond} {
+		if got := w.estimate(w.start, 0, k+1, true).Round(time.Microsecond); got != want {
+			t.Errorf("number %d waits for %v, want %v", k+1, got, want)
+		}
+	}
+	w = newWindow(10, time.Minute, 10, false)
+	for range 10 {
+		w.release(w.start, w.take(w.start, false), answered, 0, false)
+	}
+	w.pace.lost, w.pace.slowed = 0.5, w.start
+	if got := w.estimate(w.start, 0, 2, true); got != 61*time.Second {
+		t.Errorf("at half the pace, the second waits for %v, want 61 s", got)
 	}
 }
 
