@@ -204,8 +204,15 @@ func TestToldAtOnce(t *testing.T) {
 			// what makes the turn what it is: an answer a window and a guard before,
 			// or the news
 			known := max(c.start, turn-p.Window-guardOf(p.Window))
+			refused := time.Duration(-1)
 			for _, a := range free.all() {
-				if a.path == apiPath && a.status != 200 && a.back <= turn {
+				if a.status == 429 {
+					refused = max(refused, a.back)
+				}
+			}
+			for _, a := range free.all() {
+				// an answer to what was sent before a refusal shows how much was borne
+				if a.path == apiPath && (a.status != 200 || a.sent <= refused) && a.back <= turn {
 					known = max(known, a.back)
 				}
 			}
