@@ -206,6 +206,7 @@ func TestWaitersAreTold(t *testing.T) {
 		atOnce(4, func(i int) { get(t, rt, []string{"/", "/last"}[i/3]) }).Wait()
 		time.Sleep(41*time.Second - 9*time.Millisecond)
 		wg := atOnce(1, func(int) { get(t, rt, "/refused") })
+		synctest.Wait()
 		for range 4 {
 			wg.Go(func() { get(t, rt, "/") })
 		}
