@@ -298,7 +298,7 @@ func TestEndedTokenIsNotRefreshed(t *testing.T) {
 }
 
 // An issuer is a way in which a partner fills in its tokens, which last an hour. In claims
-// and more, NOW, FIRST (of this session), EXP, DAY and LEFT stand for times of its own.
+// and more, NOW, FIRST (since the first login), EXP, DAY and LEFT stand for times of its own.
 type issuer struct {
 	name         string
 	claims, more string        // no claims: the token is opaque

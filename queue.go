@@ -311,8 +311,8 @@ func (q *queue) release(now time.Time, p permit, o outcome, status int, named, m
 	return pause, v
 }
 
-// Each claim that nothing remains, again after the last one, is worth four other answers.
-// Beyond most, claims are not believed.
+// A claim that comes again after the last one has passed adds doubtOfClaim to the doubt,
+// any other answer takes 1 away. Above mostDoubt, claims are not believed.
 const doubtOfClaim, mostDoubt = 4, 12
 
 // believedLocked reports whether to keep the pause that an answer of that status names,

@@ -157,12 +157,14 @@ func policies(fields []string) (wait time.Duration, found bool) {
 func readPolicy(params string, left, reset *int) bool {
 	for param := range strings.SplitSeq(params, ";") {
 		key, value, _ := strings.Cut(strings.TrimSpace(param), "=")
-		var err error
+		n, err := strconv.ParseUint(value, 10, 62) // which takes no sign
 		switch key {
 		case "r", "remaining":
-			*left, err = strconv.Atoi(value)
+			*left = int(min(n, 1<<30))
 		case "t", "reset":
-			*reset, err = strconv.Atoi(value)
+			*reset = int(min(n, 1<<30))
+		default:
+			err = nil
 		}
 		if key == "" || err != nil {
 			return false

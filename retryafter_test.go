@@ -111,7 +111,8 @@ func TestPauses(t *testing.T) {
 
 	// a malformed RateLimit says nothing
 	for _, v := range []string{
-		`"x"; r=0; t=5.5`, `"x"; r=0; t=5,`, `"a;r=0;t=900`, `"a"; r=0`, `;,;=,"",;`, strings.Repeat(`"x"; r=0; t=5, `, 400) + `"x"; r=0; t=5`,
+		`"x"; r=0; t=5.5`, `"x"; r=+0; t=5`, `"x"; r=0; t=5,`, `"a;r=0;t=900`, `"a"; r=0`, `;,;=,"",;`,
+		strings.Repeat(`"x"; r=0; t=5, `, 400) + `"x"; r=0; t=5`,
 	} {
 		is(429, unnamed, "RateLimit: "+v)
 	}
