@@ -89,7 +89,8 @@ func failures() []failure {
 		{name: "token a number", reply: reply{body: strings.ReplaceAll(aToken, `"t"`, `1`)}, text: notJSON},
 		{name: "token with a newline", reply: reply{body: strings.ReplaceAll(aToken, `"t"`, `"Echo\nX-Injected: 1"`)}, text: unsendable},
 		{name: "token with DEL", reply: reply{body: strings.ReplaceAll(aToken, `"t"`, `"Echo\u007f"`)}, text: unsendable},
-		{name: "larger than 1 MiB", reply: reply{body: aToken + strings.Repeat(" ", 1<<20)}, text: "200 OK: the answer is larger than 1 MiB"},
+		{name: "larger than 1 MiB", reply: reply{body: aToken + strings.Repeat(" ", 1<<20)},
+			text: "200 OK: the answer is larger than 1 MiB"},
 
 		{name: "token_type mac", only: "ndovu", reply: reply{body: `{"access_token":"t","token_type":"mac"}`},
 			text: "200 OK: token_type is not Bearer"},
@@ -122,7 +123,8 @@ func failures() []failure {
 	} {
 		for _, status := range []int{400, 401} {
 			body := fmt.Sprintf(`{"error":%q,"error_description":"Planted-Secret"}`, word)
-			all = append(all, failure{name: fmt.Sprint(status, " ", word), reply: in(status, body), code: word, refusal: true, wrong: wrong})
+			all = append(all, failure{name: fmt.Sprint(status, " ", word), reply: in(status, body),
+				code: word, refusal: true, wrong: wrong})
 		}
 	}
 	for _, word := range []string{`"Planted-Secret"`, `{"code":1}`} {

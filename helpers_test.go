@@ -149,7 +149,8 @@ func TestProvidersAreInTheTable(t *testing.T) {
 	must(t, err)
 	found := 0
 	for _, name := range files {
-		for _, m := range regexp.MustCompile(`(?m)^func \((?:\w+ )?\*?([A-Z]\w*)\) TokenSource\(`).FindAllStringSubmatch(document(t, name), -1) {
+		makers := regexp.MustCompile(`(?m)^func \((?:\w+ )?\*?([A-Z]\w*)\) TokenSource\(`)
+		for _, m := range makers.FindAllStringSubmatch(document(t, name), -1) {
 			found++
 			errorIf(t, !slices.Contains(table, m[1]), "%s is not in the table of providers", m[1])
 		}

@@ -38,7 +38,8 @@ func (l *laggard) answer(a asked) reply {
 		return reply{status: 401}
 	}
 	l.issued = append(l.issued, now.Add(50*time.Millisecond))
-	return reply{status: 200, header: dated(now), body: granted(fmt.Sprint("token-", len(l.issued)), time.Hour), after: 50 * time.Millisecond}
+	return reply{status: 200, header: dated(now), after: 50 * time.Millisecond,
+		body: granted(fmt.Sprint("token-", len(l.issued)), time.Hour)}
 }
 
 // issuedWithin reports whether a token was issued within d of now.
@@ -61,7 +62,8 @@ func TestFreshTokenThatIsRefusedForAMoment(t *testing.T) {
 		{3 * time.Second, false, 1}, {3 * time.Second, true, 1}, {3 * time.Second, false, 3}, {3 * time.Second, true, 3},
 	} {
 		for _, pr := range providers {
-			bubble(t, fmt.Sprintf("%s, %v, the token before ends %t, %d processes", pr.name, c.lag, c.ends, c.processes), func(t *testing.T) {
+			bubble(t, fmt.Sprintf("%s, %v, the token before ends %t, %d processes", pr.name, c.lag,
+				c.ends, c.processes), func(t *testing.T) {
 				l := &laggard{lag: c.lag, ends: c.ends}
 				l.script = l.answer
 				all := l.fleetOf(pr, c.processes, storeIf(c.processes > 1), samePassword)
@@ -86,7 +88,9 @@ func TestFreshTokenThatIsRefusedForAMoment(t *testing.T) {
 				}).Wait()
 				time.Sleep(time.Minute)
 				synctest.Wait()
-				renewals := len(slices.CompactFunc(slices.Clone(l.issued), func(a, b time.Time) bool { return b.Sub(a).Abs() < time.Minute })) - 1
+				renewals := len(slices.CompactFunc(slices.Clone(l.issued), func(a, b time.Time) bool {
+					return b.Sub(a).Abs() < time.Minute
+				})) - 1
 				errorIf(t, renewals < 4 || renewals > 5, "%d renewals in four hours, want one in 80 %% of each", renewals)
 				most := 3 * (renewals + 1)
 				if !c.ends {

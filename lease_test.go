@@ -142,7 +142,8 @@ func TestLifetimes(t *testing.T) {
 		{"no Date, exp alone", none, saying(claims(`"exp":@`, 2*h), ""), unknown},
 		{"no exp", nil, saying(claims(`"iat":@`, 0), ""), unknown},
 		{"texts", nil, saying(jwt(`{"iat":"1","exp":"61"}`), ""), unknown},
-		{"two parts", nil, saying(strings.TrimSuffix(claims(`"exp":@`, h), "."+base64.RawURLEncoding.EncodeToString([]byte("signature"))), ""),
+		{"two parts", nil, saying(strings.TrimSuffix(claims(`"exp":@`, h),
+			"."+base64.RawURLEncoding.EncodeToString([]byte("signature"))), ""),
 			unknown},
 		{"not base64url", nil, saying("a.***.c", ""), unknown},
 	} {
@@ -314,7 +315,8 @@ var issuers = []issuer{
 	{name: "nbf in the past", claims: `"nbf":FIRST,"exp":EXP`},
 	{name: "the same until its last second", claims: `"exp":EXP`, keeps: time.Second},
 	{name: "the same to its end, counted down", more: `,"expires_in":LEFT,"ttl":LEFT,"expiresAt":"ISO"`, keeps: 1},
-	{name: "expires_in is longer", claims: `"iat":NOW,"exp":EXP`, more: `,"expires_in":86400,"ttl":86400,"expiresAt":"2099-01-01T00:00:00Z"`},
+	{name: "expires_in is longer", claims: `"iat":NOW,"exp":EXP`,
+		more: `,"expires_in":86400,"ttl":86400,"expiresAt":"2099-01-01T00:00:00Z"`},
 	{name: "exp is longer", claims: `"iat":NOW,"exp":DAY`, more: `,"expires_in":LEFT,"ttl":LEFT,"expiresAt":"ISO"`},
 }
 

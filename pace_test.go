@@ -128,7 +128,8 @@ func TestDeployUnderLoad(t *testing.T) {
 			peer := bad(t, c.before, c.header, rate.NewLimiter(80./60, 20))
 			ours := bad(t, c.before, c.header, &partnerauth.Quota{Burst: c.burst})
 			t.Logf("%d calls failed or took a second, %d with rate.Limiter", ours, peer)
-			errorIf(t, float64(ours) > 1.3*float64(peer)+10, "%d calls failed or took a second, want 1.3 times %d and 10 at most", ours, peer)
+			errorIf(t, float64(ours) > 1.3*float64(peer)+10, "%d calls failed or took a second, want 1.3 times %d and 10 at most",
+				ours, peer)
 		})
 	}
 }

@@ -211,7 +211,8 @@ func TestFrozenProcess(t *testing.T) {
 					synctest.Wait()
 					errorIf(t, c.again != (p.ops() == "login refresh"), "got %q, want the refresh again: %t", p.ops(), c.again)
 				} else if c.again {
-					errorIf(t, code != 200 || late > 2*time.Second, "got %d, %v, %v after waking, want 200 within two seconds", code, err, late)
+					errorIf(t, code != 200 || late > 2*time.Second, "got %d, %v, %v after waking, want 200 within two seconds",
+						code, err, late)
 				} else {
 					errorIf(t, err == nil, "got %d from a partner that takes longer than the limit", code)
 				}
@@ -242,7 +243,8 @@ func TestOvertakenRenewalIsNotTakenFromTheStore(t *testing.T) {
 		synctest.Wait()
 		token, err := source.Token() // the Store has it by now, and its lock is still held
 		must(t, err)
-		errorIf(t, token.AccessToken != "token-3", "got %q after %s, want the token of a login after the rejection", token.AccessToken, p.ops())
+		errorIf(t, token.AccessToken != "token-3", "got %q after %s, want the token of a login after the rejection",
+			token.AccessToken, p.ops())
 	})
 }
 
@@ -250,8 +252,11 @@ func TestOvertakenRenewalIsNotTakenFromTheStore(t *testing.T) {
 // the partner says, the account signs in after the pause that it asks for.
 func TestRefreshOfAnEndedTokenFails(t *testing.T) {
 	for name, r := range map[string]reply{
-		"limited": {status: 429, header: headers("Retry-After: 60")}, "limited for a moment": {status: 429, header: headers("Retry-After: 5")},
-		"away": {status: 503, header: headers("Retry-After: 60")}, "broken": {err: errTest}, "refused": {status: 404, body: "{}"},
+		"limited":              {status: 429, header: headers("Retry-After: 60")},
+		"limited for a moment": {status: 429, header: headers("Retry-After: 5")},
+		"away":                 {status: 503, header: headers("Retry-After: 60")},
+		"broken":               {err: errTest},
+		"refused":              {status: 404, body: "{}"},
 	} {
 		everyProvider(t, func(t *testing.T, pr provider) {
 			p := (&partner{lifetime: time.Hour}).on("refresh", r)

@@ -271,7 +271,8 @@ func TestSharedPayload(t *testing.T) {
 				}
 				resp.Body.Close()
 				whole := len(got) == before+1 && bytes.Equal(got[before], data)
-				errorIf(t, !whole, "got 200 for %d uploads, the first of %d B, want one of %d", len(got)-before, len(got[before]), len(data))
+				errorIf(t, !whole, "got 200 for %d uploads, the first of %d B, want one of %d",
+					len(got)-before, len(got[before]), len(data))
 			}
 		})
 	}

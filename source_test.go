@@ -149,7 +149,8 @@ func TestRevokedDuringRenewal(t *testing.T) {
 				want = "login refresh refresh" // its refresh token is good still
 			}
 			errorIf(t, p.ops() != want, "%s: got %q, want %q", c.name, p.ops(), want)
-			errorIf(t, int(secrets.Load()) != p.count("login"), "%s: the Func was asked %d times, want once a login", c.name, secrets.Load())
+			errorIf(t, int(secrets.Load()) != p.count("login"), "%s: the Func was asked %d times, want once a login",
+				c.name, secrets.Load())
 		})
 	}
 }
