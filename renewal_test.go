@@ -100,14 +100,16 @@ func TestFailedRenewalServesTheOldToken(t *testing.T) {
 		everyProvider(t, func(t *testing.T, pr provider) {
 			p := &partner{lifetime: time.Hour}
 			began := time.Now()
+			var recovered atomic.Bool // between two fetches
 			p.script = func(a asked) reply {
-				if a.n > 0 && time.Since(began) < 80*time.Minute {
+				if a.n > 0 && !recovered.Load() {
 					return c.fails
 				}
 				return reply{}
 			}
 			source := p.source(pr)
 			for ; time.Since(began) < 81*time.Minute+c.within; time.Sleep(2 * time.Second) {
+				recovered.Store(time.Since(began) >= 80*time.Minute)
 				token, err := source.Token()
 				switch age := time.Since(began); {
 				case age < time.Hour && (err != nil || token.AccessToken != "token-1"):
