@@ -135,13 +135,17 @@ func (p *pace) fill(now time.Time) {
 	}
 }
 
-// wait returns how long it takes at least from now, when tokens were filled, until
-// there is one.
-func (p *pace) wait(now time.Time) time.Duration {
-	if !p.limited() {
-		return 0
+// wait returns how long it takes at least from now, when tokens were filled, until a
+// request may go. After a refusal requests go in single file until one is served: who
+// else uses the account may have taken what there was.
+func (p *pace) wait(now time.Time) (wait time.Duration) {
+	if p.again > 0 && !p.fixed {
+		wait = time.Duration(math.Ceil(p.ahead / p.full() * float64(time.Second)))
 	}
-	return p.time(now, 1-p.tokens)
+	if p.limited() {
+		wait = max(wait, p.time(now, 1-p.tokens))
+	}
+	return wait
 }
 
 // time returns how long so many tokens take from then at least: at the pace that

@@ -61,7 +61,7 @@ func TestVerdicts(t *testing.T) {
 		{name: "all, after a smaller one", before: []burstOf{{requests: 4}}, last: burstOf{at: time.Minute, requests: 10, refused: 10},
 			want: verdict{pause: interval, pace: 0.96, burst: 4}},
 		{name: "but not before the last burst that was refused",
-			before: []burstOf{{requests: 30}, {at: time.Minute, requests: 20, refused: 1}},
+			before: []burstOf{{requests: 30}, {at: time.Minute, requests: 20, refused: 1}, {at: 80 * time.Second, requests: 1}},
 			last:   burstOf{at: 90 * time.Second, requests: 10, refused: 1},
 			want:   verdict{pause: interval, pace: 0.96, burst: 9, reason: burst}},
 		{name: "two are a burst", last: burstOf{requests: 2, refused: 1},
@@ -87,8 +87,8 @@ func TestVerdicts(t *testing.T) {
 			want: verdict{pause: interval, pace: 1, burst: 100}},
 		{name: "two answers of 503", last: burstOf{requests: 10, sick: 2}, want: verdict{pace: 1, burst: 100}},
 		{name: "three", last: burstOf{requests: 10, sick: 3}, want: verdict{pace: 1, burst: 7, reason: "unavailable"}},
-		{name: "three, and then all of a burst", before: []burstOf{{requests: 10, sick: 3}},
-			last: burstOf{at: time.Minute, requests: 5, refused: 5},
+		{name: "three, and then one refused", before: []burstOf{{requests: 10, sick: 3}},
+			last: burstOf{at: time.Minute, requests: 1, refused: 1},
 			want: verdict{pause: 2 * interval, pace: 1, burst: 14}},
 		{name: "nothing but 503", last: burstOf{requests: 3, sick: 3}, want: verdict{pace: 1, burst: 100}},
 		{name: "three within a tenth of a window", before: []burstOf{{requests: 40, sick: 2}},
@@ -122,6 +122,21 @@ func TestLateAnswerLowersTheBurst(t *testing.T) {
 	after := w.release(now.Add(2), served, answered, 0, false)
 	if before.burst != 100 || after.burst != 1 || !after.slower {
 		t.Errorf("burst is %d before one was served and %d after, want 100 and 1; slower: %t", before.burst, after.burst, after.slower)
+	}
+}
+
+// After a refusal one request goes at a time, until one is served or the rate is fixed.
+func TestSingleFileAfterARefusal(t *testing.T) {
+	for _, fixed := range []bool{false, true} {
+		w := newWindow(100, time.Minute, 100, fixed)
+		burstOf{requests: 50, refused: 50, named: time.Second}.play(t, w)
+		now := w.start.Add(time.Minute)
+		first := w.take(now, false)
+		before := w.ready(now, false)
+		w.release(now.Add(1), first, answered, 0, false)
+		if after := w.ready(now.Add(1), false); (before == 600*time.Millisecond) == fixed || after > 0 {
+			t.Errorf("fixed %t: the second waits for %v, and when the first is served for %v", fixed, before, after)
+		}
 	}
 }
 
