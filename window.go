@@ -174,6 +174,9 @@ func (w *slidingWindow) take(now time.Time, low bool) permit {
 
 // full reports whether all slots are taken, the guard not counted.
 func (w *slidingWindow) full(since time.Duration) bool {
+	if len(w.inFlight)+len(w.busy) < w.requests {
+		return false
+	}
 	over, _ := slices.BinarySearch(w.busy, since+w.guard()+1)
 	return len(w.inFlight)+len(w.busy)-over >= w.requests
 }
