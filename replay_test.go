@@ -194,6 +194,35 @@ func TestReplayWaitsForTheBase(t *testing.T) {
 	}
 }
 
+// net/http sends a request again itself where a connection turns out to be closed. The body
+// that it gets for that is waited for, like the first.
+func TestReplayWaitsForTheBasesOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &rewound{file: strings.NewReader("0123456789")}
+		got, calls := "", 0
+		base := roundTripFunc(func(req *http.Request) (*http.Response, error) {
+			if calls++; calls > 1 {
+				body, err := io.ReadAll(req.Body)
+				must(t, err)
+				got = string(body)
+				return answer(req, 200, ""), req.Body.Close()
+			}
+			req.Body.Close()
+			second, err := req.GetBody()
+			must(t, err)
+			second.Read(make([]byte, 4))
+			time.AfterFunc(900*time.Millisecond, func() { second.Close() })
+			return answer(req, 401, ""), nil
+		})
+		rt := &partnerauth.Transport{Source: renewing(), Origins: []string{apiURL}, Base: base}
+		var code int
+		took := elapsed(func() { code = status(t, rt, upload(t, apiURL, r)) })
+		errorIf(t, r.early > 0, "GetBody was called %d times while the Base has a body", r.early)
+		errorIf(t, code != 200 || got != "0123456789", "got %d for the body %q, want 200 for all of it", code, got)
+		errorIf(t, took != 900*time.Millisecond, "it took %v, want 900ms", took)
+	})
+}
+
 // A slowBody takes its time for the first Read, and for Close.
 type slowBody struct {
 	io.Reader

@@ -27,7 +27,7 @@ var errSameToken = errors.New("partnerauth: the source has no other token")
 type retry struct {
 	req  *http.Request
 	body io.ReadCloser // of the next attempt, until it is handed over
-	sent *sentBody     // that was handed over, if it has to be waited for
+	sent *sentBodies   // that were handed over, if they have to be waited for
 
 	reason string         // why there is a next attempt; "": it is the first
 	kept   *http.Response // the last answer, returned if there is no other after all
@@ -112,7 +112,7 @@ func (r *retry) replay(ctx context.Context) bool {
 		r.body = r.req.Body
 		return true
 	}
-	if r.sent != nil && !within(ctx, replayTime, r.sent.done) {
+	if r.sent != nil && !within(ctx, replayTime, r.sent.allDone()) {
 		return false
 	}
 	body, err := r.req.GetBody()
@@ -131,8 +131,8 @@ func (r *retry) handOver() io.ReadCloser {
 	if body == nil || body == http.NoBody || r.req.GetBody == nil || copiedByGetBody(r.req) {
 		return body
 	}
-	r.sent = &sentBody{ReadCloser: body, done: make(chan struct{}), uses: 1}
-	return r.sent
+	r.sent = &sentBodies{getBody: r.req.GetBody}
+	return r.sent.watch(body)
 }
 
 // outOfScope reports whether a 401 says that the token is good, but not for this
@@ -156,48 +156,80 @@ func copiedByGetBody(req *http.Request) bool {
 // replayTime is how long the Base may take until it is done with a body.
 const replayTime = time.Second
 
+// sentBodies are the bodies that the Base has for one attempt: the first, and those that it
+// gets by GetBody itself, as net/http does where a connection turns out to be closed.
+type sentBodies struct {
+	getBody func() (io.ReadCloser, error) // of the request
+
+	mu   sync.Mutex    // guards what follows, and closed of each body; not held during a Read
+	uses int           // Reads under way, and one more for each body until Close has returned
+	done chan struct{} // closed when uses is 0
+}
+
+// watch returns body as the Base gets it.
+func (s *sentBodies) watch(body io.ReadCloser) *sentBody {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.uses++; s.uses == 1 {
+		s.done = make(chan struct{})
+	}
+	return &sentBody{ReadCloser: body, all: s}
+}
+
+func (s *sentBodies) allDone() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.done
+}
+
+func (s *sentBodies) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.uses--; s.uses == 0 {
+		close(s.done)
+	}
+}
+
 // A sentBody is a body that the Base has. net/http may go on reading it after
 // RoundTrip has returned, and may close it in the middle of a Read.
 type sentBody struct {
 	io.ReadCloser
-	done chan struct{} // closed when the body is closed and no Read is under way
-
-	mu     sync.Mutex // guards what follows; not held during a Read
-	uses   int        // Reads under way, and one more until Close has returned
+	all    *sentBodies
 	closed bool
 }
 
+// again is GetBody for the Base.
+func (b *sentBody) again() (io.ReadCloser, error) {
+	body, err := b.all.getBody()
+	if err != nil || body == nil || body == http.NoBody {
+		return body, err
+	}
+	return b.all.watch(body), nil
+}
+
 func (b *sentBody) Read(p []byte) (int, error) {
-	b.mu.Lock()
+	b.all.mu.Lock()
 	if b.closed {
-		b.mu.Unlock()
+		b.all.mu.Unlock()
 		return 0, http.ErrBodyReadAfterClose
 	}
-	b.uses++
-	b.mu.Unlock()
-	defer b.leave()
+	b.all.uses++
+	b.all.mu.Unlock()
+	defer b.all.leave()
 	return b.ReadCloser.Read(p)
 }
 
 // Close closes the body once.
 func (b *sentBody) Close() error {
-	b.mu.Lock()
+	b.all.mu.Lock()
 	first := !b.closed
 	b.closed = true
-	b.mu.Unlock()
+	b.all.mu.Unlock()
 	if !first {
 		return nil
 	}
-	defer b.leave()
+	defer b.all.leave()
 	return b.ReadCloser.Close()
-}
-
-func (b *sentBody) leave() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.uses--; b.uses == 0 {
-		close(b.done)
-	}
 }
 
 // maxDrain and drainTime bound what is read of an answer that is to be followed by

@@ -221,6 +221,9 @@ func (a *attempt) prepare(ctx context.Context, req *http.Request, t *telemetry) 
 	if a.body != nil {
 		a.copy.Body = a.body
 	}
+	if sent, ok := a.body.(*sentBody); ok {
+		a.copy.GetBody = sent.again
+	}
 	header := make(http.Header, len(req.Header)+2) // the token, and the place in the trace
 	for name, values := range req.Header {
 		switch {
