@@ -114,25 +114,29 @@ func (p *pace) limited() bool {
 	return p.burst < p.requests || p.lost > 0 || !p.shrunk.IsZero()
 }
 
+// tokensAt returns how many tokens there are then, if limited.
+func (p *pace) tokensAt(then time.Time) float64 {
+	past := max(0, then.Sub(p.filled))
+	waited := min(past, max(0, p.held.Sub(p.filled)))
+	perSecond := p.full() * p.share(then)
+	tokens := max(p.tokens, min(1, p.tokens+perSecond*waited.Seconds()))
+	return min(float64(p.most), tokens+perSecond*(past-waited).Seconds())
+}
+
 // fill brings tokens and ahead up to now.
 func (p *pace) fill(now time.Time) {
 	past := now.Sub(p.filled)
 	if past <= 0 {
 		return
 	}
-	waited := min(past, max(0, p.held.Sub(p.filled)))
-	p.filled = now
 	p.ahead = max(0, p.ahead-p.full()*past.Seconds())
-	if !p.limited() {
-		return
+	if p.limited() {
+		p.tokens = p.tokensAt(now)
+		if p.tokens == float64(p.requests) && p.share(now) == 1 {
+			p.lost, p.shrunk, p.interval = 0, time.Time{}, 0 // everything is regained
+		}
 	}
-	share := p.share(now)
-	perSecond := p.full() * share
-	p.tokens = max(p.tokens, min(1, p.tokens+perSecond*waited.Seconds()))
-	p.tokens = min(float64(p.most), p.tokens+perSecond*(past-waited).Seconds())
-	if share == 1 && p.tokens == float64(p.requests) {
-		p.lost, p.shrunk, p.interval = 0, time.Time{}, 0 // everything is regained
-	}
+	p.filled = now
 }
 
 // wait returns how long it takes at least from now, when tokens were filled, until a

@@ -117,9 +117,8 @@ func (w *slidingWindow) estimate(now time.Time, pause time.Duration, k int, low 
 	}
 	since, rounds, last := now.Sub(w.start), (k-1+reserve)/w.requests, (k-1+reserve)%w.requests
 	if w.pace.limited() {
-		pace := w.pace
-		pace.fill(now.Add(pause))
-		tokens, perToken = pace.tokens, float64(pace.time(now.Add(pause), float64(k)))/float64(k)
+		then := now.Add(pause)
+		tokens, perToken = w.pace.tokensAt(then), float64(w.pace.time(then, float64(k)))/float64(k)
 		if !low {
 			look = min(last+1, maxLookback)
 		}
