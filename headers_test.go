@@ -41,43 +41,6 @@ func TestOneAuthorization(t *testing.T) {
 	}
 }
 
-// Token answers that are not quite what the page shows: the token of those that are good,
-// and what the error says of the others.
-func TestAnswersAsTheyCome(t *testing.T) {
-	const bom = "\xef\xbb\xbf"
-	is := func(want, wrong string, header http.Header, body string) {
-		t.Helper()
-		p := &partner{script: always(reply{header: header, body: body})}
-		byDefault := acme(good(p)) // reads RFC 6749's answer
-		byDefault.ReadToken = nil
-		accounts := map[string]config{"nowpost": providers[0].config(good(p)), "ndovu": providers[1].config(good(p)), "acme": byDefault}
-		for name, account := range accounts {
-			got, err := account.TokenSource().Token()
-			if wrong != "" {
-				errorIf(t, err == nil || !strings.Contains(err.Error(), wrong), "%s, %q: got %v, want %q in it", name, body, err, wrong)
-				errorIf(t, strings.Contains(fmt.Sprint(err), "Planted"), "%s: got the answer's words in %v", name, err)
-				continue
-			}
-			errorIf(t, err != nil || got.AccessToken != want, "%s, %q: got %v, %v, want %s", name, body, got, err, want)
-		}
-	}
-	is("t", "", nil, bom+saying("t", ""))
-	is("", "the answer is not the JSON", nil, bom+bom+saying("t", ""))
-	is("t", "", nil, saying("Bearer t", "")) // the type in the field
-	is("t", "", nil, saying("bearer  t", ""))
-	is("", "characters that a header cannot have", nil, saying("Basic t", ""))
-	is("", "characters that a header cannot have", nil, saying("Bearer ", ""))
-	// a Base that asks for gzip itself does not read it
-	is("", " Content-Encoding, gzip,", headers("Content-Encoding: gzip"), "\x1f\x8b")
-	is("", " Content-Encoding, unknown,", headers("Content-Encoding: Planted-Secret"), "x")
-	is("t", "", headers("Content-Encoding: identity"), saying("t", ""))
-	for _, yes := range []string{"true", "1", `"true"`, "null", `{"code":1}`} {
-		is("t", "", nil, saying("t", `,"success":`+yes))
-	}
-	_, err := (&partner{script: always(reply{body: saying("t", `,"success":"False"`)})}).nowPost().Token()
-	errorIf(t, !errors.Is(err, partnerauth.ErrCredentials), "success is False: got %v, want a refusal", err)
-}
-
 // A body that was announced and is not there is an error to whoever reads it.
 func TestBodyThatIsMissing(t *testing.T) {
 	missing := func(length int64) http.RoundTripper {

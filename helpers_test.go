@@ -663,6 +663,12 @@ func must(t testing.TB, err error) {
 	}
 }
 
+// equal compares what was got with what was wanted.
+func equal[T comparable](t testing.TB, what string, got, want T) {
+	t.Helper()
+	errorIf(t, got != want, "%s: got %v, want %v", what, got, want)
+}
+
 // errorIf reports what is wrong if something is.
 func errorIf(t testing.TB, wrong bool, format string, args ...any) {
 	t.Helper()

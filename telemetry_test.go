@@ -289,13 +289,11 @@ func TestErrorType(t *testing.T) {
 			}
 			for _, name := range []string{"nowpost call", failed} {
 				s := rec.byName(name)[0]
-				got, status := attributeOf(s, "error.type"), s.Status()
-				errorIf(t, got != c.want, "span %q has error.type %q, want %q", name, got, c.want)
-				errorIf(t, (status.Code == codes.Error) != (c.want != ""), "span %q has status %v", name, status.Code)
-				errorIf(t, status.Description != text, "span %q has the status description %q, want %q", name, status.Description, text)
+				equal(t, name+", error.type", attributeOf(s, "error.type"), c.want)
+				equal(t, name+" is an Error", s.Status().Code == codes.Error, c.want != "")
+				equal(t, name+", description", s.Status().Description, text)
 			}
-			got := attributeOf(rec.byName("nowpost call")[0], "partnerauth.token.status_code")
-			errorIf(t, got != c.status, "status_code %q, want %q", got, c.status)
+			equal(t, "status_code", attributeOf(rec.byName("nowpost call")[0], "partnerauth.token.status_code"), c.status)
 			rec.compareMetrics(t)
 		})
 	}
@@ -352,20 +350,19 @@ func TestMetrics(t *testing.T) {
 		s.call(ctx, "/orders/5", 200)
 		errorIf(t, !strings.Contains(s.points(t), "pace 1 {provider=nowpost} 1\n"), "the pace is not back a day later:\n%s", s.points(t))
 
-		// The types and, for semantic conventions' own instrument, the buckets.
-		semconvBuckets := []float64{.005, .01, .025, .05, .075, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10}
+		// The types, and the buckets where they matter.
+		buckets := map[string]string{
+			"http.client.request.duration":     "[0.005 0.01 0.025 0.05 0.075 0.1 0.25 0.5 0.75 1 2.5 5 7.5 10]", // semconv's
+			"partnerauth.rate_limit.wait_time": "[0 0.01 0.1 0.5 1 2.5 5 10 30 60 120 300 900]",                  // no wait, and minutes
+		}
 		for _, m := range s.collect(t) {
 			switch data := m.Data.(type) {
 			case metricdata.Histogram[float64]:
-				bounds := data.DataPoints[0].Bounds
-				errorIf(t, m.Name == "http.client.request.duration" && !slices.Equal(bounds, semconvBuckets),
-					"%s has buckets %v, want %v", m.Name, bounds, semconvBuckets)
-				wide := len(bounds) > 0 && bounds[0] == 0 && bounds[len(bounds)-1] >= 60
-				errorIf(t, m.Name == "partnerauth.rate_limit.wait_time" && !wide,
-					"%s has buckets %v, want one for no wait and some for more than a minute", m.Name, bounds)
+				if want, ok := buckets[m.Name]; ok {
+					equal(t, m.Name+", buckets", fmt.Sprint(data.DataPoints[0].Bounds), want)
+				}
 			case metricdata.Sum[int64]:
-				up := m.Name == "partnerauth.resends"
-				errorIf(t, data.IsMonotonic != up, "%s is monotonic: %v, want %v", m.Name, data.IsMonotonic, up)
+				equal(t, m.Name+" is monotonic", data.IsMonotonic, m.Name == "partnerauth.resends")
 			}
 			errorIf(t, m.Description == "" && !strings.HasPrefix(m.Name, "http."), "%s has no description", m.Name)
 		}
@@ -375,28 +372,24 @@ func TestMetrics(t *testing.T) {
 // The gauges are there before anything was learnt, and follow what is. Why the Quota
 // sends less is on the span of the answer that it learnt from, and on no other.
 func TestWhatTheQuotaLearns(t *testing.T) {
+	const learnt, nothing = "200  200  429 single_refused", "200  200  429 "
 	first := reply{after: 50 * time.Millisecond, status: 200}
 	for _, c := range []struct {
 		name    string
 		limiter partnerauth.Limiter
 		burst   float64 // at first; 0: there are no gauges
-		replies []reply
-		atOnce  bool   // else one a minute
-		want    string // status and reason of the spans, in order of the answers
-		smaller bool   // the burst, afterwards
-		slower  bool   // the pace
+		atOnce  []reply // nil: 200, 429 and 200, one a minute
+		want    string  // status and reason of the spans, in order of the answers
+		smaller bool    // the burst, afterwards
+		slower  bool    // the pace
 	}{
-		{name: "a single request", burst: 100, replies: []reply{got(200), got(429), got(200)},
-			want: "200  200  429 single_refused", slower: true},
-		{name: "Burst", limiter: &partnerauth.Quota{Burst: 10}, burst: 10, replies: []reply{got(200), got(429), got(200)},
-			want: "200  200  429 single_refused", slower: true},
-		{name: "FixedRate", limiter: &partnerauth.Quota{FixedRate: true}, burst: 100, replies: []reply{got(200), got(429), got(200)},
-			want: "200  200  429 "},
-		{name: "a limiter that learns nothing", limiter: rate.NewLimiter(rate.Inf, 0), replies: []reply{got(200), got(429), got(200)},
-			want: "200  200  429 "},
-		{name: "part of a burst, 429", burst: 100, replies: []reply{first, got(200), slowDown()}, atOnce: true,
+		{name: "a single request", burst: 100, want: learnt, slower: true},
+		{name: "Burst", limiter: &partnerauth.Quota{Burst: 10}, burst: 10, want: learnt, slower: true},
+		{name: "FixedRate", limiter: &partnerauth.Quota{FixedRate: true}, burst: 100, want: nothing},
+		{name: "a limiter that learns nothing", limiter: rate.NewLimiter(rate.Inf, 0), want: nothing},
+		{name: "part of a burst, 429", burst: 100, atOnce: []reply{first, got(200), slowDown()},
 			want: "200  200  429 burst_refused", smaller: true, slower: true},
-		{name: "part of a burst, 503", burst: 100, replies: []reply{first, got(503), got(503), got(503)}, atOnce: true,
+		{name: "part of a burst, 503", burst: 100, atOnce: []reply{first, got(503), got(503), got(503)},
 			want: "200  503  503  503 unavailable", smaller: true},
 	} {
 		bubble(t, c.name, func(t *testing.T) {
@@ -407,27 +400,26 @@ func TestWhatTheQuotaLearns(t *testing.T) {
 			}
 			must(t, s.transport.SignIn(t.Context()))
 			burst, pace := gauges()
-			errorIf(t, burst != c.burst, "at first: burst %v, want %v", burst, c.burst)
-			errorIf(t, pace != min(c.burst, 1), "at first: pace %v, want %v", pace, min(c.burst, 1))
+			equal(t, "burst at first", burst, c.burst)
+			equal(t, "pace at first", pace, min(c.burst, 1))
 
-			s.on("call", c.replies...)
-			if c.atOnce {
-				atOnce(len(c.replies), func(int) { try(deadline(t, time.Second), s.transport, "/") }).Wait()
-			} else {
+			if s.on("call", c.atOnce...); c.atOnce == nil {
+				s.on("call", got(200), got(429), got(200))
 				for range 2 {
 					time.Sleep(time.Minute)
 					s.call(t.Context(), "/", 200)
 				}
 			}
+			atOnce(len(c.atOnce), func(int) { try(deadline(t, time.Second), s.transport, "/") }).Wait()
 			var got []string
 			for _, span := range s.byName("GET") {
 				got = append(got, attributeOf(span, "http.response.status_code")+" "+attributeOf(span, "partnerauth.rate_limit.reason"))
 			}
 			slices.Sort(got)
-			errorIf(t, strings.Join(got, " ") != c.want, "got %q, want %q", got, c.want)
+			equal(t, "answers", strings.Join(got, " "), c.want)
 			laterBurst, laterPace := gauges()
-			errorIf(t, (laterBurst < burst) != c.smaller, "burst %v and then %v, want less: %v", burst, laterBurst, c.smaller)
-			errorIf(t, (laterPace < pace) != c.slower, "pace %v and then %v, want less: %v", pace, laterPace, c.slower)
+			equal(t, "the burst is smaller", laterBurst < burst, c.smaller)
+			equal(t, "the pace is slower", laterPace < pace, c.slower)
 		})
 	}
 }
@@ -437,10 +429,7 @@ func TestWhatTheQuotaLearns(t *testing.T) {
 // pace that was never lowered is no metric.
 func TestScopeAndCustomSource(t *testing.T) {
 	build, ok := debug.ReadBuildInfo()
-	if !ok {
-		t.Fatal("no build information")
-	}
-	version := strings.TrimPrefix(strings.Trim(build.Main.Version, "()"), "v")
+	errorIf(t, !ok, "no build information")
 	rec := newRecording()
 	get(t, rec.plain(&partner{open: true}), "/")
 	var rm metricdata.ResourceMetrics
@@ -450,9 +439,9 @@ func TestScopeAndCustomSource(t *testing.T) {
 		scopes = append(scopes, s.InstrumentationScope())
 	}
 	for _, s := range scopes {
-		errorIf(t, s.Name != "github.com/partnerauth/partnerauth" || !strings.HasPrefix(s.SchemaURL, "https://opentelemetry.io/schemas/1."),
-			"got scope %q, schema %q", s.Name, s.SchemaURL)
-		errorIf(t, s.Version != version, "got version %q, want %q", s.Version, version)
+		equal(t, "scope", s.Name, "github.com/partnerauth/partnerauth")
+		equal(t, "version", s.Version, strings.TrimPrefix(strings.Trim(build.Main.Version, "()"), "v"))
+		errorIf(t, !strings.HasPrefix(s.SchemaURL, "https://opentelemetry.io/schemas/1."), "got the schema %q", s.SchemaURL)
 	}
 	sameLines(t, "metrics", regexp.MustCompile(`(count=\d+) sum=.*`).ReplaceAllString(rec.points(t), "$1"), `
 		http.client.request.duration s {method=GET status=200 protocol=1.1 server.address=api.example server.port=443} count=1
@@ -460,8 +449,7 @@ func TestScopeAndCustomSource(t *testing.T) {
 		partnerauth.rate_limit.burst {request} {} 100
 		partnerauth.rate_limit.pace 1 {} 1
 		partnerauth.rate_limit.wait_time s {limit.result=acquired} count=1`)
-	n := len(rec.byName("partnerauth call"))
-	errorIf(t, n != 1, "got %d spans named partnerauth call, want 1", n)
+	equal(t, "spans named partnerauth call", len(rec.byName("partnerauth call")), 1)
 }
 
 // What waits is counted, however the wait ends, and each wait is a point.
@@ -498,44 +486,58 @@ func TestQueuedRequests(t *testing.T) {
 	})
 }
 
-// A global MeterProvider may be set while requests wait. The count of those never falls
-// below zero, and the gauges appear. The globals can be set once in a process, so this
-// needs one of its own.
-func TestMeterProviderSetLate(t *testing.T) {
-	const child = "PARTNERAUTH_TEST_METER_PROVIDER"
+// OpenTelemetry's globals serve where a field is nil, and those alone. A MeterProvider may
+// be set while requests wait: the count of those never falls below zero, and the gauges
+// appear. The globals can be set once in a process, so this needs one of its own.
+func TestGlobals(t *testing.T) {
+	const child = "PARTNERAUTH_TEST_GLOBALS"
 	if os.Getenv(child) == "" {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestMeterProviderSetLate$")
+		cmd := exec.Command(os.Args[0], "-test.run=^TestGlobals$")
 		cmd.Env = append(os.Environ(), child+"=1")
 		out, err := cmd.CombinedOutput()
 		errorIf(t, err != nil, "%v\n%s", err, out)
 		return
 	}
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t)
-		s.transport.MeterProvider, s.transport.Limiter = nil, &partnerauth.Quota{Requests: 2}
-		s.call(t.Context(), "/", 200)
-		wait, cancel := context.WithCancel(t.Context())
-		some := atOnce(2, func(int) { try(wait, s.transport, "/") })
-		others := atOnce(2, func(int) { try(t.Context(), s.transport, "/") })
-		synctest.Wait()
-		otel.SetMeterProvider(s.meter)
+		p, own, global := &partner{open: true}, newRecording(), newRecording()
+		otel.SetTracerProvider(global.tracer)
+		otel.SetTextMapPropagator(propagation.TraceContext{})
+		rt := own.plain(p)
+		rt.TracerProvider, rt.MeterProvider, rt.Propagator = nil, nil, nil
+		rt.Limiter = &partnerauth.Quota{Requests: 1}
+		get(t, rt, "/")
+		equal(t, "global client spans", len(global.clients()), 1)
+		errorIf(t, p.seen()[0].header["Traceparent"] == nil, "sent %v", p.seen()[0].header)
 
-		queued := func(n float64) {
+		wait, cancel := context.WithCancel(t.Context())
+		some := atOnce(3, func(int) { try(wait, rt, "/") })
+		last := atOnce(1, func(int) { get(t, rt, "/") })
+		synctest.Wait()
+		otel.SetMeterProvider(global.meter)
+		queued := func(want float64) {
 			t.Helper()
 			synctest.Wait()
-			got := s.total(t, "partnerauth.rate_limit.queued_requests")
-			errorIf(t, got != n, "%v requests are queued, want %v", got, n)
+			equal(t, "queued requests", global.total(t, "partnerauth.rate_limit.queued_requests"), want)
 		}
-		late := atOnce(1, func(int) { try(wait, s.transport, "/") })
+		late := atOnce(1, func(int) { try(wait, rt, "/") })
 		queued(5)
 		cancel()
 		some.Wait()
 		late.Wait()
-		queued(2)
-		others.Wait()
+		queued(1)
+		last.Wait()
 		queued(0)
-		got := s.total(t, "partnerauth.rate_limit.burst")
-		errorIf(t, got != 2, "the burst is %v, want 2", got)
+		equal(t, "the burst", global.total(t, "partnerauth.rate_limit.burst"), 1)
+
+		before := global.points(t)
+		rt = own.plain(p)
+		rt.Propagator = oddPropagator{}
+		get(t, rt, "/")
+		equal(t, "own client spans", len(own.clients()), 1)
+		equal(t, "global client spans", len(global.clients()), 2)
+		equal(t, "global metrics", global.points(t), before)
+		sent := p.seen()[2].header
+		errorIf(t, sent["Traceparent"] != nil || sent["X-Odd-Name"] == nil, "with fields set: sent %v", sent)
 	})
 }
 
@@ -550,17 +552,15 @@ func TestPropagation(t *testing.T) {
 	before := req.Header.Clone()
 	status(t, rt, req)
 	errorIf(t, !maps.EqualFunc(req.Header, before, slices.Equal), "the caller's header is %v, want %v", req.Header, before)
-	errorIf(t, len(p.seen()) != 4, "got %d requests, want login, 401, login and 200", len(p.seen()))
+	equal(t, "requests: login, 401, login and 200", len(p.seen()), 4)
 	spans := map[string]string{}
 	for _, s := range rec.clients() {
 		spans[traceparent(s)] = attributeOf(s, "http.request.method") + " " + attributeOf(s, "url.full")
 	}
-	errorIf(t, len(spans) != len(p.seen()), "got %d spans for %d requests", len(spans), len(p.seen()))
 	for _, a := range p.seen() {
-		sent := a.header["Traceparent"]
-		errorIf(t, len(sent) != 1 || spans[sent[0]] != a.method+" "+a.url, "%s carried the traceparent %q, not its span's", a.path, sent)
-		odd := a.header.Get("X-Odd-Name")
-		errorIf(t, odd != sent[0], "%s: X-Odd-Name is %q, want what was written before it", a.path, odd)
+		sent := strings.Join(a.header["Traceparent"], " and ")
+		equal(t, "request of the span in "+sent, spans[sent], a.method+" "+a.url)
+		equal(t, "X-Odd-Name, which was written after it", a.header.Get("X-Odd-Name"), sent)
 	}
 }
 
@@ -585,8 +585,8 @@ func TestNeverSampled(t *testing.T) {
 	asked := &sampler{Sampler: sdktrace.NeverSample()}
 	rec, p := newRecording(sdktrace.WithSampler(asked)), new(partner)
 	get(t, rec.transport(p), "/")
-	errorIf(t, len(rec.ended()) != 0, "got %d spans, want none", len(rec.ended()))
-	errorIf(t, len(asked.clients) != 2, "the sampler was asked about %d client spans, want 2", len(asked.clients))
+	equal(t, "spans", len(rec.ended()), 0)
+	equal(t, "client spans that the sampler was asked about", len(asked.clients), 2)
 	for _, set := range asked.clients {
 		errorIf(t, !set.HasValue("http.request.method") || !set.HasValue("server.address") || !set.HasValue("server.port"),
 			"the sampler sees only %v", set.ToSlice())
@@ -595,8 +595,7 @@ func TestNeverSampled(t *testing.T) {
 		got := a.header.Get("Traceparent")
 		errorIf(t, !strings.HasSuffix(got, "-00"), "traceparent is %q, want one that is not sampled", got)
 	}
-	n := rec.total(t, "http.client.request.duration")
-	errorIf(t, n != 2, "the metrics have %v requests, want 2", n)
+	equal(t, "requests in the metrics", rec.total(t, "http.client.request.duration"), 2)
 }
 
 type sampler struct {
@@ -611,57 +610,19 @@ func (s *sampler) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingR
 	return s.Sampler.ShouldSample(p)
 }
 
-// OpenTelemetry's globals serve where a field is nil, and those alone.
-func TestGlobals(t *testing.T) {
-	tracer, meter, propagator := otel.GetTracerProvider(), otel.GetMeterProvider(), otel.GetTextMapPropagator()
-	global, own := newRecording(), newRecording()
-	otel.SetTracerProvider(global.tracer)
-	otel.SetMeterProvider(global.meter)
-	otel.SetTextMapPropagator(propagation.TraceContext{})
-	defer func() {
-		otel.SetTracerProvider(tracer)
-		otel.SetMeterProvider(meter)
-		otel.SetTextMapPropagator(propagator)
-		// otel's first globals pass on to those set later for good: make that nothing
-		global.tracer.Shutdown(context.Background())
-		global.meter.Shutdown(context.Background())
-	}()
-
-	p := &partner{open: true}
-	rt := own.plain(p)
-	rt.Propagator = oddPropagator{}
-	get(t, rt, "/")
-	errorIf(t, len(own.clients()) != 1, "with fields set: got spans %v", own.clients())
-	errorIf(t, len(global.spans.Started()) != 0, "with fields set: got global spans %v", global.spans.Started())
-	errorIf(t, global.points(t) != "", "with fields set: got global metrics\n%s", global.points(t))
-	sent := p.seen()[0].header
-	errorIf(t, sent["Traceparent"] != nil || sent["X-Odd-Name"] == nil, "with fields set: sent %v", sent)
-
-	rt = own.plain(p)
-	rt.TracerProvider, rt.MeterProvider, rt.Propagator = nil, nil, nil
-	get(t, rt, "/")
-	errorIf(t, len(global.clients()) != 1, "with fields nil: got global spans %v", global.clients())
-	n := global.total(t, "http.client.request.duration")
-	errorIf(t, n != 1, "with fields nil: the global metrics have %v requests", n)
-	sent = p.seen()[1].header
-	errorIf(t, sent["Traceparent"] == nil, "with fields nil: sent %v", sent)
-}
-
 // All is recorded when the headers are in: a body that nobody reads or closes
 // loses nothing, and is the one that the Base returned.
 func TestBodyNeverClosed(t *testing.T) {
 	rec, body := newRecording(), watched("unread")
 	resp, err := rec.plain(&partner{script: always(reply{stream: body})}).RoundTrip(newRequest(t, "GET", apiURL, ""))
 	must(t, err)
-	started, ended := len(rec.spans.Started()), len(rec.ended())
-	errorIf(t, started != 2 || ended != 2, "%d spans started and %d ended, want 2 and 2", started, ended)
-	for _, metric := range []string{"http.client.request.duration", "partnerauth.rate_limit.wait_time"} {
-		n := rec.total(t, metric)
-		errorIf(t, n != 1, "%s has %v points, want 1", metric, n)
-	}
+	equal(t, "spans started", len(rec.spans.Started()), 2)
+	equal(t, "spans ended", len(rec.ended()), 2)
+	equal(t, "requests in the metrics", rec.total(t, "http.client.request.duration"), 1)
+	equal(t, "waits in the metrics", rec.total(t, "partnerauth.rate_limit.wait_time"), 1)
 	errorIf(t, resp.Body != io.ReadCloser(body), "the body is a %T, want that of the Base", resp.Body)
-	errorIf(t, body.read.Load() > 0, "%d bytes of the body were read", body.read.Load())
-	errorIf(t, body.closed.Load() > 0, "the body was closed")
+	equal(t, "bytes read of the body", body.read.Load(), 0)
+	equal(t, "closings of the body", body.closed.Load(), 0)
 }
 
 // What one call exports never mixes with another's, however many there are at once.
@@ -677,21 +638,20 @@ func TestManyAtOnce(t *testing.T) {
 		path := fmt.Sprint("/", 600+i)
 		try(partnerauth.WithURLTemplate(context.Background(), path), rt, path+"?q="+path)
 	}).Wait()
-	calls := map[trace.SpanID]string{} // status
+	calls, sent := map[trace.SpanID]string{}, map[string]string{} // the call's status, and the path by traceparent
 	for _, s := range rec.byName("partnerauth call") {
 		calls[s.SpanContext().SpanID()] = attributeOf(s, "http.response.status_code")
 	}
-	sent := map[string]string{} // path by traceparent
 	for _, a := range p.seen() {
 		sent[a.header.Get("Traceparent")] = a.path
 	}
-	errorIf(t, len(calls) != 200 || len(rec.clients()) != 200, "got %d calls and %d attempts, want 200", len(calls), len(rec.clients()))
+	equal(t, "calls", len(calls), 200)
+	equal(t, "attempts", len(rec.clients()), 200)
 	for _, s := range rec.clients() {
 		path := attributeOf(s, "url.template")
 		got := strings.Join([]string{attributeOf(s, "http.response.status_code"), attributeOf(s, "error.type"),
 			calls[s.Parent().SpanID()], attributeOf(s, "url.full"), s.Name(), sent[traceparent(s)]}, " ")
-		want := fmt.Sprintf("%[1]s %[1]s %[1]s %[2]s/%[1]s?q=REDACTED GET /%[1]s /%[1]s", path[1:], apiURL)
-		errorIf(t, got != want, "got %s\nwant %s", got, want)
+		equal(t, "attempt", got, fmt.Sprintf("%[1]s %[1]s %[1]s %[2]s/%[1]s?q=REDACTED GET /%[1]s /%[1]s", path[1:], apiURL))
 	}
 }
 
@@ -749,10 +709,10 @@ func FuzzTelemetry(f *testing.F) {
 				continue
 			}
 			m := attributeOf(s, "http.request.method")
-			if name := strings.Replace(m, "_OTHER", "HTTP",
-				1); !slices.Contains(known, m) || s.Name() != name || m == "_OTHER" && attributeOf(s,
-				"http.request.method_original") != method {
-				t.Errorf("method %q: got span %q with %v", method, s.Name(), s.Attributes())
+			errorIf(t, !slices.Contains(known, m), "method %q: got %q", method, m)
+			equal(t, "name", s.Name(), strings.Replace(m, "_OTHER", "HTTP", 1))
+			if m == "_OTHER" {
+				equal(t, "method_original", attributeOf(s, "http.request.method_original"), method)
 			}
 		}
 		rec.points(t)
