@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -149,8 +150,10 @@ func TestProvidersAreInTheTable(t *testing.T) {
 	must(t, err)
 	found := 0
 	for _, name := range files {
+		code, err := os.ReadFile(name)
+		must(t, err)
 		makers := regexp.MustCompile(`(?m)^func \((?:\w+ )?\*?([A-Z]\w*)\) TokenSource\(`)
-		for _, m := range makers.FindAllStringSubmatch(document(t, name), -1) {
+		for _, m := range makers.FindAllStringSubmatch(string(code), -1) {
 			found++
 			errorIf(t, !slices.Contains(table, m[1]), "%s is not in the table of providers", m[1])
 		}

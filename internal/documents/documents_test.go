@@ -1,4 +1,6 @@
-package partnerauth_test
+// Package documents checks what the repository's documents say: that their code compiles,
+// that CI runs their commands, that what they name exists.
+package documents
 
 import (
 	"errors"
@@ -72,6 +74,14 @@ var modules = map[string][]string{
 const root = "github.com/partnerauth/partnerauth"
 
 var nested = flag.Bool("modules", false, "also compile the documents' code for nested modules")
+
+// TestMain runs the tests in the root of the repository.
+func TestMain(m *testing.M) {
+	if err := os.Chdir("../.."); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
 
 // documents returns the names of the documents for users, whose code is compiled and
 // whose commands are run.
@@ -323,5 +333,19 @@ func TestExamplesCanBeCopied(t *testing.T) {
 				errorIf(t, strings.Contains(i.Path.Value, "/internal/"), "%s imports %s", name, i.Path.Value)
 			}
 		}
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func errorIf(t *testing.T, wrong bool, format string, args ...any) {
+	t.Helper()
+	if wrong {
+		t.Errorf(format, args...)
 	}
 }
